@@ -25,6 +25,13 @@ def make_console() -> Console:
     return Console(file=sys.stderr, quiet=not is_main_process(), highlight=False)
 
 
+def make_result_console() -> Console:
+    """A rich console on stdout, for the result that a command was asked for."""
+    from rich.console import Console
+
+    return Console(quiet=not is_main_process(), highlight=False)
+
+
 def say(message: str, *, style: str | None = None) -> None:
     """Print one line to stderr from the main process. The text is never read as markup."""
     make_console().print(message, style=style, markup=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""The command line: thin commands that read arguments, call the pipeline and print."""

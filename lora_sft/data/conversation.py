@@ -1,0 +1,76 @@
+"""What a source row becomes, whatever format it was written in.
+
+Three records, because three things are learned in different ways: a conversation goes through a
+chat template, a prompt with its completion and a plain text do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn as the chat template reads it, and whether the row asks to learn it.
+
+    `extras` holds every other key of the message (`name`, `tool_call_id`,
+    `reasoning_content`, ...): templates differ in what they read.
+    """
+
+    role: str
+    content: str | None
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    extras: Mapping[str, Any] = field(default_factory=dict)
+    train: bool | None = None
+
+    def as_template_input(self) -> dict[str, Any]:
+        """The message as a chat template expects it: absent keys are left out, never null."""
+        view: dict[str, Any] = {"role": self.role}
+        if self.content is not None:
+            view["content"] = self.content
+        if self.tool_calls:
+            view["tool_calls"] = [dict(call) for call in self.tool_calls]
+        view.update((key, value) for key, value in self.extras.items() if value is not None)
+        return view
+
+    @property
+    def reasoning(self) -> str:
+        """The thinking that comes with the message in a field of its own, or an empty text."""
+        values = (self.extras.get(key) for key in REASONING_KEYS)
+        return next((value for value in values if isinstance(value, str)), "")
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages for a chat template.
+
+    `completion_start` is the index of the first message of the completion, where the row drew
+    that line; `template_kwargs` are the row's own and win over the recipe's.
+    """
+
+    messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    completion_start: int | None = None
+
+
+@dataclass(frozen=True)
+class PromptCompletion:
+    """A text and the text that follows it; no template comes between them."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True)
+class PlainText:
+    """A document, learned from its first token to its end."""
+
+    text: str
+
+
+Example = Conversation | PromptCompletion | PlainText

@@ -1,0 +1,62 @@
+"""Read a data set from the hub through `datasets.load_dataset`, whose names the recipe uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from lora_sft.errors import DataError
+
+if TYPE_CHECKING:
+    from lora_sft.recipe import DatasetSection
+
+
+def read_hub_rows(dataset: DatasetSection) -> Iterator[dict[str, Any]]:
+    """The rows of one split, in the hub's order.
+
+    Raises: DataError where the split is missing or the hub cannot deliver.
+    """
+    if dataset.split is None:
+        _refuse_missing_split(dataset)
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(
+            dataset.path,
+            name=dataset.name,
+            split=dataset.split,
+            revision=dataset.revision,
+            data_files=dataset.data_files,
+        )
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise _unreadable(dataset, error) from error
+    yield from rows
+
+
+def _refuse_missing_split(dataset: DatasetSection) -> None:
+    import datasets
+
+    try:
+        splits = datasets.get_dataset_split_names(
+            dataset.path,
+            config_name=dataset.name,
+            revision=dataset.revision,
+            data_files=dataset.data_files,
+        )
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise _unreadable(dataset, error) from error
+    raise DataError(
+        f"{dataset.path} needs a split",
+        f"{dataset.path}  split",
+        f"write one of these: {', '.join(f'split: {split}' for split in splits)}",
+    )
+
+
+def _unreadable(dataset: DatasetSection, error: Exception) -> DataError:
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    revision = f" @ {dataset.revision}" if dataset.revision else ""
+    return DataError(
+        f"the hub's data set cannot be loaded: {first_line}",
+        f"{dataset.path}{revision}",
+        "check path, name, split and revision; if it is meant as a local file, check its path",
+    )

@@ -1,0 +1,154 @@
+"""Turn the message dictionaries of a row into `Message` records, in either spelling.
+
+OpenAI's spelling is `role` and `content`, ShareGPT's `from` and `value`. A message that cannot
+be understood makes its row malformed; nothing is guessed or filled in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from lora_sft.data.conversation import Message
+
+OWN_KEYS = {"role", "from", "content", "value", "tool_calls", "train", "weight"}
+
+SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "bard": "assistant",
+    "bing": "assistant",
+    "function_call": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+    "function": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
+    "ipython": "tool",
+}
+
+
+class MalformedRow(ValueError):
+    """A row that its format cannot read. It is counted and shown, and the others go on."""
+
+
+def read_messages(value: Any, column: str, *, sharegpt: bool = False) -> tuple[Message, ...]:
+    """The messages of one row's `column`.
+
+    Raises: MalformedRow, with the message's index from 0 in its text.
+    """
+    if not isinstance(value, list) or not value:
+        raise MalformedRow(f'"{column}" is not a list of messages')
+    return tuple(_read_message(message, index, sharegpt) for index, message in enumerate(value))
+
+
+def _read_message(value: Any, index: int, sharegpt: bool) -> Message:
+    if not isinstance(value, Mapping):
+        raise MalformedRow(f"message {index} is not an object")
+    role = _first_given(value, "role", "from")
+    if not isinstance(role, str) or not role:
+        raise MalformedRow(f"message {index} has no role")
+    written_content = _first_given(value, "content", "value")
+    tool_calls = _read_tool_calls(value.get("tool_calls"), index)
+    if sharegpt and role == "function_call":
+        tool_calls, written_content = _read_sharegpt_call(written_content, index), None
+    message = Message(
+        role=_known_role(role, index) if sharegpt else role,
+        content=_read_content(written_content, index),
+        tool_calls=tool_calls,
+        extras={key: item for key, item in value.items() if key not in OWN_KEYS},
+        train=_read_train(value, index),
+    )
+    if message.content is None and not message.tool_calls and not message.reasoning:
+        raise MalformedRow(f"message {index} has neither content nor tool calls")
+    return message
+
+
+def _first_given(value: Mapping[str, Any], *keys: str) -> Any:
+    return next((value[key] for key in keys if value.get(key) is not None), None)
+
+
+def _known_role(role: str, index: int) -> str:
+    known = SHAREGPT_ROLES.get(role.lower())
+    if known is None:
+        raise MalformedRow(f'message {index} has the unknown role "{role}"')
+    return known
+
+
+def _read_content(value: Any, index: int) -> str | None:
+    """Text, nothing, or a list of text parts, which are joined as templates join them."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "".join(_read_part(part, index) for part in value)
+    raise MalformedRow(f"the content of message {index} is a {type(value).__name__}, not text")
+
+
+def _read_part(part: Any, index: int) -> str:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, Mapping) and part.get("type", "text") == "text":
+        text = part.get("text")
+        if isinstance(text, str):
+            return text
+    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    raise MalformedRow(f'the content of message {index} has a part of type "{kind}", not text')
+
+
+def _read_tool_calls(value: Any, index: int) -> tuple[Mapping[str, Any], ...]:
+    if not value:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(call, Mapping) for call in value):
+        raise MalformedRow(f"the tool calls of message {index} are not a list of objects")
+    if not all(isinstance(find_call_name(call), str) for call in value):
+        raise MalformedRow(f"a tool call of message {index} has no function name")
+    return tuple(value)
+
+
+def find_call_name(call: Mapping[str, Any]) -> Any:
+    """The name of the function that a tool call calls, in OpenAI's nested form or the flat one."""
+    function = call.get("function", call)
+    return function.get("name") if isinstance(function, Mapping) else None
+
+
+def _read_sharegpt_call(value: Any, index: int) -> tuple[Mapping[str, Any], ...]:
+    """ShareGPT writes a call as a message of its own: JSON with `name` and `arguments`."""
+    calls = _parse_if_text(value, f"the function call of message {index}")
+    calls = calls if isinstance(calls, list) else [calls]
+    wrapped = [{"type": "function", "function": call} for call in calls]
+    return _read_tool_calls(wrapped, index)
+
+
+def _read_train(value: Mapping[str, Any], index: int) -> bool | None:
+    """`train: true|false`, or its other spelling `weight: 0|1`."""
+    wish = _first_given(value, "train", "weight")
+    if wish is None:
+        return None
+    if wish in (0, 1):  # False and True among them
+        return bool(wish)
+    raise MalformedRow(f"message {index} has a train or weight of {wish!r}, not 0 or 1")
+
+
+def read_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
+    """The tools column: a list of objects, or that list as a JSON text; empty means none."""
+    tools = _parse_if_text(value, "tools") if value else []
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise MalformedRow("tools is not a list of objects")
+    return tuple(tools)
+
+
+def _parse_if_text(value: Any, name: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise MalformedRow(f"{name} is not valid JSON") from error

@@ -1,0 +1,90 @@
+"""Conversations to text, through the chat template, and what the tokenizer calls special.
+
+Rendering is the template's business alone: nothing is added, trimmed or repaired here, so that
+what is trained is what the same template serves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+from lora_sft.data.conversation import Conversation, Message
+
+PROBE_QUESTION = "Kwestion"
+PROBE_ANSWER = "Ansswer"
+
+
+class TemplateRefusal(ValueError):
+    """The chat template raised on a conversation; the text is the template's own message."""
+
+
+class ChatRenderer:
+    """One tokenizer's template with the recipe's template kwargs."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any]
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._template_kwargs = dict(template_kwargs)
+
+    @property
+    def has_template(self) -> bool:
+        """Whether there is a template at all; base models often have none."""
+        return bool(self._tokenizer.chat_template)
+
+    def render(self, conversation: Conversation, num_messages: int, *, served: bool) -> str:
+        """The first `num_messages` as text; `served` adds the prompt that opens the answer.
+
+        Raises: TemplateRefusal.
+        """
+        kwargs = {**self._template_kwargs, **conversation.template_kwargs}
+        messages = [message.as_template_input() for message in conversation.messages[:num_messages]]
+        try:
+            rendered = self._tokenizer.apply_chat_template(
+                messages,
+                tools=[dict(tool) for tool in conversation.tools] or None,
+                add_generation_prompt=served,
+                tokenize=False,
+                **kwargs,
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+            raise TemplateRefusal(f"{type(error).__name__}: {error}") from error
+        return str(rendered)
+
+    def find_end_of_turn(self, special: re.Pattern[str]) -> str | None:
+        """The special token that the template itself writes after an answer, if it writes one."""
+        probe = Conversation((Message("user", PROBE_QUESTION), Message("assistant", PROBE_ANSWER)))
+        try:
+            text = self.render(probe, 2, served=False)
+        except TemplateRefusal:
+            return None
+        found = special.search(text, text.rfind(PROBE_ANSWER))
+        return found.group() if PROBE_ANSWER in text and found else None
+
+
+def hash_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The template's fingerprint; empty where there is no template."""
+    template = tokenizer.chat_template
+    if not template:
+        return ""
+    text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def make_token_pattern(names: Sequence[str]) -> re.Pattern[str]:
+    """A pattern that finds any of the tokens, the longest first; with no tokens it finds none."""
+    longest_first = sorted({name for name in names if name}, key=lambda name: (-len(name), name))
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+def find_special_names(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The texts that the tokenizer turns into control tokens wherever they stand."""
+    added = tokenizer.added_tokens_decoder.values()
+    return [token.content for token in added if token.special]

@@ -1,0 +1,93 @@
+"""Read the rows of one data set in their own order, each with the place it came from.
+
+Files are read by this module and not by a table library: a table gives every row the union of
+all columns, filled with null, and a broken line no name. What is read here stays as it was
+written, and a fault names its file and line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
+
+from lora_sft.data.hub_rows import read_hub_rows
+from lora_sft.data.local_files import find_local_files
+from lora_sft.data.local_rows import READERS
+from lora_sft.errors import DataError
+
+if TYPE_CHECKING:
+    from lora_sft.recipe import DatasetSection
+
+RENAME_PROBE_ROWS = 100
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """One row as read.
+
+    `source` is the path as the recipe writes it, `row` counts from 0 in that source's order,
+    `line` from 1 where the source has lines.
+    """
+
+    source: str
+    row: int
+    line: int | None
+    values: dict[str, Any]
+
+    @property
+    def where(self) -> str:
+        """The place to show a person: `file.jsonl:1017`, or `file.parquet row 12`."""
+        return f"{self.source} row {self.row}" if self.line is None else f"{self.source}:{self.line}"
+
+
+def read_rows(dataset: DatasetSection) -> Iterator[SourceRow]:
+    """Every row of `dataset` with its columns renamed.
+
+    Raises: DataError for anything that cannot be read.
+    """
+    rows = _read_unrenamed_rows(dataset)
+    return _rename_columns(rows, dataset) if dataset.rename_columns else rows
+
+
+def _read_unrenamed_rows(dataset: DatasetSection) -> Iterator[SourceRow]:
+    files = find_local_files(dataset)
+    if files is None:
+        for row, values in enumerate(read_hub_rows(dataset)):
+            yield SourceRow(dataset.path, row, None, values)
+        return
+    for file in files:
+        numbered = enumerate(READERS[file.suffix](file))
+        for row, (line, values) in numbered:
+            yield SourceRow(file.source, row, line, values)
+
+
+def _rename_columns(rows: Iterator[SourceRow], dataset: DatasetSection) -> Iterator[SourceRow]:
+    """Rename, after a look at the first rows: rows may differ in their columns."""
+    first_rows = list(islice(rows, RENAME_PROBE_ROWS))
+    columns = {column for row in first_rows for column in row.values}
+    _check_renames(dataset, sorted(columns))
+    for row in chain(first_rows, rows):
+        yield _renamed(row, dataset.rename_columns)
+
+
+def _check_renames(dataset: DatasetSection, columns: list[str]) -> None:
+    for theirs, ours in dataset.rename_columns.items():
+        if theirs not in columns:
+            raise DataError(
+                f'rename_columns names the column "{theirs}", which is not there',
+                f"{dataset.path}  rename_columns",
+                f"the columns are: {', '.join(columns)} (write it as theirs: ours)",
+            )
+        if ours in columns and ours not in dataset.rename_columns:
+            raise DataError(
+                f'rename_columns turns "{theirs}" into "{ours}", which is there already',
+                f"{dataset.path}  rename_columns",
+                f'rename the other one away too, for example {{{ours}: unused_{ours}}}',
+            )
+
+
+def _renamed(row: SourceRow, renames: dict[str, str]) -> SourceRow:
+    values = {renames.get(column, column): value for column, value in row.values.items()}
+    return SourceRow(row.source, row.row, row.line, values)

@@ -1,0 +1,42 @@
+"""Prompts and reference answers out of tokenised rows.
+
+A row's labels say where the model must speak (`labels[i] != -100`), so the prompt of an answer
+is everything before it and the reference is the learned span itself: evaluation asks exactly
+what training taught, with no second rendering that could differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Question:
+    """One answer to give: the ids before it and the ids that were learned (stop included)."""
+
+    prompt_ids: tuple[int, ...]
+    reference_ids: tuple[int, ...]
+
+
+def find_learned_spans(labels: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(start, end) of each run of learned tokens, `end` exclusive."""
+    start = None
+    for position, label in enumerate([*labels, IGNORED]):
+        if label != IGNORED and start is None:
+            start = position
+        elif label == IGNORED and start is not None:
+            yield start, position
+            start = None
+
+
+def make_questions(rows: Iterable[Mapping[str, Any]]) -> list[Question]:
+    """One question for each learned span of each row."""
+    return [
+        Question(tuple(row["input_ids"][:start]), tuple(row["input_ids"][start:end]))
+        for row in rows
+        for start, end in find_learned_spans(row["labels"])
+    ]

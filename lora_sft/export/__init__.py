@@ -1,0 +1,1 @@
+"""What leaves the run: the adapter folder, the merged model, and the proof that they agree."""

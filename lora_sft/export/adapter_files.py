@@ -1,0 +1,124 @@
+"""The adapter folder: PEFT's layout, the tokenizer, the card, and where the adapter comes from.
+
+`lora_sft.json` beside the weights says what PEFT's own config does not: the dtype and the
+quantisation that the base had while the adapter was trained, and the tokens that end a turn.
+The merge reads it; an adapter trained elsewhere has none and is merged all the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from lora_sft.errors import ExportError
+from lora_sft.run_directory import write_json
+
+ORIGIN_FILE = "lora_sft.json"
+
+
+@dataclass(frozen=True)
+class AdapterOrigin:
+    """The base as it was when the adapter was trained on it."""
+
+    model_name_or_path: str
+    revision: str | None = None
+    dtype: str | None = None
+    trust_remote_code: bool = False
+    quantization: Mapping[str, Any] | None = None
+    stop_token_ids: Sequence[int] = ()
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    export_dtype: str | None = None
+
+
+def write_adapter_folder(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    origin: AdapterOrigin,
+    card: str,
+) -> None:
+    """Write everything that a user of the adapter needs, and read the weights' header back.
+
+    Raises: ExportError where the file on disk is not what was trained.
+    """
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    make_stop_config(origin.stop_token_ids, tokenizer).save_pretrained(folder)
+    _sort_adapter_config(folder / "adapter_config.json")
+    write_json(folder / ORIGIN_FILE, asdict(origin))
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    check_adapter_file(folder / "adapter_model.safetensors")
+
+
+def make_stop_config(
+    stop_token_ids: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    inherited: GenerationConfig | None = None,
+) -> GenerationConfig:
+    """A generation config in which every stop token ends an answer when served."""
+    config = inherited or GenerationConfig()
+    stops = sorted(set(stop_token_ids) or {tokenizer.eos_token_id} - {None})
+    config.eos_token_id = stops[0] if len(stops) == 1 else stops or None
+    config.bos_token_id = tokenizer.bos_token_id
+    config.pad_token_id = tokenizer.pad_token_id
+    return config
+
+
+def check_adapter_file(path: Path) -> None:
+    """Refuse an adapter with an empty tensor, or one whose B matrices never left zero.
+
+    Raises: ExportError naming the first such tensor. (Sharded training setups save zero-sized
+    tensors without an error; an adapter at zero is the base.)
+    """
+    with safe_open(str(path), framework="pt") as file:
+        names = sorted(file.keys())
+        empty = [name for name in names if 0 in file.get_slice(name).get_shape()]
+        b_names = [name for name in names if ".lora_B." in name or "lora_embedding_B" in name]
+        still = b_names and not any(torch.any(file.get_tensor(name)) for name in b_names)
+    if not names or empty:
+        raise ExportError(
+            f"the saved adapter is empty{f' ({empty[0]} has no elements)' if empty else ''}",
+            str(path),
+            "this is a fault of the saving, not of the recipe; the last checkpoint is intact",
+        )
+    if still:
+        raise ExportError(
+            "every lora_B of the saved adapter is zero: nothing was learned",
+            str(path),
+            "train for at least one step with a learning rate above zero",
+        )
+
+
+def read_origin(folder: Path) -> AdapterOrigin:
+    """Where an adapter comes from: our own record, else what PEFT's config knows.
+
+    Raises: ExportError where the folder is no adapter.
+    """
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError) as error:
+        raise ExportError(
+            "no adapter here: adapter_config.json is missing or not JSON",
+            str(folder),
+            "give a run directory, its adapter/ folder, or a PEFT adapter folder",
+        ) from error
+    if (folder / ORIGIN_FILE).exists():
+        record = json.loads((folder / ORIGIN_FILE).read_text(encoding="utf-8"))
+        return AdapterOrigin(**record)
+    return AdapterOrigin(config.get("base_model_name_or_path") or "", config.get("revision"))
+
+
+def _sort_adapter_config(path: Path) -> None:
+    """PEFT writes target names in set order; sorted, two equal runs give equal bytes."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in config.items():
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            config[name] = sorted(value)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,93 @@
+"""Does the merged model answer like the model it was made from? Measured, on logits.
+
+The one question that decides an export's exit code: the merged folder, reloaded from disk by
+plain transformers, against the base it was merged onto plus the adapter, both computed in
+float32 so that nothing but the merge itself can differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# What rounding the merged weights to the dtype may cost: measured on merges known to be right
+# (tests/export), with an order of magnitude of room. A wrong merge is orders beyond.
+TOLERANCES: dict[str, tuple[float, float]] = {  # dtype: (largest mean KL in nats, least top-1)
+    "float32": (1e-6, 0.999),
+    "float16": (1e-4, 0.98),
+    "bfloat16": (2e-3, 0.95),
+}
+
+PROMPTS = (
+    "The capital of France is",
+    "Explain in one sentence why the sky is blue.",
+    "Write a Python function that adds two numbers.",
+    "Translate to German: Where is the train station?",
+    "Once upon a time, there was a little girl who",
+    "List three fruits and their colours:",
+    "If 3 apples cost 2 dollars, how much do 12 apples cost?",
+    "My order 48213 arrived broken. What should I do?",
+)
+
+
+@dataclass(frozen=True)
+class LogitDifference:
+    """Distance of two models' next-token distributions over the same positions."""
+
+    prompts: int
+    positions: int
+    max_abs_logit_difference: float
+    mean_kl: float
+    top1_agreement: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def is_within(self, dtype: str) -> bool:
+        """Whether rounding to `dtype` explains the difference."""
+        largest_kl, least_top1 = TOLERANCES[dtype]
+        return self.mean_kl <= largest_kl and self.top1_agreement >= least_top1
+
+
+def make_prompts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Token ids of the built-in prompts: as chats where there is a template, and as plain text."""
+    plain = [list(tokenizer(text)["input_ids"]) for text in PROMPTS]
+    if not tokenizer.chat_template:
+        return plain
+    chats = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+        )
+        for text in PROMPTS
+    ]
+    return [*map(list, chats), *plain]
+
+
+@torch.inference_mode()
+def compute_logits(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """Float32 logits [T, V] of every prompt, one prompt a forward (no padding to argue about)."""
+    model.eval()
+    return [
+        model(input_ids=torch.tensor([list(ids)], device=model.device)).logits[0].float().cpu()
+        for ids in prompts
+    ]
+
+
+def compare_logits(
+    reference: Sequence[torch.Tensor], other: Sequence[torch.Tensor]
+) -> LogitDifference:
+    """KL(reference || other) in nats a position, top-1 agreement, largest logit difference."""
+    kl_sum, equal, positions, largest = 0.0, 0, 0, 0.0
+    for left_TV, right_TV in zip(reference, other, strict=True):
+        log_p, log_q = left_TV.double().log_softmax(-1), right_TV.double().log_softmax(-1)
+        kl_sum += float((log_p.exp() * (log_p - log_q)).sum())
+        equal += int((left_TV.argmax(-1) == right_TV.argmax(-1)).sum())
+        positions += left_TV.shape[0]
+        largest = max(largest, float((left_TV - right_TV).abs().max()))
+    return LogitDifference(
+        len(reference), positions, largest, max(kl_sum / positions, 0.0), equal / positions
+    )

@@ -1,0 +1,171 @@
+"""The LoRA adapter on the base, through PEFT (Hu et al. 2021, arXiv 2106.09685).
+
+Every target must match. PEFT accepts `["q_proj", "v_porj"]` without a word as long as one of
+them matches, and trains half of what was asked for; here each name and each pattern is checked
+against the model before anything is wrapped.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import safe_open
+from transformers import PreTrainedModel
+
+from lora_sft.errors import ModelError
+from lora_sft.recipe import Recipe
+
+ALL_LINEAR = "all-linear"
+
+
+def add_adapter(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
+    """Wrap the base with the recipe's adapter: a new one, or one to go on from.
+
+    The adapter's weights are float32 whatever the base's dtype (PEFT's
+    `autocast_adapter_dtype`): its updates are too small for bfloat16 to hold.
+
+    Raises: ModelError where a target matches no module, or `init_from` does not fit.
+    """
+    if recipe.adapter.init_from is not None:
+        return _continue_adapter(model, recipe)
+    fields = dict(recipe.adapter.lora)
+    check_targets(model, fields.get("target_modules"), recipe)
+    _sort_targets(fields)
+    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **fields))
+
+
+def check_targets(model: torch.nn.Module, targets: Any, recipe: Recipe) -> None:
+    """Refuse a target name that matches no module, with the nearest one that does.
+
+    Raises: ModelError at `adapter.target_modules[i]`. PEFT's own matching rule is used: a listed
+    name matches a module of that name or one that ends in `.name`; a string is a regular
+    expression over the whole name (peft 0.21 `check_target_module_exists`).
+    """
+    if targets is None or targets == ALL_LINEAR:
+        return
+    names = [name for name, _ in model.named_modules() if name]
+    if isinstance(targets, str):
+        if not any(re.fullmatch(targets, name) for name in names):
+            _refuse_target(targets, "adapter.target_modules", names, "", model, recipe)
+        return
+    matched = [_count_matches(target, names) for target in targets]
+    for index, (target, count) in enumerate(zip(targets, matched, strict=True)):
+        if count == 0:
+            share = f" ({sum(n > 0 for n in matched)} of {len(targets)} targets matched)"
+            _refuse_target(target, f"adapter.target_modules.{index}", names, share, model, recipe)
+
+
+def _count_matches(target: str, names: Sequence[str]) -> int:
+    return sum(name == target or name.endswith(f".{target}") for name in names)
+
+
+def _refuse_target(
+    target: str, field: str, names: Sequence[str], share: str, model: Any, recipe: Recipe
+) -> None:
+    last_parts = sorted({name.rsplit(".", 1)[-1] for name in names} - {""})
+    near = difflib.get_close_matches(target, last_parts, n=1)
+    linear = sorted(
+        {
+            name.rsplit(".", 1)[-1]
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear)
+        }
+    )
+    raise ModelError(
+        f'"{target}" matches no module of {recipe.model.model_name_or_path}{share}',
+        recipe.where(field),
+        f'did you mean "{near[0]}"?' if near else f"linear layers here: {', '.join(linear)}",
+    )
+
+
+def _sort_targets(fields: dict[str, Any]) -> None:
+    """PEFT keeps target names as a set, whose order would differ between two equal runs."""
+    if isinstance(fields.get("target_modules"), list):
+        fields["target_modules"] = sorted(fields["target_modules"])
+
+
+def _continue_adapter(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
+    return load_adapter(
+        model,
+        recipe.adapter.init_from_location,
+        is_trainable=True,
+        where=recipe.where("adapter.init_from"),
+    )
+
+
+def load_adapter(
+    model: PreTrainedModel, folder: str | Path, *, is_trainable: bool = False, where: str = ""
+) -> PeftModel:
+    """Attach a saved adapter, and prove that every saved tensor found its place.
+
+    Raises: ModelError where the folder has no safetensors adapter, a tensor has another shape,
+    or saved tensors and the model's adapter tensors are not the same set (PEFT only warns, or
+    says nothing: an adapter of a two-layer model loads on a three-layer one).
+    """
+    where = where or str(folder)
+    path = Path(folder) / "adapter_model.safetensors"
+    if not path.exists():
+        raise ModelError(
+            "no adapter here (adapter_config.json with adapter_model.safetensors)",
+            where,
+            "give the folder of a PEFT adapter; pickled adapter_model.bin files are not loaded",
+        )
+    try:
+        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"the adapter does not fit the base: {' '.join(str(error).split())[:300]}",
+            where,
+            "use the base that the adapter was trained on (adapter_config.json names it)",
+        ) from error
+    _check_all_tensors_used(adapted, path, where)
+    return adapted
+
+
+def read_adapter_tensor_names(path: Path) -> set[str]:
+    """Names in an adapter file, read from its header only."""
+    with safe_open(str(path), framework="pt") as file:
+        return set(file.keys())
+
+
+def _check_all_tensors_used(adapted: PeftModel, path: Path, where: str) -> None:
+    saved = read_adapter_tensor_names(path)
+    expected = set(get_peft_model_state_dict(adapted))
+    if saved == expected:
+        return
+    unused, missing = sorted(saved - expected), sorted(expected - saved)
+    detail = [f"{len(unused)} saved tensors match no module (first: {unused[0]})"] if unused else []
+    detail += [f"{len(missing)} modules got no tensor (first: {missing[0]})"] if missing else []
+    raise ModelError(
+        "the adapter does not fit the base: " + "; ".join(detail),
+        where,
+        "use the base that the adapter was trained on (adapter_config.json names it)",
+    )
+
+
+def count_adapted_modules(model: torch.nn.Module) -> Mapping[str, int]:
+    """How many modules carry an adapter, by the last part of their name."""
+    counts: dict[str, int] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer) and getattr(module, "lora_A", None):
+            last = name.rsplit(".", 1)[-1]
+            counts[last] = counts.get(last, 0) + 1
+    return dict(sorted(counts.items()))
+
+
+def restore_adapter_dtype(model: torch.nn.Module, dtype: torch.dtype = torch.float32) -> None:
+    """Put trainable weights back to float32 before an optimizer sees them.
+
+    TRL casts them to bfloat16 on every quantised base (trl 1.16 `SFTTrainer.__init__`); with
+    AdamW at the usual LoRA learning rates most updates then round to nothing.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)

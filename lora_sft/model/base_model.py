@@ -1,0 +1,116 @@
+"""Load the base model that an adapter is trained on, merged onto or compared with.
+
+Safetensors only, and code from a model repository only where the recipe says so: both are
+passed on every load, because transformers asks at the terminal when they are left open.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from lora_sft.errors import ModelError
+from lora_sft.log import say
+from lora_sft.model.quantization import check_widths_for_cpu, make_quantization_config
+from lora_sft.recipe import ModelSection
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """`bfloat16` -> torch.bfloat16. The recipe's schema has the names that are allowed."""
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def find_device() -> torch.device:
+    """This process's device: its own GPU (LOCAL_RANK), or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def load_base_model(
+    section: ModelSection,
+    *,
+    quantization: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+    where: str = "model.model_name_or_path",
+) -> PreTrainedModel:
+    """Load the recipe's base on `device` (this process's own unless given).
+
+    `dtype` overrides the recipe's (the merge computes in float32); a quantised base is placed
+    while it loads, since its codes cannot be moved cheaply afterwards.
+
+    Raises: ModelError where nothing loadable is at the recipe's location; CapabilityError where
+    the machine cannot run the quantisation.
+    """
+    dtype = dtype or parse_dtype(section.dtype)
+    device = device or find_device()
+    arguments: dict[str, Any] = {
+        "dtype": dtype,
+        "attn_implementation": section.attn_implementation,
+        "device_map": {"": device},
+    }
+    if quantization is not None:
+        arguments["quantization_config"] = make_quantization_config(
+            quantization, dtype, "quantization"
+        )
+    model = _load(section, arguments, where)
+    if quantization is not None:
+        check_widths_for_cpu(model, "quantization")
+    if section.attn_implementation is None:
+        say(f"attention: {model.config._attn_implementation} (the library's choice here)")
+    return model
+
+
+def _load(section: ModelSection, arguments: dict[str, Any], where: str) -> PreTrainedModel:
+    try:
+        _refuse_foreign_quantization(section, "quantization_config" in arguments, where)
+        return AutoModelForCausalLM.from_pretrained(
+            section.location,
+            revision=section.revision,
+            trust_remote_code=section.trust_remote_code,
+            use_safetensors=True,
+            **arguments,
+        )
+    except (OSError, ValueError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(
+            f"cannot load a causal language model: {_first_line(error)}",
+            f"{where} ({section.model_name_or_path})",
+            _how_to_mend(section.location),
+        ) from error
+
+
+def _refuse_foreign_quantization(section: ModelSection, quantize: bool, where: str) -> None:
+    """A base that is stored quantised cannot be quantised again; transformers would only warn."""
+    config = AutoConfig.from_pretrained(
+        section.location,
+        revision=section.revision,
+        trust_remote_code=section.trust_remote_code,
+    )
+    stored = getattr(config, "quantization_config", None)
+    if stored is not None and quantize:
+        raise ModelError(
+            "the base is stored quantised already",
+            f"{where} ({section.model_name_or_path})",
+            "write quantization: null to train on it as stored",
+        )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _how_to_mend(location: str) -> str:
+    if Path(location).is_dir():
+        return "the folder needs config.json and *.safetensors of a causal language model"
+    return "give an existing folder or a hub id that this machine can reach (HF_TOKEN if gated)"

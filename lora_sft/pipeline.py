@@ -1,0 +1,261 @@
+"""The spine: the stages in their order, and the only file that knows two neighbours.
+
+    recipe -> data -> plan -> model -> train -> evaluate -> export
+
+Each stage takes what came before and returns the next; nothing is handed back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+    set_seed,
+)
+
+from lora_sft.data import Corpus, build_corpus, find_stop_token_ids, load_tokenizer
+from lora_sft.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_UNEXPECTED, LoraSftError, RecipeError
+from lora_sft.evaluate.scoring import Evaluation, evaluate_split
+from lora_sft.export.adapter_files import AdapterOrigin, write_adapter_folder
+from lora_sft.export.merging import make_merge_plan, merge
+from lora_sft.export.model_card import make_adapter_card
+from lora_sft.log import make_console, say
+from lora_sft.model.adapter import add_adapter, load_adapter
+from lora_sft.model.base_model import load_base_model
+from lora_sft.model.census import Census, take_census
+from lora_sft.plan.batch import BatchPlan, make_batch_plan
+from lora_sft.recipe import Recipe, read_recipe
+from lora_sft.run_directory import RunDirectory, write_json, write_text_atomically
+from lora_sft.train.fit import TrainResult, fit
+from lora_sft.train.processes import Processes
+from lora_sft.train.resume import StartingPoint, find_starting_point, remove_run
+from lora_sft.train.trainer import make_sft_config
+from lora_sft.versions import read_versions
+
+
+def run_training(
+    recipe: Recipe, processes: Processes, *, resume: str = "auto", overwrite: bool = False
+) -> TrainResult:
+    """Train one recipe from rows on disk to an adapter folder (and its merge, if asked for)."""
+    run = RunDirectory(Path(recipe.output_dir)).create()
+    start = find_starting_point(run, recipe, resume, overwrite)
+    if start.finished:
+        step = (run.read_status() or {}).get("step", 0)
+        say(f"{run.path}: this run is finished (step {step}); nothing to do")
+        return TrainResult(step)
+    with _status_written(run, processes):
+        result = _train(recipe, run, start, processes)
+        if processes.is_main:
+            run.write_status(result.exit_code, result.reason, result.step)
+    if result.is_complete and recipe.export.merge and processes.is_main:
+        dtype = recipe.export.dtype
+        merge(make_merge_plan(run.path, Path(recipe.export.merge), dtype=dtype))
+    return result
+
+
+def _train(
+    recipe: Recipe, run: RunDirectory, start: StartingPoint, processes: Processes
+) -> TrainResult:
+    batch = make_batch_plan(recipe, processes.world_size)
+    arguments = make_sft_config(recipe, batch, run)
+    _open_run(run, start, arguments, processes)
+    tokenizer, corpus = load_data(recipe)
+    show_accounts(corpus)
+    set_seed(recipe.train["seed"])  # the adapter's random A matrices come from it
+    model, census = build_model(recipe)
+    if processes.is_main:
+        write_text_atomically(run.recipe, recipe.resolved_text())
+        write_json(run.manifest, make_manifest(recipe, batch, corpus, census))
+    rows = (corpus.train, corpus.validation)
+    result = fit(recipe, arguments, model, tokenizer, rows, run, start.checkpoint)
+    if result.is_complete and processes.is_main:
+        card = make_adapter_card(
+            recipe.model.model_name_or_path,
+            recipe.train,
+            recipe.adapter.lora,
+            corpus.accounts["train"].to_dict(),
+        )
+        origin = make_adapter_origin(recipe, corpus)
+        write_adapter_folder(model, tokenizer, run.adapter, origin, card)
+    return result
+
+
+def _open_run(
+    run: RunDirectory, start: StartingPoint, arguments: TrainingArguments, processes: Processes
+) -> None:
+    """Clear what the user gave up; only once every process has looked at the directory."""
+    arguments.distributed_state.wait_for_everyone()
+    if processes.is_main:
+        if start.discard:
+            remove_run(run)
+        run.clear_status()
+    if start.checkpoint is not None:
+        say(f"going on from {start.checkpoint}")
+
+
+@contextmanager
+def _status_written(run: RunDirectory, processes: Processes) -> Iterator[None]:
+    """Leave the exit code and reason of a failed start where any launcher's user finds them."""
+    try:
+        yield
+    except BaseException as error:
+        code, reason = EXIT_UNEXPECTED, f"{type(error).__name__}: {error}"
+        if isinstance(error, LoraSftError):
+            code, reason = error.exit_code, error.what
+        elif isinstance(error, KeyboardInterrupt):
+            code, reason = EXIT_INTERRUPTED, "interrupted"
+        if processes.is_main:
+            checkpoints = run.list_checkpoints()
+            step = int(checkpoints[-1].name.rsplit("-", 1)[-1]) if checkpoints else 0
+            run.write_status(code, reason, step)
+        raise
+
+
+def load_data(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, Corpus]:
+    """The recipe's tokenizer and its rows as tokens and labels."""
+    tokenizer = load_tokenizer(recipe.model, recipe.tokenizer, recipe.data)
+    stops = find_stop_token_ids(tokenizer, recipe.model, recipe.data.stop_tokens)
+    return tokenizer, build_corpus(recipe.data, tokenizer, stops)
+
+
+def show_accounts(corpus: Corpus) -> None:
+    """Print what became of every row that was read."""
+    make_console().print(corpus.to_table())
+
+
+def build_model(recipe: Recipe) -> tuple[PreTrainedModel, Census]:
+    """Base, quantisation and adapter, counted."""
+    base = load_base_model(
+        recipe.model,
+        quantization=recipe.quantization,
+        where=recipe.where("model.model_name_or_path"),
+    )
+    model = add_adapter(base, recipe)
+    census = take_census(model)
+    make_console().print(census.to_table())
+    return model, census
+
+
+def make_manifest(
+    recipe: Recipe, batch: BatchPlan, corpus: Corpus, census: Census
+) -> dict[str, Any]:
+    """What is needed to tell two runs apart, written before step one."""
+    return {
+        "versions": read_versions(),
+        "seed": recipe.train["seed"],
+        "world_size": batch.world_size,
+        "plan": {
+            "micro_batch_size": batch.micro_batch_size,
+            "accumulation_steps": batch.accumulation_steps,
+            "global_batch_size": batch.global_batch_size,
+        },
+        "data": {
+            "fingerprint": corpus.fingerprint,
+            "template_sha256": corpus.template_sha256,
+            "stop_token_ids": sorted(corpus.stop_token_ids),
+        },
+        "account": {split: account.to_dict() for split, account in corpus.accounts.items()},
+        "census": census.to_dict(),
+        "recipe": recipe.to_dict(),
+    }
+
+
+def make_adapter_origin(recipe: Recipe, corpus: Corpus) -> AdapterOrigin:
+    """What the merge must know of this run."""
+    chosen = recipe.origins.get("export.dtype", "default") != "default"
+    return AdapterOrigin(
+        model_name_or_path=recipe.model.location,
+        revision=recipe.model.revision,
+        dtype=recipe.model.dtype,
+        trust_remote_code=recipe.model.trust_remote_code,
+        quantization=recipe.quantization,
+        stop_token_ids=sorted(corpus.stop_token_ids),
+        chat_template_kwargs=recipe.data.chat_template_kwargs,
+        export_dtype=recipe.export.dtype if chosen else None,
+    )
+
+
+def is_run(path: Path) -> bool:
+    """Whether `path` is a run directory with a trained adapter (else it is a model)."""
+    run = RunDirectory(path)
+    return run.recipe.exists() and run.adapter.is_dir()
+
+
+def run_evaluation(
+    path: Path, recipe_path: Path | None, split: str, max_rows: int | None = None
+) -> Evaluation:
+    """Score a run's adapter beside its base, or a model by a recipe's held-out rows.
+
+    Raises: RecipeError where the recipe has no such split, or a model comes without a recipe.
+    """
+    recipe_path = recipe_path or (RunDirectory(path).recipe if is_run(path) else None)
+    if recipe_path is None:
+        raise RecipeError(
+            "a model alone has no held-out rows", str(path), "add --recipe RECIPE, whose data to use"
+        )
+    recipe = read_recipe(recipe_path)
+    tokenizer, corpus = load_data(recipe)
+    rows = {"train": corpus.train, "validation": corpus.validation, "test": corpus.test}[split]
+    if rows is None:
+        raise RecipeError(
+            f"the recipe has no {split} split",
+            recipe.where(f"data.{split}"),
+            f"add data.{split}: {{fraction: 0.05}} or {{datasets: [...]}}",
+        )
+    if max_rows is not None and max_rows < len(rows):
+        rows = rows.select(range(max_rows))
+    if is_run(path):
+        base = load_base_model(recipe.model, quantization=recipe.quantization)
+        model = load_adapter(base, RunDirectory(path).adapter)
+    else:
+        model = load_base_model(recipe.model.at(str(path)))
+    model.eval()
+    stops = sorted(corpus.stop_token_ids)
+    return evaluate_split(model, tokenizer, rows.to_list(), split, recipe.evaluate, stops)
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A model ready to answer chats, with the tokens that end an answer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    stop_token_ids: Sequence[int]
+    template_kwargs: Mapping[str, Any]
+
+    def stream(self, messages: Sequence[Mapping[str, str]], max_new_tokens: int) -> Iterator[str]:
+        """The answer to a conversation, piece by piece; the prompt is the one training used."""
+        config = make_generation_config(self.tokenizer, self.stop_token_ids, max_new_tokens)
+        return stream_answer(self.model, self.tokenizer, self.make_prompt(messages), config)
+
+    def make_prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids before the answer; a model without a template completes the last text."""
+        if not self.tokenizer.chat_template:
+            return list(self.tokenizer(messages[-1]["content"])["input_ids"])
+        ids = self.tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, return_dict=False, **self.template_kwargs
+        )
+        return list(ids)
+
+
+def load_speaker(path: Path) -> Speaker:
+    """Load a run (base + adapter) or a model folder to talk to."""
+    if is_run(path):
+        run = RunDirectory(path)
+        recipe = read_recipe(run.recipe)
+        base = load_base_model(recipe.model, quantization=recipe.quantization)
+        model, folder = load_adapter(base, run.adapter), run.adapter
+        kwargs = recipe.data.chat_template_kwargs
+    else:
+        model = load_base_model(ModelSection(model_name_or_path=str(path), dtype="float32"))
+        folder, kwargs = path, {}
+    model.eval()
+    tokenizer = load_saved_tokenizer(folder)
+    return Speaker(model, tokenizer, sorted(find_saved_stops(folder, tokenizer)), kwargs)

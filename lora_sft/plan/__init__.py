@@ -1,0 +1,1 @@
+"""What a run will do, in numbers, before anything heavy is loaded."""

@@ -1,0 +1,95 @@
+"""The quickstart: recipe -> train -> evaluate -> merge -> verify, on what ships in the package.
+
+It calls the same stages as the commands do, on the shipped recipe; nothing is a rehearsal.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from lora_sft.errors import EXIT_DONE
+from lora_sft.evaluate.metrics import compute_loss
+from lora_sft.evaluate.scoring import Evaluation
+from lora_sft.export.merging import REPORT_FILE, make_merge_plan, merge
+from lora_sft.log import make_result_console, say
+from lora_sft.model.base_model import load_base_model
+from lora_sft.pipeline import Processes, load_saved_tokenizer, run_evaluation, run_training
+from lora_sft.recipe import Recipe, read_recipe
+from lora_sft.recipe.catalogue import find_recipe
+from lora_sft.run_directory import write_json
+
+DATA = Path(__file__).parent / "data"
+
+
+def run_quickstart(folder: Path) -> int:
+    """Do the whole job below `folder`: `run/`, `merged/` and `result.json` are left there.
+
+    Started again on the same folder it goes on, or shows what is there; nothing is written over.
+    """
+    started = time.monotonic()
+    run, merged = folder / "run", folder / "merged"
+    overrides = [f"output_dir={json.dumps(str(run))}"]
+    recipe = read_recipe(find_recipe("quickstart").path, overrides)
+    plain_loss = measure_plain_text_loss(recipe)
+    say(f"the base speaks: {plain_loss:.2f} nats a token on plain text it has never seen")
+    result = run_training(recipe, Processes.from_environment())
+    if result.exit_code != EXIT_DONE:
+        return result.exit_code
+    evaluation = run_evaluation(run, None, "test")
+    report = _merge_once(run, merged)
+    document = {**evaluation.to_dict(), "plain_text_loss": plain_loss, "merge": report}
+    write_json(folder / "result.json", document)
+    _show(evaluation, report, folder, time.monotonic() - started)
+    return EXIT_DONE
+
+
+def measure_plain_text_loss(recipe: Recipe) -> float:
+    """The base's loss in nats a token on plain English that it was not trained on."""
+    tokenizer = load_saved_tokenizer(recipe.model.location)
+    texts = [json.loads(line)["text"] for line in (DATA / "plain_text.jsonl").open()]
+    rows = [_all_learned(list(tokenizer(text)["input_ids"])) for text in texts]
+    base = load_base_model(recipe.model).eval()
+    return compute_loss(base, rows, recipe.evaluate.batch_size, tokenizer.pad_token_id)
+
+
+def _all_learned(ids: list[int]) -> dict[str, list[int]]:
+    return {"input_ids": ids, "labels": [-100, *ids[1:]]}
+
+
+def _merge_once(run: Path, merged: Path) -> dict[str, Any]:
+    if (merged / REPORT_FILE).exists():
+        say(f"{merged}: merged already")
+        report: dict[str, Any] = json.loads((merged / REPORT_FILE).read_text())
+        return report
+    return merge(make_merge_plan(run, merged))
+
+
+def _show(evaluation: Evaluation, report: dict[str, Any], folder: Path, seconds: float) -> None:
+    console = make_result_console()
+    console.print()
+    console.print(evaluation.to_table())
+    for sample in evaluation.samples:
+        table = Table(title=sample.prompt, title_justify="left", show_header=False)
+        table.add_row("before", sample.answers["base"])
+        table.add_row("after", sample.answers["adapter"])
+        table.add_row("wanted", sample.reference)
+        console.print()
+        console.print(table, markup=False)
+    checked = report["correctness"]
+    console.print(
+        f"\nmerged and verified: {checked['prompts']} prompts against {checked['against']}, "
+        f"mean KL {checked['mean_kl']:.1e} nats, "
+        f"top-1 agreement {100 * checked['top1_agreement']:.1f} %"
+    )
+    console.print(f"done in {seconds:.0f} s\n\nnext:")
+    for command, meaning in (
+        (f"lora-sft chat {folder / 'merged'}", "talk to the merged model"),
+        ("lora-sft recipes copy quickstart my.yaml", "a recipe to edit for your own data"),
+        ("lora-sft train my.yaml", "train it"),
+    ):
+        console.print(f"  {command:<44} {meaning}", soft_wrap=True)

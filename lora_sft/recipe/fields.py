@@ -1,0 +1,230 @@
+"""What one setting may hold, and the check of a value against it.
+
+The same record describes our own sections (made from their annotations) and the libraries'
+configuration classes (read from a snapshot), so that both give the same messages. A validation
+library would do, but importing one costs more processor time than all the rest of reading a
+recipe.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Union, get_args, get_origin
+
+REQUIRED: Any = object()
+
+_JSON_TYPES: dict[type, str] = {
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    str: "string",
+    list: "array",
+    tuple: "array",
+    dict: "object",
+    type(None): "null",
+}
+_WORDS = {
+    "boolean": "true or false",
+    "integer": "a whole number",
+    "number": "a number",
+    "string": "text",
+    "array": "a list",
+    "object": "a mapping",
+    "null": "null",
+}
+_EXAMPLES: dict[str, Any] = {
+    "boolean": True,
+    "integer": 1,
+    "number": 1.0,
+    "string": "text",
+    "array": [],
+    "object": {},
+}
+_YAML_1_1_BOOLEANS = {"yes": True, "on": True, "y": True, "no": False, "off": False, "n": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One setting: the JSON types it takes, the words it takes, and its bounds."""
+
+    types: tuple[str, ...]
+    choices: tuple[str, ...] = ()
+    items: str = ""
+    default: Any = None
+    above: float | None = None
+    at_least: float | None = None
+    below: float | None = None
+    python_class: str = ""
+    section: type | None = None
+    help: str = ""
+
+    @property
+    def is_required(self) -> bool:
+        return self.default is REQUIRED
+
+    def widened(self, *types: str, choices: tuple[str, ...] = ()) -> Field:
+        """The same field, also taking these types and words."""
+        merged = tuple(dict.fromkeys((*self.types, *types)))
+        return replace(self, types=merged, choices=(*self.choices, *choices))
+
+
+def make_field(annotation: Any, **details: Any) -> Field:
+    """The field that an annotation describes; what it cannot say is in `details`."""
+    field = Field(())
+    for part in _flatten(annotation):
+        field = _with_alternative(field, part)
+    return replace(field, **details)
+
+
+def _with_alternative(field: Field, part: Any) -> Field:
+    """`field`, also taking what one alternative of a union stands for."""
+    origin = get_origin(part) or part
+    if isinstance(part, bool):
+        return field.widened("boolean")
+    if isinstance(part, str):
+        return field.widened("string", choices=(part,))
+    if origin is Any:
+        return field.widened(*_WORDS)
+    if hasattr(part, "__members__"):
+        return field.widened("string", choices=tuple(str(member.value) for member in part))
+    if origin is list:
+        return _with_list(field.widened("array"), get_args(part))
+    if origin in _JSON_TYPES:
+        return field.widened(_JSON_TYPES[origin])
+    return replace(field, python_class=origin.__name__, section=origin)
+
+
+def _with_list(field: Field, arguments: tuple[Any, ...]) -> Field:
+    item = arguments[0] if arguments else Any
+    if hasattr(item, "__dataclass_fields__"):
+        return replace(field, section=item)
+    return replace(field, items=_JSON_TYPES.get(item, ""))
+
+
+def _flatten(annotation: Any) -> Iterator[Any]:
+    """The alternatives of a union, and the values of a Literal, one by one."""
+    if annotation is None:
+        yield type(None)
+    elif get_origin(annotation) in (Union, types.UnionType):
+        for part in get_args(annotation):
+            yield from _flatten(part)
+    elif get_origin(annotation) is Literal:
+        yield from get_args(annotation)
+    else:
+        yield annotation
+
+
+def check_value(value: Any, field: Field) -> str | None:
+    """What is wrong with `value`, as the end of a sentence that names the field, or None."""
+    json_type = json_type_of(value)
+    if json_type not in field.types and not (json_type == "integer" and "number" in field.types):
+        return _wrong_type(value, field)
+    if isinstance(value, str) and field.choices and not _is_choice(value, field.choices):
+        return f"must be {_list_words(field)}, not {_show(value)}"
+    if isinstance(value, list) and field.items:
+        return _check_items(value, field)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return _check_number(value, field)
+    return None
+
+
+def suggest_value(value: Any, field: Field) -> Any:
+    """The nearest value that the field takes: the same, unquoted or rounded, else an example."""
+    for candidate in _readings(value, field):
+        if candidate is not None and check_value(candidate, field) is None:
+            return candidate
+    return None
+
+
+def json_type_of(value: Any) -> str:
+    """The JSON name of the type of a plain value."""
+    return _JSON_TYPES[type(value)]
+
+
+def placeholder_of(field: Field) -> Any:
+    """Some value of the right type, to go on checking other fields with."""
+    if not field.is_required:
+        return field.default
+    return _EXAMPLES[field.types[0]]
+
+
+def _readings(value: Any, field: Field) -> Iterator[Any]:
+    if isinstance(value, str):
+        yield _YAML_1_1_BOOLEANS.get(value.lower())
+        yield from _numbers_in(value)
+        yield _nearest(value, field.choices)
+    elif isinstance(value, float) and value.is_integer():
+        yield int(value)
+    if not isinstance(value, (list, dict)):
+        yield [value]
+    if isinstance(field.default, (bool, int, float, str)):
+        yield field.default
+    yield from field.choices
+    yield from (_EXAMPLES[name] for name in field.types if name in _EXAMPLES)
+
+
+def _numbers_in(text: str) -> Iterator[int | float]:
+    for read in (int, float):
+        try:
+            yield read(text.replace("_", ""))
+        except ValueError:
+            continue
+
+
+def _nearest(word: str, words: tuple[str, ...]) -> str | None:
+    from difflib import get_close_matches  # only wanted once something is wrong
+
+    return next(iter(get_close_matches(word, words, n=1, cutoff=0.5)), None)
+
+
+def _wrong_type(value: Any, field: Field) -> str:
+    if field.python_class and field.types == ("null",):
+        return f"takes a Python object ({field.python_class}), which a recipe cannot give"
+    return f"must be {_list_words(field)}, not {_show(value)}"
+
+
+def _check_items(values: list[Any], field: Field) -> str | None:
+    one = Field((field.items,))
+    for index, value in enumerate(values):
+        if check_value(value, one):
+            return f"must hold only {_WORDS[field.items]}, item {index} is {_show(value)}"
+    return None
+
+
+def _check_number(value: float, field: Field) -> str | None:
+    if not math.isfinite(value):
+        return f"must be a finite number, not {value}"
+    if field.above is not None and value <= field.above:
+        return f"must be above {field.above:g}, not {value:g}"
+    if field.at_least is not None and value < field.at_least:
+        return f"must be at least {field.at_least:g}, not {value:g}"
+    if field.below is not None and value >= field.below:
+        return f"must be below {field.below:g}, not {value:g}"
+    return None
+
+
+def _is_choice(value: str, choices: tuple[str, ...]) -> bool:
+    return value in choices or any(_fits_pattern(value, choice) for choice in choices)
+
+
+def _fits_pattern(value: str, choice: str) -> bool:
+    """PEFT writes one choice as a pattern: `pissa_niter_[number of iters]`."""
+    prefix, bracket, _ = choice.partition("[")
+    return bool(bracket) and value.startswith(prefix) and value[len(prefix) :].isdigit()
+
+
+def _list_words(field: Field) -> str:
+    words = [_WORDS[name] for name in field.types if name != "string" or not field.choices]
+    words = [*field.choices, *words]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, str):
+        return f'the text "{value}"'
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return _WORDS[json_type_of(value)] if isinstance(value, (list, dict)) else repr(value)

@@ -1,0 +1,126 @@
+"""The folder that a run leaves behind: which file is where, and how each is written.
+
+    recipe.yaml  manifest.json  metrics.jsonl  status.json  checkpoints/  adapter/
+
+Every JSON document is staged beside its place, flushed to disk and renamed, so that a reader
+(a monitor, a scheduler, the next start of the same run) never sees half of one. What the files
+mean is known by the rooms that write them; this file only keeps the names in one place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_sft.errors import RecipeError
+
+CHECKPOINT_PREFIX = "checkpoint-"
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Replace `path` by `text` in one step: stage, fsync, rename (POSIX rename is atomic)."""
+    staged = path.with_name(f".{path.name}.{os.getpid()}.staged")
+    with staged.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    staged.replace(path)
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write one JSON document atomically, indented, keys in the order given."""
+    write_text_atomically(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Names of the files of one run below `path`."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def status(self) -> Path:
+        return self.path / "status.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def is_run(self) -> bool:
+        """Whether something was trained here: a checkpoint or an adapter lies inside.
+
+        A directory without either is not a run and may be used by another recipe.
+        """
+        return bool(self.list_checkpoints()) or (self.adapter / "adapter_config.json").exists()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last start of this run reached its end and left an adapter."""
+        status = self.read_status()
+        adapter = self.adapter / "adapter_model.safetensors"
+        return status is not None and status.get("exit_code") == 0 and adapter.exists()
+
+    def list_checkpoints(self) -> list[Path]:
+        """Checkpoint folders, oldest step first."""
+        found = [
+            (int(step), folder)
+            for folder in self.checkpoints.glob(f"{CHECKPOINT_PREFIX}*")
+            if (step := folder.name.removeprefix(CHECKPOINT_PREFIX)).isdigit()
+        ]
+        return [folder for _, folder in sorted(found)]
+
+    def create(self) -> RunDirectory:
+        """Make the directory.
+
+        Raises: RecipeError where something that is no directory stands in the way.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise RecipeError(
+                f"cannot make the run directory: {error.strerror}",
+                f"{self.path}  output_dir",
+                "set output_dir to a directory that can be written",
+            ) from error
+        return self
+
+    def read_json(self, path: Path) -> dict[str, Any] | None:
+        """One of this run's JSON documents, or None where it is not there (or not JSON)."""
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+        return document if isinstance(document, dict) else None
+
+    def read_status(self) -> dict[str, Any] | None:
+        """`{"exit_code", "reason", "step"}` of the last start, or None before its end."""
+        return self.read_json(self.status)
+
+    def write_status(self, exit_code: int, reason: str, step: int) -> None:
+        """Say how the run ended; a foreign launcher reports only its own exit code."""
+        write_json(self.status, {"exit_code": exit_code, "reason": reason, "step": step})
+
+    def clear_status(self) -> None:
+        """Forget the end of an earlier start: this one has not ended yet."""
+        self.status.unlink(missing_ok=True)

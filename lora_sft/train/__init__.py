@@ -1,0 +1,1 @@
+"""From an adapted model and tokenised rows to a trained adapter."""

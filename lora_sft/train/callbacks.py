@@ -1,0 +1,164 @@
+"""What watches a training run: the metrics file, the progress a person sees, the stop signal."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lora_sft.log import make_console, say
+from lora_sft.run_directory import RunDirectory, write_text_atomically
+
+SHOWN_METRICS = ("loss", "eval_loss", "grad_norm", "learning_rate", "mean_token_accuracy")
+
+
+class MetricsFile(TrainerCallback):
+    """Append every logged record to `metrics.jsonl`, with the Trainer's own keys and the step.
+
+    A resumed run first drops the records past its checkpoint: those steps are made again, and
+    each may stand in the file only once.
+    """
+
+    def __init__(self, run: RunDirectory) -> None:
+        self.path = run.metrics
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep the records up to the step that the run goes on from."""
+        if not state.is_world_process_zero:
+            return
+        kept = [
+            line
+            for line in (self.path.read_text().splitlines() if self.path.exists() else [])
+            if line and json.loads(line)["step"] <= state.global_step
+        ]
+        write_text_atomically(self.path, "".join(f"{line}\n" for line in kept))
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Append one record and push it to disk, so that a killed run keeps it."""
+        if state.is_world_process_zero and logs:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+class ProgressDisplay(TrainerCallback):
+    """A bar with the loss in a terminal; one plain line a log record anywhere else."""
+
+    def __init__(self) -> None:
+        self.console = make_console()
+        self.bar: Progress | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the bar at the step the run goes on from."""
+        if not self.console.is_terminal:
+            return
+        self.bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[metrics]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self.bar.add_task("", total=state.max_steps, completed=state.global_step, metrics="")
+        self.bar.start()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Move the bar."""
+        if self.bar is not None:
+            self.bar.update(self.bar.task_ids[0], completed=state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show the record's main numbers."""
+        shown = format_metrics(logs or {})
+        if not shown:
+            return
+        if self.bar is not None:
+            self.bar.update(self.bar.task_ids[0], metrics=shown)
+        else:
+            say(f"step {state.global_step}/{state.max_steps}  {shown}")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave the bar as it is and give the terminal back."""
+        if self.bar is not None:
+            self.bar.stop()
+
+
+def format_metrics(record: dict[str, Any]) -> str:
+    """The main numbers of a log record on one line."""
+    return "  ".join(f"{name} {record[name]:.4g}" for name in SHOWN_METRICS if name in record)
+
+
+class StopOnSignal(TrainerCallback):
+    """Turn a signal into a saved checkpoint at the next step boundary.
+
+    Only there is the saved random state the one that the next step starts from; a checkpoint
+    written inside a step resumes on other dropout draws.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self.stopped = False
+
+    @contextmanager
+    def listening(self) -> Iterator[StopOnSignal]:
+        """Catch SIGTERM, SIGUSR1 and Ctrl-C; a second Ctrl-C stops at once."""
+        caught = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+        before = {number: signal.signal(number, self._receive) for number in caught}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+        say(f"{self.received.name}: saving at the end of this step, then stopping")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask the trainer to save and stop, on every rank at the same step."""
+        self.stopped = self._agreed(args)
+        if self.stopped:
+            control.should_save = True
+            control.should_training_stop = True
+
+    def _agreed(self, args: TrainingArguments) -> bool:
+        """Whether any rank was signalled: a rank that stopped alone would leave the rest hanging."""
+        here = self.received is not None
+        if args.world_size == 1:
+            return here
+        flag = torch.tensor(int(here), device=args.device)
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        return bool(flag.item())

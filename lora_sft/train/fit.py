@@ -1,0 +1,92 @@
+"""Train: the last stage before export, and the only one that costs hours.
+
+Everything that decides the numbers is made before (rows, batch plan, model); here they are put
+together and watched, and a checkpoint is left whenever the run must stop.
+"""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from lora_sft.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_RESUME_ME
+from lora_sft.log import say
+from lora_sft.recipe import Recipe
+from lora_sft.run_directory import RunDirectory
+from lora_sft.train.callbacks import MetricsFile, ProgressDisplay, StopOnSignal
+from lora_sft.train.resume import read_checkpoint_state
+from lora_sft.train.trainer import build_trainer
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How training ended: the step, the exit code it stands for, and why it stopped early."""
+
+    step: int
+    exit_code: int = EXIT_DONE
+    reason: str = ""
+    best_checkpoint: str | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run reached its end (by steps, epochs or early stopping)."""
+        return self.exit_code == EXIT_DONE
+
+
+def fit(
+    recipe: Recipe,
+    arguments: TrainingArguments,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: tuple[Dataset, Dataset | None],
+    run: RunDirectory,
+    checkpoint: Path | None = None,
+) -> TrainResult:
+    """Train `model`'s adapter on `rows` (train, validation), from `checkpoint` if one is given.
+
+    Raises: NonFiniteLoss before the step that would have used a loss that is no number.
+    """
+    stop = StopOnSignal()
+    callbacks: list[TrainerCallback] = [MetricsFile(run), ProgressDisplay(), stop]
+    patience = recipe.train.get("early_stopping_patience")
+    if patience is not None:
+        callbacks.append(EarlyStoppingCallback(early_stopping_patience=patience))
+    trainer = build_trainer(arguments, model, tokenizer, *rows, callbacks)
+    if checkpoint is not None and _has_nothing_left(checkpoint, trainer):
+        say(f"{checkpoint.name} is the last step already; nothing is left to train")
+        trainer._load_from_checkpoint(str(checkpoint))
+        return TrainResult(read_checkpoint_state(checkpoint)["global_step"])
+    with stop.listening():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return _make_result(trainer, stop)
+
+
+def _has_nothing_left(checkpoint: Path, trainer: Any) -> bool:
+    """Whether a run was killed between its last checkpoint and its end.
+
+    The stock trainer would train one step more than asked for (transformers 5.23 tests for the
+    end only after a step).
+    """
+    arguments = trainer.args
+    steps = trainer.set_initial_training_values(arguments, trainer.get_train_dataloader())[-1]
+    return bool(read_checkpoint_state(checkpoint)["global_step"] >= steps)
+
+
+def _make_result(trainer: Any, stop: StopOnSignal) -> TrainResult:
+    state = trainer.state
+    if not stop.stopped or state.global_step >= state.max_steps:
+        return TrainResult(state.global_step, best_checkpoint=state.best_model_checkpoint)
+    name = stop.received.name if stop.received else "a signal to another process"
+    code = EXIT_INTERRUPTED if stop.received == signal.SIGINT else EXIT_RESUME_ME
+    return TrainResult(state.global_step, code, f"stopped by {name}, state saved")

@@ -1,0 +1,34 @@
+"""Which process of the run this one is, read from what any launcher sets.
+
+`python`, `torchrun`, `accelerate launch` and `deepspeed` all announce themselves through the
+same environment variables; nothing here starts a process group (transformers does, when its
+arguments are built).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's place in the run: global rank, rank on its node, number of processes."""
+
+    process_rank: int = 0
+    local_process_rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the run directory and speaks to the user."""
+        return self.process_rank == 0
+
+    @classmethod
+    def from_environment(cls) -> Processes:
+        """Read RANK, LOCAL_RANK and WORLD_SIZE; alone where no launcher set them."""
+        return cls(
+            process_rank=int(os.environ.get("RANK", "0")),
+            local_process_rank=int(os.environ.get("LOCAL_RANK", "0")),
+            world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        )

@@ -1,0 +1,162 @@
+"""Is what lies in the output directory this run, and where does it go on?
+
+The same recipe started again must never lose work, and another recipe must never train into
+this one's folder. The resolved recipe in the manifest decides.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lora_sft.errors import RecipeError, TrainingError
+from lora_sft.recipe import Recipe
+from lora_sft.run_directory import RunDirectory
+
+ResumeMode = Literal["auto", "never"]
+
+# What may differ between two starts of the same run: how it is watched and saved.
+FREE_PREFIXES = ("train.logging_", "train.save_", "train.eval_", "train.report_to")
+# The length of the run may grow.
+BUDGET_FIELDS = ("train.max_steps", "train.num_train_epochs")
+# The files without which a checkpoint cannot be gone on from with the same numbers.
+NEEDED_FILES = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """Where a start begins: at step 0, at a checkpoint, or nowhere (the run is finished).
+
+    `discard`: what the directory holds was given up by the user and is to be removed first.
+    """
+
+    checkpoint: Path | None = None
+    finished: bool = False
+    discard: bool = False
+
+
+def find_starting_point(
+    run: RunDirectory, recipe: Recipe, resume: str, overwrite: bool
+) -> StartingPoint:
+    """Decide how this start relates to what is in the run directory.
+
+    `resume` is `auto`, `never` or the path of a checkpoint.
+
+    Raises: RecipeError where another run is in the way; TrainingError where the checkpoint
+    asked for is incomplete.
+    """
+    if resume not in ("auto", "never"):
+        return StartingPoint(_check_complete(Path(resume)))
+    if overwrite:
+        return StartingPoint(discard=True)
+    if not run.is_run:
+        return StartingPoint()
+    _refuse_other_run(run, recipe)
+    if resume == "never":
+        raise RecipeError(
+            "the output directory holds this run already, and --resume never was given",
+            f"{run.path}  output_dir",
+            "add --overwrite to train it again from step 0, or drop --resume never",
+        )
+    if run.is_finished and not _is_longer(run, recipe):
+        return StartingPoint(finished=True)
+    complete = [folder for folder in run.list_checkpoints() if is_complete(folder)]
+    return StartingPoint(complete[-1] if complete else None)
+
+
+def remove_run(run: RunDirectory) -> None:
+    """Delete what a run wrote, and nothing else that lies in the folder."""
+    for folder in (run.checkpoints, run.adapter):
+        shutil.rmtree(folder, ignore_errors=True)
+    for file in (run.recipe, run.manifest, run.metrics, run.status):
+        file.unlink(missing_ok=True)
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint has every file that its continuation needs."""
+    return all((checkpoint / name).exists() for name in NEEDED_FILES) and any(
+        checkpoint.glob("rng_state*.pth")
+    )
+
+
+def read_checkpoint_state(checkpoint: Path) -> dict[str, Any]:
+    """The trainer's counters in a checkpoint (`global_step`, `max_steps`, ...)."""
+    state: dict[str, Any] = json.loads((checkpoint / "trainer_state.json").read_text())
+    return state
+
+
+def _check_complete(checkpoint: Path) -> Path:
+    if is_complete(checkpoint):
+        return checkpoint
+    missing = [name for name in NEEDED_FILES if not (checkpoint / name).exists()]
+    raise TrainingError(
+        f"this is no complete checkpoint: {', '.join(missing or ['rng_state.pth'])} missing",
+        f"{checkpoint}  --resume",
+        "give a folder checkpoints/checkpoint-N of a run, or use --resume auto",
+    )
+
+
+def find_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Dotted fields in which two resolved recipes differ, of those that make it another run."""
+    before, after = dict(_flatten(old)), dict(_flatten(new))
+    return [
+        field
+        for field in sorted(before.keys() | after.keys())
+        if before.get(field) != after.get(field)
+        and not field.startswith(FREE_PREFIXES)
+        and not (field in BUDGET_FIELDS and _grew(before.get(field), after.get(field)))
+        and field != "output_dir"  # the folder may have been moved
+    ]
+
+
+def _grew(old: Any, new: Any) -> bool:
+    return isinstance(old, int | float) and isinstance(new, int | float) and new > old
+
+
+def _is_longer(run: RunDirectory, recipe: Recipe) -> bool:
+    before, after = _recorded_recipe(run).get("train", {}), recipe.to_dict()["train"]
+    return any(
+        before.get(field.removeprefix("train.")) != after.get(field.removeprefix("train."))
+        for field in BUDGET_FIELDS
+    )
+
+
+def _recorded_recipe(run: RunDirectory) -> dict[str, Any]:
+    manifest = run.read_json(run.manifest) or {}
+    recipe: dict[str, Any] = manifest.get("recipe", {})
+    return recipe
+
+
+def _refuse_other_run(run: RunDirectory, recipe: Recipe) -> None:
+    recorded = _recorded_recipe(run)
+    if not recorded:
+        raise RecipeError(
+            "the output directory holds an adapter or checkpoints of something else",
+            f"{run.path}  output_dir",
+            "choose another output_dir, or add --overwrite",
+        )
+    fields = find_differences(recorded, recipe.to_dict())
+    if not fields:
+        return
+    old, new = dict(_flatten(recorded)), dict(_flatten(recipe.to_dict()))
+    shown = "; ".join(f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in fields[:8])
+    raise RecipeError(
+        f"the output directory holds another run; {len(fields)} fields differ: {shown}",
+        f"{run.path}  output_dir",
+        "choose another output_dir, or add --overwrite to lose that run",
+    )
+
+
+def _flatten(document: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(document, Mapping) and document:
+        for key, value in document.items():
+            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(document, list) and document:
+        for index, value in enumerate(document):
+            yield from _flatten(value, f"{prefix}.{index}")
+    else:
+        yield prefix, document

@@ -1,0 +1,139 @@
+"""The one door to TRL: an `SFTTrainer` over rows that are already tokens and labels.
+
+What TRL would prepare (templates, masks, truncation, packing) the data room has done and
+counted; here TRL trains. The subclass only takes away: no pickled arguments, no card in a
+checkpoint, no bfloat16 adapters, no step on a loss that is not finite.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+)
+from trl import SFTConfig, SFTTrainer
+
+from lora_sft.errors import NonFiniteLoss
+from lora_sft.model.adapter import restore_adapter_dtype
+from lora_sft.model.base_model import find_device
+from lora_sft.plan.batch import BatchPlan
+from lora_sft.recipe import Recipe
+from lora_sft.run_directory import RunDirectory
+
+# Fields of the recipe's `train` section that are ours, not SFTConfig's.
+OWN_FIELDS = frozenset({"global_batch_size", "early_stopping_patience"})
+CHECKPOINTING_NAMES = ("activation_checkpointing", "gradient_checkpointing")
+
+
+class LoraTrainer(SFTTrainer):
+    """SFTTrainer that leaves nothing behind but what a run directory promises."""
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Save adapter and tokenizer; the stock method also pickles the arguments.
+
+        `training_args.bin` holds the hub token in clear text and runs code when it is loaded.
+        """
+        folder = Path(output_dir or self.args.output_dir)
+        self.model.save_pretrained(
+            folder, state_dict=state_dict, is_main_process=self.args.should_save
+        )
+        if self.args.should_save:
+            self.processing_class.save_pretrained(folder)
+            (folder / "README.md").unlink(missing_ok=True)  # PEFT's placeholder card
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write no card into checkpoints: the adapter folder gets one that is filled in."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One micro-batch, forward and backward; refuses to go on from a loss that is no number.
+
+        Raises: NonFiniteLoss before the optimizer has moved a weight, so that the last
+        checkpoint stays good. (The stock trainer logs 0.0 and saves NaN.)
+        """
+        loss = super().training_step(*args, **kwargs)
+        if not math.isfinite(loss.item()):
+            raise NonFiniteLoss(
+                f"the loss is {loss.item()} at optimizer step {self.state.global_step + 1}",
+                f"{self.args.output_dir}",
+                "lower train.learning_rate or train in bfloat16/float32; "
+                "the last checkpoint is from before this step",
+            )
+        return loss
+
+
+def make_sft_config(recipe: Recipe, batch: BatchPlan, run: RunDirectory) -> SFTConfig:
+    """The library's arguments for this recipe on this machine.
+
+    Building it starts the process group where a launcher asked for one, so it comes before the
+    model is loaded.
+    """
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.path / "tensorboard"))
+    fields: dict[str, Any] = {
+        "bf16": recipe.model.dtype == "bfloat16",
+        "fp16": False,
+        "use_cpu": find_device().type == "cpu",
+        "optim": default_optimizer(recipe),
+        "report_to": "none",
+        "logging_nan_inf_filter": False,
+        **{name: value for name, value in recipe.train.items() if name not in OWN_FIELDS},
+    }
+    if recipe.train.get("fp16"):
+        fields["bf16"] = False
+    if fields["optim"] is None:
+        fields["optim"] = default_optimizer(recipe)
+    return SFTConfig(
+        **_one_name_for_checkpointing(fields),
+        output_dir=str(run.checkpoints),
+        gradient_accumulation_steps=batch.accumulation_steps,
+        disable_tqdm=True,
+        max_length=None,
+        packing=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+
+
+def default_optimizer(recipe: Recipe) -> str:
+    """Paged 8-bit AdamW for a 4-bit base on CUDA (QLoRA, section 3), else fused AdamW."""
+    if recipe.quantization and find_device().type == "cuda":
+        return "paged_adamw_8bit"
+    return "adamw_torch_fused"
+
+
+def _one_name_for_checkpointing(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Give both spellings the user's value: TRL reads the older name, transformers the newer."""
+    rest = {name: value for name, value in fields.items() if name not in CHECKPOINTING_NAMES}
+    given = [fields[name] for name in CHECKPOINTING_NAMES if fields.get(name) is not None]
+    return rest | dict.fromkeys(CHECKPOINTING_NAMES, given[0]) if given else rest
+
+
+def build_trainer(
+    arguments: SFTConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Dataset,
+    validation: Dataset | None,
+    callbacks: Sequence[TrainerCallback],
+) -> LoraTrainer:
+    """The trainer over tokenised rows (`input_ids`, `labels`), its adapter weights in float32."""
+    trainer = LoraTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=validation if arguments.eval_strategy != "no" else None,
+        processing_class=tokenizer,
+        callbacks=list(callbacks),
+    )
+    trainer.remove_callback(PrinterCallback)  # it writes to stdout, which is not ours to fill
+    restore_adapter_dtype(trainer.model)
+    return trainer
