@@ -7,9 +7,9 @@ Each stage takes what came before and returns the next; nothing is handed back.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,15 @@ from transformers import (
     set_seed,
 )
 
-from lora_sft.data import Corpus, build_corpus, find_stop_token_ids, load_tokenizer
-from lora_sft.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_UNEXPECTED, LoraSftError, RecipeError
+from lora_sft.data.corpus import Corpus, build_corpus
+from lora_sft.data.tokenizer import (
+    find_saved_stop_token_ids,
+    find_stop_token_ids,
+    load_saved_tokenizer,
+    load_tokenizer,
+)
+from lora_sft.errors import EXIT_INTERRUPTED, EXIT_UNEXPECTED, LoraSftError, RecipeError
+from lora_sft.evaluate.generation import make_generation_config, stream_answer
 from lora_sft.evaluate.scoring import Evaluation, evaluate_split
 from lora_sft.export.adapter_files import AdapterOrigin, write_adapter_folder
 from lora_sft.export.merging import make_merge_plan, merge
@@ -31,7 +38,7 @@ from lora_sft.model.adapter import add_adapter, load_adapter
 from lora_sft.model.base_model import load_base_model
 from lora_sft.model.census import Census, take_census
 from lora_sft.plan.batch import BatchPlan, make_batch_plan
-from lora_sft.recipe import Recipe, read_recipe
+from lora_sft.recipe import ModelSection, Recipe, read_recipe
 from lora_sft.run_directory import RunDirectory, write_json, write_text_atomically
 from lora_sft.train.fit import TrainResult, fit
 from lora_sft.train.processes import Processes
@@ -198,7 +205,9 @@ def run_evaluation(
     recipe_path = recipe_path or (RunDirectory(path).recipe if is_run(path) else None)
     if recipe_path is None:
         raise RecipeError(
-            "a model alone has no held-out rows", str(path), "add --recipe RECIPE, whose data to use"
+            "a model alone has no held-out rows",
+            str(path),
+            "add --recipe RECIPE, whose data to use",
         )
     recipe = read_recipe(recipe_path)
     tokenizer, corpus = load_data(recipe)
@@ -258,4 +267,4 @@ def load_speaker(path: Path) -> Speaker:
         folder, kwargs = path, {}
     model.eval()
     tokenizer = load_saved_tokenizer(folder)
-    return Speaker(model, tokenizer, sorted(find_saved_stops(folder, tokenizer)), kwargs)
+    return Speaker(model, tokenizer, sorted(find_saved_stop_token_ids(folder, tokenizer)), kwargs)

@@ -667,12 +667,18 @@ def write_base(folder: Path) -> None:
     model = build_model(tokenizer)
     model.train()
     pretrain(model, make_rows(tokenizer))
-    end_of_text = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
-    model.generation_config.eos_token_id = [tokenizer.eos_token_id, end_of_text]
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config = make_generation_config(tokenizer)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_checksums(folder)
+
+
+def make_generation_config(tokenizer: Any) -> Any:
+    """Generation stops at the end of a turn, and at the end of a text."""
+    from transformers import GenerationConfig
+
+    stops = [tokenizer.convert_tokens_to_ids(token) for token in (END_OF_TURN, END_OF_TEXT)]
+    return GenerationConfig(eos_token_id=stops, pad_token_id=tokenizer.pad_token_id)
 
 
 def compute_sha256(path: Path) -> str:
@@ -682,6 +688,8 @@ def compute_sha256(path: Path) -> str:
 def write_checksums(folder: Path) -> None:
     """`SHA256SUMS`, in the format that `sha256sum --check` reads."""
     paths = sorted(p for p in folder.iterdir() if p.name != "SHA256SUMS")
+    for path in paths:
+        path.chmod(0o644)
     lines = [f"{compute_sha256(path)}  {path.name}\n" for path in paths]
     (folder / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
 

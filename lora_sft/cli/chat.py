@@ -24,7 +24,10 @@ def chat(
     system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.", metavar="N")] = 512,
 ) -> None:
-    """Talk to a trained run or a model; answers stream as they are made (greedy)."""
+    """Talk to a run or a model in the terminal.
+
+    Answers are greedy and stream as they are made.
+    """
     from lora_sft.pipeline import load_speaker
 
     speaker = load_speaker(run)

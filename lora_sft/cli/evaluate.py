@@ -24,7 +24,10 @@ def evaluate(
     rows: Annotated[int | None, typer.Option(help="Only the first N rows.", metavar="N")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a trained run (beside its base) or a model on a held-out split."""
+    """Score a run or a model on held-out rows.
+
+    A run is scored beside its own base.
+    """
     from lora_sft.log import make_result_console
     from lora_sft.pipeline import run_evaluation
 

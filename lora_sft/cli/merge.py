@@ -55,7 +55,11 @@ def merge(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Merge an adapter into its base and verify the result against base + adapter."""
+    """Merge an adapter into its base, verified.
+
+    The folder is reloaded from disk and its logits are compared with base + adapter; past the
+    tolerance it is kept as OUT.failed and the exit code is 7.
+    """
     from lora_sft.export import merging
 
     plan = merging.make_merge_plan(
@@ -82,6 +86,8 @@ def format_report(report: dict[str, Any]) -> str:
             f"largest logit difference {checked['max_abs_logit_difference']:.2e}"
         )
     if "shift" in report:
-        lines.append(f"shift against {report['shift']['against']}: "
-                     f"mean KL {report['shift']['mean_kl']:.2e} nats")
+        lines.append(
+            f"shift against {report['shift']['against']}: "
+            f"mean KL {report['shift']['mean_kl']:.2e} nats"
+        )
     return "\n".join(lines)

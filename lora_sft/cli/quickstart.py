@@ -18,7 +18,10 @@ def quickstart(
         "quickstart"
     ),
 ) -> int:
-    """Train, evaluate, merge and verify on the model and data that ship with lora-sft."""
+    """Do the whole job once, offline, on a CPU.
+
+    Trains, evaluates, merges and verifies on the model and data that ship with lora-sft.
+    """
     from lora_sft.quickstart.tour import run_quickstart
 
     return run_quickstart(folder)

@@ -12,9 +12,7 @@ from lora_sft.cli.arguments import AsJson, print_json
 
 def register(app: typer.Typer) -> None:
     """Add the command and its sub-command."""
-    shelf = typer.Typer(
-        help="List the shipped recipes; `copy` one to edit.", rich_markup_mode=None
-    )
+    shelf = typer.Typer(help="List the shipped recipes, or copy one.", rich_markup_mode=None)
     shelf.callback(invoke_without_command=True)(list_recipes)
     shelf.command("copy")(copy)
     app.add_typer(shelf, name="recipes")

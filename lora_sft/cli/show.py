@@ -22,7 +22,10 @@ def show(
         bool, typer.Option("--schema", help="The JSON Schema of recipes, for editors.")
     ] = False,
 ) -> None:
-    """Print the resolved recipe with the file:line, override or default behind each value."""
+    """Print the resolved recipe and who set each value.
+
+    Behind each value stands its file:line, `command line` or `default`.
+    """
     from lora_sft.recipe import read_recipe, recipe_json_schema
 
     if schema:

@@ -24,7 +24,10 @@ def train(
         bool, typer.Option("--overwrite", help="Give up what the output directory holds.")
     ] = False,
 ) -> int:
-    """Train the recipe; the same command again goes on where it stopped."""
+    """Train a recipe; again, to go on with it.
+
+    The same command goes on where an unfinished run stopped, and leaves a finished one alone.
+    """
     from lora_sft.recipe import read_recipe
 
     resolved = read_recipe(recipe, overrides or ())

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_sft.data.conversation import Message
+from lora_sft.data.drops import RowDropped
 
 OWN_KEYS = {"role", "from", "content", "value", "tool_calls", "train", "weight"}
 
@@ -36,8 +37,11 @@ SHAREGPT_ROLES = {
 }
 
 
-class MalformedRow(ValueError):
+class MalformedRow(RowDropped):
     """A row that its format cannot read. It is counted and shown, and the others go on."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("malformed", detail)
 
 
 def read_messages(value: Any, column: str, *, sharegpt: bool = False) -> tuple[Message, ...]:

@@ -16,13 +16,29 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from lora_sft.data.conversation import Conversation, Message
+from lora_sft.data.drops import RowDropped
 
 PROBE_QUESTION = "Kwestion"
 PROBE_ANSWER = "Ansswer"
 
 
-class TemplateRefusal(ValueError):
-    """The chat template raised on a conversation; the text is the template's own message."""
+# Templates are programs: these are what a conversation they did not expect makes them raise.
+TEMPLATE_FAULTS = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
+class TemplateRefusal(RowDropped):
+    """The chat template raised on a conversation; the detail is the template's own message."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("template_refused", detail)
 
 
 class ChatRenderer:
@@ -54,7 +70,7 @@ class ChatRenderer:
                 tokenize=False,
                 **kwargs,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+        except TEMPLATE_FAULTS as error:
             raise TemplateRefusal(f"{type(error).__name__}: {error}") from error
         return str(rendered)
 

@@ -4,6 +4,6 @@
 reads and writes plain English and cannot do the quickstart's task. `data/` holds that task, a
 customer's message in and one line of JSON out, as `train.jsonl`, `validation.jsonl` and
 `test.jsonl` in messages form, and `plain_text.jsonl`, held-out English that shows what the base
-knows. Nothing here is code: `tools/build_tiny_base.py` and `tools/build_quickstart_data.py` make
-every file again from a seed.
+knows. `tools/build_tiny_base.py` and `tools/build_quickstart_data.py` make every file of the two
+folders again from a seed.
 """

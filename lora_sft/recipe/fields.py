@@ -46,19 +46,30 @@ _EXAMPLES: dict[str, Any] = {
 _YAML_1_1_BOOLEANS = {"yes": True, "on": True, "y": True, "no": False, "off": False, "n": False}
 
 
+class Section:
+    """Marks a dataclass as a section of the recipe, which a mapping fills."""
+
+
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One setting: the JSON types it takes, the words it takes, and its bounds."""
+    """One setting: the JSON types it takes, the words it takes, and its bounds.
+
+    `path_kind` says what a path in it must lead to (see `locations`), and `located_as` which
+    attribute of the section holds the place that was found.
+    """
 
     types: tuple[str, ...]
     choices: tuple[str, ...] = ()
     items: str = ""
     default: Any = None
+    example: Any = None
     above: float | None = None
     at_least: float | None = None
     below: float | None = None
     python_class: str = ""
-    section: type | None = None
+    section: type[Section] | None = None
+    path_kind: str = ""
+    located_as: str = ""
     help: str = ""
 
     @property
@@ -90,18 +101,20 @@ def _with_alternative(field: Field, part: Any) -> Field:
         return field.widened(*_WORDS)
     if hasattr(part, "__members__"):
         return field.widened("string", choices=tuple(str(member.value) for member in part))
-    if origin is list:
-        return _with_list(field.widened("array"), get_args(part))
+    if origin in (list, dict):
+        return _with_items(field.widened(_JSON_TYPES[origin]), get_args(part))
     if origin in _JSON_TYPES:
         return field.widened(_JSON_TYPES[origin])
-    return replace(field, python_class=origin.__name__, section=origin)
+    if issubclass(origin, Section):
+        return replace(field.widened("object"), section=origin)
+    return replace(field, python_class=origin.__name__)
 
 
-def _with_list(field: Field, arguments: tuple[Any, ...]) -> Field:
-    item = arguments[0] if arguments else Any
-    if hasattr(item, "__dataclass_fields__"):
+def _with_items(field: Field, arguments: tuple[Any, ...]) -> Field:
+    item = arguments[-1] if arguments else Any
+    if isinstance(item, type) and issubclass(item, Section):
         return replace(field, section=item)
-    return replace(field, items=_JSON_TYPES.get(item, ""))
+    return replace(field, items=_JSON_TYPES.get(item) or field.items)
 
 
 def _flatten(annotation: Any) -> Iterator[Any]:
@@ -124,7 +137,7 @@ def check_value(value: Any, field: Field) -> str | None:
         return _wrong_type(value, field)
     if isinstance(value, str) and field.choices and not _is_choice(value, field.choices):
         return f"must be {_list_words(field)}, not {_show(value)}"
-    if isinstance(value, list) and field.items:
+    if isinstance(value, (list, dict)) and field.items:
         return _check_items(value, field)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return _check_number(value, field)
@@ -146,9 +159,7 @@ def json_type_of(value: Any) -> str:
 
 def placeholder_of(field: Field) -> Any:
     """Some value of the right type, to go on checking other fields with."""
-    if not field.is_required:
-        return field.default
-    return _EXAMPLES[field.types[0]]
+    return _EXAMPLES[field.types[0]] if field.is_required else field.default
 
 
 def _readings(value: Any, field: Field) -> Iterator[Any]:
@@ -160,8 +171,7 @@ def _readings(value: Any, field: Field) -> Iterator[Any]:
         yield int(value)
     if not isinstance(value, (list, dict)):
         yield [value]
-    if isinstance(field.default, (bool, int, float, str)):
-        yield field.default
+    yield from (field.example, None if field.is_required else field.default)
     yield from field.choices
     yield from (_EXAMPLES[name] for name in field.types if name in _EXAMPLES)
 
@@ -186,11 +196,12 @@ def _wrong_type(value: Any, field: Field) -> str:
     return f"must be {_list_words(field)}, not {_show(value)}"
 
 
-def _check_items(values: list[Any], field: Field) -> str | None:
+def _check_items(values: list[Any] | dict[str, Any], field: Field) -> str | None:
     one = Field((field.items,))
-    for index, value in enumerate(values):
+    items = values.items() if isinstance(values, dict) else enumerate(values)
+    for name, value in items:
         if check_value(value, one):
-            return f"must hold only {_WORDS[field.items]}, item {index} is {_show(value)}"
+            return f"must hold only {_WORDS[field.items]}, item {name} is {_show(value)}"
     return None
 
 

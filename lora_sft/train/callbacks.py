@@ -155,7 +155,7 @@ class StopOnSignal(TrainerCallback):
             control.should_training_stop = True
 
     def _agreed(self, args: TrainingArguments) -> bool:
-        """Whether any rank was signalled: a rank that stopped alone would leave the rest hanging."""
+        """Whether any rank was signalled; one that stopped alone would leave the rest hanging."""
         here = self.received is not None
         if args.world_size == 1:
             return here

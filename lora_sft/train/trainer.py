@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,

@@ -1,0 +1,54 @@
+# Everything a person or the CI runs, by name. `make quickstart` and `make test` need nothing
+# but Python (3.11 to 3.13) and make; both build their own virtual environment.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+
+
+.PHONY: help quickstart test test-all check format snapshot base wheel clean
+
+help:
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+$(VENV)/.core: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(PIP) --editable '.[qlora,dev]'
+	@touch $@
+
+quickstart: $(VENV)/.core ## train, evaluate, merge and verify on what ships inside (no network, no GPU)
+	$(BIN)/lora-sft quickstart
+
+test: check ## lint, types, import directions, then the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) -m "not gpu and not slow"
+
+test-all: check ## the long tests too
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) -m "not gpu"
+
+check: $(VENV)/.dev ## ruff, mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: $(VENV)/.dev ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+snapshot: $(VENV)/.dev ## remake the snapshot of library fields after an upgrade
+	$(BIN)/python tools/snapshot_library_fields.py
+
+base: $(VENV)/.dev ## rebuild the embedded base model from its seed and compare SHA-256
+	$(BIN)/python tools/build_tiny_base.py --check
+
+wheel: $(VENV)/.dev ## build dist/*.whl
+	$(BIN)/python -m build --wheel
+
+clean: ## remove what was built, not what was trained
+	rm -rf build dist $(VENV) .mypy_cache .pytest_cache .ruff_cache

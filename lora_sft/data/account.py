@@ -1,0 +1,140 @@
+"""The account of one split: what became of every row read. The sums add up, or it is not made."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lora_sft.data.drops import Drop
+from lora_sft.data.supervised_row import SupervisedRow
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Account:
+    """What became of a split's rows.
+
+    `read`, `kept`, `dropped`, `expanded` (into several rows), `truncated` and `partly_overlong`
+    (expanded, and some of the rows too long) count source rows, each once whatever its repeat.
+    `rows_out`, `tokens`, `target_tokens` and `built` describe the finished split, repeats
+    included. `longest_tokens` is the longest row seen, before the length policy. `examples` has
+    the first row of each drop reason.
+    """
+
+    read: int
+    kept: int
+    rows_out: int
+    dropped: Mapping[str, int]
+    expanded: int
+    truncated: int
+    target_tokens: int
+    tokens: int
+    partly_overlong: int = 0
+    longest_tokens: int = 0
+    built: Mapping[str, int] = field(default_factory=dict)
+    examples: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        lost = sum(self.dropped.values())
+        assert self.read == self.kept + lost, f"{self.read} read, {self.kept} kept, {lost} dropped"
+        assert self.rows_out == sum(self.built.values()), "every row out was built in one way"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The account as JSON shows it."""
+        plain = {**vars(self)}
+        for name in ("dropped", "built", "examples"):
+            plain[name] = dict(plain[name])
+        return plain
+
+
+class AccountTally:
+    """Counts while a split is being built."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._dropped: Counter[str] = Counter()
+        self._built: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
+        self._longest_tokens = 0
+
+    def count_dropped(self, drop: Drop, where: str, longest_tokens: int = 0) -> None:
+        """One source row that was left out."""
+        self._dropped[drop.reason] += 1
+        self._longest_tokens = max(self._longest_tokens, longest_tokens)
+        if drop.reason not in self._examples:
+            self._examples[drop.reason] = f"{where} ({drop.detail})" if drop.detail else where
+
+    def count_kept(
+        self, *, expanded: bool, truncated: bool, partly_overlong: bool, longest_tokens: int
+    ) -> None:
+        """One source row that is learned from, whole or in part."""
+        self._counts["kept"] += 1
+        self._counts["expanded"] += expanded
+        self._counts["truncated"] += truncated
+        self._counts["partly_overlong"] += partly_overlong
+        self._longest_tokens = max(self._longest_tokens, longest_tokens)
+
+    def count_row_out(self, row: SupervisedRow, times: int) -> None:
+        """One row of the finished split, `times` over."""
+        self._built[row.built] += times
+        self._counts["rows_out"] += times
+        self._counts["tokens"] += times * len(row.input_ids)
+        self._counts["target_tokens"] += times * row.num_target_tokens
+
+    def finish(self) -> Account:
+        """The account, with its sums checked."""
+        counts = self._counts
+        return Account(
+            read=counts["kept"] + sum(self._dropped.values()),
+            kept=counts["kept"],
+            rows_out=counts["rows_out"],
+            dropped=dict(self._dropped),
+            expanded=counts["expanded"],
+            truncated=counts["truncated"],
+            target_tokens=counts["target_tokens"],
+            tokens=counts["tokens"],
+            partly_overlong=counts["partly_overlong"],
+            longest_tokens=self._longest_tokens,
+            built={name: count for name, count in self._built.items() if count},
+            examples=dict(self._examples),
+        )
+
+
+def render_account_table(accounts: Mapping[str, Account]) -> Table:
+    """A table of the splits side by side, one line a count, with an example for each drop."""
+    from rich.table import Table
+
+    table = Table(title="rows read, kept and learned from")
+    table.add_column("")
+    for split in accounts:
+        table.add_column(split, justify="right")
+    table.add_column("for example", overflow="fold")
+    for name, values in _list_counts(accounts):
+        table.add_row(name, *(f"{value:,}" for value in values), "")
+    for reason in sorted({reason for account in accounts.values() for reason in account.dropped}):
+        counts = [f"{account.dropped.get(reason, 0):,}" for account in accounts.values()]
+        example = next((a.examples[reason] for a in accounts.values() if reason in a.examples), "")
+        table.add_row(f"dropped: {reason}", *counts, _escape(example))
+    return table
+
+
+def _list_counts(accounts: Mapping[str, Account]) -> list[tuple[str, list[int]]]:
+    always = ("read", "kept", "rows_out", "tokens", "target_tokens")
+    if_any = ("expanded", "truncated", "partly_overlong")
+    lines = [
+        (name, [int(getattr(account, name)) for account in accounts.values()])
+        for name in (*always, *if_any)
+    ]
+    boundary = [account.built.get("boundary", 0) for account in accounts.values()]
+    lines.append(("boundary", boundary))
+    return [(name, values) for name, values in lines if name in always or any(values)]
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

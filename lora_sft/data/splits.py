@@ -1,0 +1,72 @@
+"""Decide by a row's own content which split it belongs to and how often it is repeated.
+
+A row's place follows from the row alone: adding, removing or reordering others never moves it,
+and equal rows always share a split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from lora_sft.errors import DataError
+
+if TYPE_CHECKING:
+    from lora_sft.recipe import DataSection, SplitSection
+
+SPLIT_NAMES = ("train", "validation", "test")
+DRAW_BYTES = 8
+DRAW_RANGE = 2 ** (8 * DRAW_BYTES)
+
+
+def hash_row(values: Mapping[str, Any]) -> bytes:
+    """The fingerprint of a row's content, whatever the order of its keys."""
+    text = json.dumps(values, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+def get_split_draw(row_hash: bytes) -> float:
+    """A number in [0, 1) that places the row in a split."""
+    return int.from_bytes(row_hash[:DRAW_BYTES], "big") / DRAW_RANGE
+
+
+def get_repeat_draw(row_hash: bytes) -> float:
+    """A number in [0, 1), independent of the split's, that selects the row for a part pass."""
+    return int.from_bytes(row_hash[DRAW_BYTES : 2 * DRAW_BYTES], "big") / DRAW_RANGE
+
+
+def count_passes(repeat: float, row_hash: bytes) -> int:
+    """How often the row is learned an epoch: the whole passes, and one more for a part of rows."""
+    whole = int(repeat)
+    return whole + (get_repeat_draw(row_hash) < repeat - whole)
+
+
+class SplitByFraction:
+    """Sends the rows of the training data sets to train, validation or test.
+
+    Validation takes draws from the low end and test from the high end, so that adding one does
+    not move the rows of the other.
+    """
+
+    def __init__(self, data: DataSection) -> None:
+        self._validation = _get_fraction(data.validation)
+        self._test = _get_fraction(data.test)
+        if self._validation + self._test >= 1:
+            raise DataError(
+                "validation and test together leave no rows to train on",
+                "data.validation, data.test",
+                "make their fractions add up to less than 1",
+            )
+
+    def find_split(self, row_hash: bytes) -> str:
+        """The name of the row's split."""
+        draw = get_split_draw(row_hash)
+        if draw < self._validation:
+            return "validation"
+        return "test" if draw >= 1 - self._test else "train"
+
+
+def _get_fraction(split: SplitSection | None) -> float:
+    return (split.fraction or 0.0) if split is not None else 0.0

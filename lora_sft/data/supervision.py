@@ -1,0 +1,132 @@
+"""From examples to labelled token rows, a batch at a time: the one door to what is learned.
+
+The rule itself is in `chat_rows` (conversations, on text), `text_rows` (no template) and
+`token_spans` (characters to tokens). This module holds what they share: the stop tokens, the
+special tokens, the policies of the recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from transformers import PreTrainedTokenizerBase
+
+from lora_sft.data.chat_rows import ChatLabelRule, RenderedRow, refuse_special_token
+from lora_sft.data.conversation import Conversation, Example, PlainText
+from lora_sft.data.drops import Drop, RowDropped
+from lora_sft.data.rendering import ChatRenderer, find_special_names, make_token_pattern
+from lora_sft.data.supervised_row import SupervisedRow
+from lora_sft.data.text_rows import TextRow, TextTokenizer, write_text_row
+from lora_sft.data.token_spans import SpanTokenizer
+from lora_sft.errors import DataError
+
+if TYPE_CHECKING:
+    from lora_sft.recipe import DataSection
+
+# Where an example came from, as a person reads it, and the example.
+PlacedExample = tuple[str, Example]
+# One or more rows, in turn order, or why there is none.
+Supervised = tuple[SupervisedRow, ...] | Drop
+
+
+class Supervisor:
+    """Labels examples by one recipe's settings, with one tokenizer."""
+
+    def __init__(
+        self,
+        data: DataSection,
+        tokenizer: PreTrainedTokenizerBase,
+        stop_token_ids: Iterable[int],
+    ) -> None:
+        self._data = data
+        self._tokenizer = tokenizer
+        self._renderer = ChatRenderer(tokenizer, data.chat_template_kwargs)
+        self._special = make_token_pattern(find_special_names(tokenizer))
+        self._stop_token_ids = frozenset(stop_token_ids) | self._find_template_stop()
+        self._chat_rule = self._make_chat_rule()
+        self._spans = SpanTokenizer(tokenizer)
+        self._texts = TextTokenizer(tokenizer)
+
+    @property
+    def stop_token_ids(self) -> frozenset[int]:
+        """The given stop tokens, the template's own end of turn, and any other seen so far."""
+        seen = sorted(self._chat_rule.seen_stops)
+        ids = (self._tokenizer.convert_tokens_to_ids(name) for name in seen)
+        return self._stop_token_ids | {token_id for token_id in ids if token_id is not None}
+
+    def supervise(self, examples: Sequence[PlacedExample]) -> list[Supervised]:
+        """The rows of each example, or its drop, in order.
+
+        Raises: DataError for what the recipe forbids or lacks.
+        """
+        written = [self._write(where, example) for where, example in examples]
+        untokenized = [row for rows in written if not isinstance(rows, Drop) for row in rows]
+        chat = self._spans.tokenize([row for row in untokenized if isinstance(row, RenderedRow)])
+        text = self._texts.tokenize([row for row in untokenized if isinstance(row, TextRow)])
+        return list(_regroup(written, iter(chat), iter(text)))
+
+    def _write(self, where: str, example: Example) -> list[RenderedRow | TextRow] | Drop:
+        try:
+            if isinstance(example, Conversation):
+                self._check_has_template(where)
+                return list(self._chat_rule.write_rows(example, where))
+            self._check_special_tokens(example, where)
+            return [write_text_row(example, self._data.loss_on, where)]
+        except RowDropped as dropped:
+            return dropped.drop
+
+    def _check_special_tokens(self, example: Example, where: str) -> None:
+        policy = self._data.special_tokens_in_content
+        if policy == "allow" or isinstance(example, Conversation):
+            return
+        is_plain = isinstance(example, PlainText)
+        texts = (example.text,) if is_plain else (example.prompt, example.completion)
+        found = next((match for text in texts if (match := self._special.search(text))), None)
+        if found is not None:
+            refuse_special_token(found.group(), where, policy)
+
+    def _check_has_template(self, where: str) -> None:
+        if not self._renderer.has_template:
+            raise DataError(
+                "the row is a conversation, and the tokenizer has no chat template",
+                where,
+                "set data.chat_template: plain (text headers, no new tokens), or a .jinja file",
+            )
+
+    def _find_template_stop(self) -> frozenset[int]:
+        if not self._renderer.has_template:
+            return frozenset()
+        name = self._renderer.find_end_of_turn(self._special)
+        return frozenset() if name is None else frozenset({self._get_id(name)})
+
+    def _get_id(self, name: str) -> int:
+        token_id = self._tokenizer.convert_tokens_to_ids(name)
+        assert isinstance(token_id, int), f"{name} is a special token, so it has an id"
+        return token_id
+
+    def _make_chat_rule(self) -> ChatLabelRule:
+        stops = [self._tokenizer.decode([token_id]) for token_id in sorted(self._stop_token_ids)]
+        return ChatLabelRule(
+            self._renderer,
+            make_token_pattern(stops),
+            self._special,
+            loss_on=self._data.loss_on,
+            rewritten_history=self._data.rewritten_history,
+            special_tokens_in_content=self._data.special_tokens_in_content,
+        )
+
+
+def _regroup(
+    written: Sequence[list[RenderedRow | TextRow] | Drop],
+    chat: Iterator[SupervisedRow],
+    text: Iterator[SupervisedRow],
+) -> Iterator[Supervised]:
+    """Put the tokenised rows back under their examples, both streams being in order."""
+    for rows in written:
+        if isinstance(rows, Drop):
+            yield rows
+            continue
+        done = [next(chat) if isinstance(row, RenderedRow) else next(text) for row in rows]
+        learned = tuple(row for row in done if row.turns)
+        yield learned or Drop("no_target", "no token is left to learn")

@@ -1,0 +1,95 @@
+"""Label rows that go through no template: a prompt with its completion, and plain text.
+
+A completion ends in eos, and so does a text: a model that never sees the end never ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from lora_sft.data.conversation import PlainText, PromptCompletion
+from lora_sft.data.continuation import ContinuationTokenizer
+from lora_sft.data.drops import RowDropped
+from lora_sft.data.supervised_row import SupervisedRow, Turn, make_supervised_row
+from lora_sft.data.token_spans import check_single_bos
+from lora_sft.errors import DataError
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """Two texts to be tokenised as one where that keeps the prompt as it is served.
+
+    `moved_spaces`: the prompt's trailing spaces now begin the completion, where tokenizers
+    expect them.
+    """
+
+    where: str
+    role: str
+    prompt: str
+    completion: str
+    learns_prompt: bool = False
+    moved_spaces: bool = False
+
+
+def write_text_row(example: PlainText | PromptCompletion, loss_on: str, where: str) -> TextRow:
+    """What of a text example is learned.
+
+    Raises: RowDropped for an empty text, DataError where `loss_on` asks for what is not there.
+    """
+    if isinstance(example, PlainText):
+        if loss_on not in ("auto", "all"):
+            fix = "set data.loss_on: auto or all"
+            raise DataError(f"loss_on: {loss_on}, but the row is plain text", where, fix)
+        if not example.text.strip():
+            raise RowDropped("no_target", "the text is empty")
+        return TextRow(where, "text", "", example.text, learns_prompt=True)
+    prompt = example.prompt.rstrip(" ")
+    moved = example.prompt[len(prompt) :]
+    learns_prompt = loss_on == "all"
+    role = "text" if learns_prompt else "completion"
+    return TextRow(
+        where, role, prompt, moved + example.completion, learns_prompt, moved_spaces=bool(moved)
+    )
+
+
+class TextTokenizer:
+    """Tokenises text rows with the tokenizer's own special tokens, and ends them in eos."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._pieces = ContinuationTokenizer(tokenizer)
+
+    def tokenize(self, rows: Sequence[TextRow]) -> list[SupervisedRow]:
+        """Ids and labels of every row, in order."""
+        if not rows:
+            return []
+        if self._tokenizer.eos_token_id is None:
+            raise DataError(
+                "the tokenizer has no eos token to end a text with",
+                rows[0].where,
+                "name one in tokenizer.eos_token",
+            )
+        prompts = self._encode([row.prompt for row in rows])
+        joint = self._encode([row.prompt + row.completion for row in rows])
+        return [self._label(*parts) for parts in zip(rows, prompts, joint, strict=True)]
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        """Ids with the tokenizer's own beginning, without an ending it may add."""
+        batch = self._tokenizer(texts, return_attention_mask=False, verbose=False)
+        return [self._without_eos(ids) for ids in batch["input_ids"]]
+
+    def _without_eos(self, ids: list[int]) -> list[int]:
+        return ids[:-1] if ids and ids[-1] == self._tokenizer.eos_token_id else ids
+
+    def _label(self, row: TextRow, prompt: list[int], joint: list[int]) -> SupervisedRow:
+        keeps_prompt = joint[: len(prompt)] == prompt
+        ids = joint if keeps_prompt else prompt + self._pieces.encode(row.completion)
+        check_single_bos(ids, self._tokenizer, row.where)
+        ids = [*ids, self._tokenizer.eos_token_id]
+        start = 0 if row.learns_prompt else len(prompt)
+        turn = Turn(row.role, None, start, len(ids))
+        built = "rendered" if keeps_prompt and not row.moved_spaces else "boundary"
+        return make_supervised_row(ids, [turn], built)

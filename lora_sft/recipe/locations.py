@@ -1,0 +1,105 @@
+"""Find what a path of the recipe means: a local place first, then a URL, then a Hub id.
+
+A relative path starts from the folder of the file that wrote it, so that a parent recipe keeps
+working wherever it is extended from. What looks like a path and leads nowhere is a fault here,
+before anything asks the network for a repository called `../data/train.jsonl`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from lora_sft.recipe.shipped import PREFIX, expand_prefix
+from lora_sft.recipe.written import COMMAND_LINE, Origin
+
+PLAIN_TEMPLATE = "plain"
+DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
+COMPRESSED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
+_GLOB_CHARACTERS = frozenset("*?[")
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+_NOUNS = {
+    "model": "folder",
+    "data": "file, folder or glob",
+    "template": "template file",
+    "deepspeed": "DeepSpeed file",
+}
+
+
+def locate(text: str, folder: Path, kind: str) -> str | None:
+    """The absolute local path, or `text` itself for a URL or Hub id; None: nothing there."""
+    if kind == "template" and text == PLAIN_TEMPLATE:
+        return text
+    local = _find_local(text, folder, kind)
+    if local is not None:
+        return local
+    if text.startswith(PREFIX) or kind in ("template", "deepspeed"):
+        return None
+    if kind == "data" and _URL.match(text):
+        return text
+    return text if _HUB_ID.fullmatch(text) and not _looks_like_path(text, kind) else None
+
+
+def describe_missing(text: str, origin: Origin, kind: str) -> tuple[str, str]:
+    """What to say about a path that leads nowhere, and the fix."""
+    if kind == "template" and ("{{" in text or "{%" in text):
+        return "a chat template is a file, not text in the recipe", "save it as a .jinja file"
+    what = f'no such {_NOUNS[kind]}: "{text}"'
+    here = _find_local(text, Path.cwd(), kind)
+    if here is not None and origin.file != COMMAND_LINE:
+        there = os.path.relpath(here, origin.folder)
+        return what, f"write {there} (paths start from the folder of the file that says them)"
+    near = _find_similar(text, origin.folder)
+    if near is not None:
+        return what, f"did you mean {near}?"
+    looked_at = _absolute(text, origin.folder)
+    return what, f"create {looked_at} or correct the path"
+
+
+def _find_local(text: str, folder: Path, kind: str) -> str | None:
+    if not text or (_URL.match(text) and not text.startswith(PREFIX)):
+        return None
+    path = _absolute(text, folder)
+    exists = {"model": os.path.isdir, "data": os.path.exists}.get(kind, os.path.isfile)
+    if exists(path):
+        return path
+    if kind == "data" and _GLOB_CHARACTERS & set(text) and _any_match(path):
+        return path
+    return None
+
+
+def _absolute(text: str, folder: Path) -> str:
+    expanded = os.path.expanduser(expand_prefix(text))
+    return os.path.abspath(os.path.join(folder, expanded))
+
+
+def _any_match(pattern: str) -> bool:
+    from glob import iglob  # few recipes use one
+
+    return next(iglob(pattern, recursive=True), None) is not None
+
+
+def _looks_like_path(text: str, kind: str) -> bool:
+    if text.startswith(("./", "../", "/", "~")) or text in (".", "..") or text.count("/") > 1:
+        return True
+    if kind != "data":
+        return False
+    stem, suffix = os.path.splitext(text)
+    if suffix in COMPRESSED_SUFFIXES:
+        suffix = os.path.splitext(stem)[1]
+    return suffix in DATA_SUFFIXES or bool(_GLOB_CHARACTERS & set(text))
+
+
+def _find_similar(text: str, folder: Path) -> str | None:
+    """The path as written, with its last name replaced by the nearest that exists."""
+    from difflib import get_close_matches  # only wanted once something is wrong
+
+    parent, name = os.path.split(_absolute(text, folder))
+    try:
+        matches = get_close_matches(name, os.listdir(parent), n=1, cutoff=0.6)
+    except OSError:
+        return None
+    return os.path.join(os.path.dirname(text), matches[0]) if matches else None

@@ -1,0 +1,98 @@
+"""What a person probably meant by a key that does not exist here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from functools import cache
+from typing import Any
+
+from lora_sft.recipe import schema
+from lora_sft.recipe.fields import Field
+from lora_sft.recipe.library_fields import read_snapshot
+from lora_sft.recipe.other_names import Advice, find_advice, write_line
+
+LIBRARY_SECTIONS = {
+    "train": ("SFTConfig", "trl"),
+    "adapter": ("LoraConfig", "peft"),
+    "quantization": ("BitsAndBytesConfig", "transformers"),
+}
+MAX_LISTED_NAMES = 14
+
+
+def advise_on_unknown(section: str, name: str, value: Any, known: Iterable[str]) -> Advice:
+    """The fault and fix for `name`, which is none of the `known` settings of `section`."""
+    group = _without_indices(section)
+    advice = find_advice(group, name, value)
+    if advice is not None:
+        return advice
+    what = f'unknown key "{name}"' + (f" in {section}" if section else "")
+    fix = (
+        _find_nearest(section, name, value, known)
+        or _find_elsewhere(name, value)
+        or _list_known(group, known)
+    )
+    return Advice(what, fix)
+
+
+@cache
+def all_settings() -> dict[str, Field]:
+    """Every dotted setting of a recipe; entries of a list of data sets stand for the first."""
+    groups = {
+        **{name: schema.section_fields(section) for name, section in schema.SECTIONS.items()},
+        "train": schema.train_fields(),
+        "adapter": schema.adapter_fields(),
+        "quantization": schema.quantization_fields(),
+        "data.datasets.0": schema.section_fields(schema.DatasetSection),
+        "data.validation": schema.section_fields(schema.SplitSection),
+    }
+    return {
+        f"{group}.{name}": field for group, fields in groups.items() for name, field in fields.items()
+    }
+
+
+def _find_nearest(section: str, name: str, value: Any, known: Iterable[str]) -> str | None:
+    match = _closest(name, known, cutoff=0.75)
+    if match is None:
+        return None
+    return f'did you mean "{match}"? {_line(f"{section}.{match}" if section else match, value)}'
+
+
+def _find_elsewhere(name: str, value: Any) -> str | None:
+    """The name, or one very like it, in another section."""
+    if name in all_settings():
+        section, _, bare = name.rpartition(".")
+        return f"keys have no dots: under {section}, {_line(bare, value)}"
+    by_bare_name: dict[str, str] = {name: name for name in schema.TOP_LEVEL}
+    for dotted in all_settings():
+        by_bare_name.setdefault(dotted.rpartition(".")[2], dotted)
+    match = name if name in by_bare_name else _closest(name, by_bare_name, cutoff=0.8)
+    if match is None:
+        return None
+    home = by_bare_name[match]
+    section = home.rpartition(".")[0] or "the top level"
+    return f'"{match}" belongs under {section}: {_line(home, value)}'
+
+
+def _list_known(group: str, known: Iterable[str]) -> str:
+    names = list(known)
+    if len(names) <= MAX_LISTED_NAMES:
+        return f"known here: {', '.join(names)}"
+    if group in LIBRARY_SECTIONS:
+        config, library = LIBRARY_SECTIONS[group]
+        version = read_snapshot()["versions"][library]
+        return f"{group} takes the settings of {config} ({library} {version}); see show --schema"
+    return "see `lora-sft show --schema`"
+
+
+def _closest(name: str, names: Iterable[str], cutoff: float) -> str | None:
+    return next(iter(get_close_matches(name.lower(), list(names), n=1, cutoff=cutoff)), None)
+
+
+def _line(dotted: str, value: Any) -> str:
+    """The line to write; a whole section is too long to repeat."""
+    return f"write {dotted}: ..." if isinstance(value, dict) else write_line(dotted, value)
+
+
+def _without_indices(section: str) -> str:
+    return ".".join(part for part in section.split(".") if not part.isdigit())
