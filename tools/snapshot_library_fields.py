@@ -27,9 +27,7 @@ LIBRARIES = ("trl", "transformers", "peft", "bitsandbytes")
 # either. From its docstring and __init__, transformers 5.23.
 BITS_AND_BYTES_TYPES: dict[str, Field] = {
     "llm_int8_skip_modules": Field(("array", "null"), items="string"),
-    "bnb_4bit_compute_dtype": Field(
-        ("string", "null"), choices=("bfloat16", "float16", "float32")
-    ),
+    "bnb_4bit_compute_dtype": Field(("string", "null"), choices=("bfloat16", "float16", "float32")),
     "bnb_4bit_quant_type": Field(("string",), choices=("nf4", "fp4")),
     "bnb_4bit_quant_storage": Field(
         ("string", "null"),

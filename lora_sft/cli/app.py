@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from typer.exceptions import Exit, TyperException
 from lora_sft import __version__
 from lora_sft.cli import chat, evaluate, merge, quickstart, recipes, show, train
 from lora_sft.errors import EXIT_INTERRUPTED, EXIT_RECIPE, EXIT_UNEXPECTED, Fault, LoraSftError
+from lora_sft.log import is_main_process
 
 app = typer.Typer(
     name="lora-sft",
@@ -57,9 +59,20 @@ def root(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and end the process with the contract's exit code."""
+    _settle_libraries()
+    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+
+
+def _settle_libraries() -> None:
+    """What the libraries read from the environment at import; a user's own setting wins."""
     # No telemetry: TRL pings the hub from its trainer unless told not to.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+    # Bars are for a person at a terminal; in a log file each becomes a hundred lines.
+    if not (sys.stderr.isatty() and is_main_process()):
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    # transformers 5.23 calls its own deprecated name; a user can do nothing about it.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
 
 
 def run(arguments: list[str]) -> int:

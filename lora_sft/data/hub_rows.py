@@ -16,15 +16,14 @@ def read_hub_rows(dataset: DatasetSection) -> Iterator[dict[str, Any]]:
 
     Raises: DataError where the split is missing or the hub cannot deliver.
     """
-    if dataset.split is None:
-        _refuse_missing_split(dataset)
     import datasets
 
+    split = dataset.split or _find_default_split(dataset)
     try:
         rows = datasets.load_dataset(
             dataset.path,
             name=dataset.name,
-            split=dataset.split,
+            split=split,
             revision=dataset.revision,
             data_files=dataset.data_files,
         )
@@ -33,7 +32,8 @@ def read_hub_rows(dataset: DatasetSection) -> Iterator[dict[str, Any]]:
     yield from rows
 
 
-def _refuse_missing_split(dataset: DatasetSection) -> None:
+def _find_default_split(dataset: DatasetSection) -> str:
+    """`train` where there is one; any other choice is the recipe's to make."""
     import datasets
 
     try:
@@ -45,8 +45,10 @@ def _refuse_missing_split(dataset: DatasetSection) -> None:
         )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise _unreadable(dataset, error) from error
+    if "train" in splits:
+        return "train"
     raise DataError(
-        f"{dataset.path} needs a split",
+        f"{dataset.path} has no split called train",
         f"{dataset.path}  split",
         f"write one of these: {', '.join(f'split: {split}' for split in splits)}",
     )

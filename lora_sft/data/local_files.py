@@ -52,29 +52,37 @@ def find_local_files(dataset: DatasetSection) -> list[LocalFile] | None:
 
 
 def _files_of_folder(dataset: DatasetSection, folder: Path) -> list[LocalFile]:
-    patterns = dataset.data_files or ["**/*"]
-    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    chosen = not dataset.data_files
+    named = _list_data_files(dataset)
     found = {
         path.relative_to(folder)
-        for pattern in patterns
+        for pattern in named or ["**/*"]
         for path in folder.glob(pattern)
-        if path.is_file() and not (chosen and _is_hidden_or_no_data(path.relative_to(folder)))
+        if path.is_file() and (named or _is_visible_data(path.relative_to(folder)))
     }
     ordered = sorted(found, key=PurePath.as_posix)
-    return [LocalFile(folder / path, (PurePath(dataset.path) / path).as_posix()) for path in ordered]
+    return [
+        LocalFile(folder / path, (PurePath(dataset.path) / path).as_posix()) for path in ordered
+    ]
 
 
-def _is_hidden_or_no_data(path: PurePath) -> bool:
+def _list_data_files(dataset: DatasetSection) -> list[str]:
+    """`data_files` as load_dataset takes it: a pattern, several, or patterns by split."""
+    named = dataset.data_files or []
+    if isinstance(named, dict):
+        named = named.get(dataset.split or "train", [])
+    return [named] if isinstance(named, str) else list(named)
+
+
+def _is_visible_data(path: PurePath) -> bool:
     hidden = any(part.startswith(".") for part in path.parts)
-    return hidden or path.suffix.lower() not in SUFFIXES
+    return not hidden and path.suffix.lower() in SUFFIXES
 
 
 def _files_of_glob(dataset: DatasetSection) -> list[LocalFile]:
     """Matches, each written with the recipe's own beginning of the path."""
-    found = sorted(path for path in glob.glob(dataset.location, recursive=True))
+    found = sorted(glob.glob(str(dataset.location), recursive=True))  # noqa: PTH207, absolute
     files = [Path(path) for path in found if Path(path).is_file()]
-    location_base, written_base = _fixed_base(dataset.location), _fixed_base(dataset.path)
+    location_base, written_base = _fixed_base(str(dataset.location)), _fixed_base(dataset.path)
     sources = [(written_base / path.relative_to(location_base)).as_posix() for path in files]
     return [LocalFile(path, source) for path, source in zip(files, sources, strict=True)]
 
@@ -114,7 +122,7 @@ def _check_files(dataset: DatasetSection, files: list[LocalFile]) -> None:
             raise DataError(
                 f'files that end in "{file.suffix}" are not read', file.source, _suffix_fix(file)
             )
-    if dataset.split not in (None, "train"):
+    if dataset.split not in (None, "train") and not isinstance(dataset.data_files, dict):
         raise DataError(
             f'local files have no split "{dataset.split}"',
             f"{dataset.path}  split",

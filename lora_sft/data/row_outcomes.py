@@ -88,7 +88,6 @@ class RowFollower:
 
     def _convert(self, row: SourceRow, row_format: RowFormat) -> Example | Drop:
         try:
-            check_is_unicode(row)
             example = row_format.read(row.values)
         except RowDropped as dropped:
             return dropped.drop
@@ -123,32 +122,3 @@ class RowFollower:
             ),
             longest_tokens=longest,
         )
-
-
-def check_is_unicode(row: SourceRow) -> None:
-    """Half a surrogate pair is legal in JSON's escapes and in no tokenizer.
-
-    Raises: RowDropped.
-    """
-    if not _is_encodable(repr_values := str(row.values)) or "\\ud" in repr_values:
-        _check_texts(row.values)
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _check_texts(value: object) -> None:
-    if isinstance(value, str) and not _is_encodable(value):
-        raise RowDropped("malformed", "a text holds half a surrogate pair, which is no character")
-    if isinstance(value, dict):
-        for key, item in value.items():
-            _check_texts(key)
-            _check_texts(item)
-    if isinstance(value, list | tuple):
-        for item in value:
-            _check_texts(item)

@@ -39,7 +39,9 @@ class SourceRow:
     @property
     def where(self) -> str:
         """The place to show a person: `file.jsonl:1017`, or `file.parquet row 12`."""
-        return f"{self.source} row {self.row}" if self.line is None else f"{self.source}:{self.line}"
+        return (
+            f"{self.source} row {self.row}" if self.line is None else f"{self.source}:{self.line}"
+        )
 
 
 def read_rows(dataset: DatasetSection) -> Iterator[SourceRow]:
@@ -84,7 +86,7 @@ def _check_renames(dataset: DatasetSection, columns: list[str]) -> None:
             raise DataError(
                 f'rename_columns turns "{theirs}" into "{ours}", which is there already',
                 f"{dataset.path}  rename_columns",
-                f'rename the other one away too, for example {{{ours}: unused_{ours}}}',
+                f"rename the other one away too, for example {{{ours}: unused_{ours}}}",
             )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from transformers import PreTrainedTokenizerBase
 
 from lora_sft.data.chat_rows import ChatLabelRule, RenderedRow, refuse_special_token
-from lora_sft.data.conversation import Conversation, Example, PlainText
+from lora_sft.data.conversation import Conversation, Example, PlainText, PromptCompletion
 from lora_sft.data.drops import Drop, RowDropped
 from lora_sft.data.rendering import ChatRenderer, find_special_names, make_token_pattern
 from lora_sft.data.supervised_row import SupervisedRow
@@ -51,9 +51,9 @@ class Supervisor:
     @property
     def stop_token_ids(self) -> frozenset[int]:
         """The given stop tokens, the template's own end of turn, and any other seen so far."""
-        seen = sorted(self._chat_rule.seen_stops)
-        ids = (self._tokenizer.convert_tokens_to_ids(name) for name in seen)
-        return self._stop_token_ids | {token_id for token_id in ids if token_id is not None}
+        vocabulary = self._tokenizer.get_vocab()
+        seen = {vocabulary[name] for name in self._chat_rule.seen_stops if name in vocabulary}
+        return self._stop_token_ids | seen
 
     def supervise(self, examples: Sequence[PlacedExample]) -> list[Supervised]:
         """The rows of each example, or its drop, in order.
@@ -68,20 +68,28 @@ class Supervisor:
 
     def _write(self, where: str, example: Example) -> list[RenderedRow | TextRow] | Drop:
         try:
-            if isinstance(example, Conversation):
-                self._check_has_template(where)
-                return list(self._chat_rule.write_rows(example, where))
-            self._check_special_tokens(example, where)
-            return [write_text_row(example, self._data.loss_on, where)]
+            rows = self._write_rows(where, example)
+            for row in rows:
+                _check_is_unicode(row)
         except RowDropped as dropped:
             return dropped.drop
+        return rows
 
-    def _check_special_tokens(self, example: Example, where: str) -> None:
+    def _write_rows(self, where: str, example: Example) -> list[RenderedRow | TextRow]:
+        if isinstance(example, Conversation):
+            self._check_has_template(where)
+            return list(self._chat_rule.write_rows(example, where))
+        self._check_special_tokens(example, where)
+        return [write_text_row(example, self._data.loss_on, where)]
+
+    def _check_special_tokens(self, example: PlainText | PromptCompletion, where: str) -> None:
         policy = self._data.special_tokens_in_content
-        if policy == "allow" or isinstance(example, Conversation):
+        if policy == "allow":
             return
-        is_plain = isinstance(example, PlainText)
-        texts = (example.text,) if is_plain else (example.prompt, example.completion)
+        if isinstance(example, PlainText):
+            texts = [example.text]
+        else:
+            texts = [example.prompt, example.completion]
         found = next((match for text in texts if (match := self._special.search(text))), None)
         if found is not None:
             refuse_special_token(found.group(), where, policy)
@@ -98,15 +106,10 @@ class Supervisor:
         if not self._renderer.has_template:
             return frozenset()
         name = self._renderer.find_end_of_turn(self._special)
-        return frozenset() if name is None else frozenset({self._get_id(name)})
-
-    def _get_id(self, name: str) -> int:
-        token_id = self._tokenizer.convert_tokens_to_ids(name)
-        assert isinstance(token_id, int), f"{name} is a special token, so it has an id"
-        return token_id
+        return frozenset() if name is None else frozenset({self._tokenizer.get_vocab()[name]})
 
     def _make_chat_rule(self) -> ChatLabelRule:
-        stops = [self._tokenizer.decode([token_id]) for token_id in sorted(self._stop_token_ids)]
+        stops = [str(self._tokenizer.decode([stop])) for stop in sorted(self._stop_token_ids)]
         return ChatLabelRule(
             self._renderer,
             make_token_pattern(stops),
@@ -115,6 +118,16 @@ class Supervisor:
             rewritten_history=self._data.rewritten_history,
             special_tokens_in_content=self._data.special_tokens_in_content,
         )
+
+
+def _check_is_unicode(row: RenderedRow | TextRow) -> None:
+    """Half a surrogate pair is legal among JSON's escapes, and no tokenizer takes it."""
+    text = row.text if isinstance(row, RenderedRow) else row.prompt + row.completion
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        detail = "a text holds half a surrogate pair, which is no character"
+        raise RowDropped("malformed", detail) from error
 
 
 def _regroup(

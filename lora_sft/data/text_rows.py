@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from lora_sft.data.conversation import PlainText, PromptCompletion
 from lora_sft.data.continuation import ContinuationTokenizer
+from lora_sft.data.conversation import PlainText, PromptCompletion
 from lora_sft.data.drops import RowDropped
 from lora_sft.data.supervised_row import SupervisedRow, Turn, make_supervised_row
 from lora_sft.data.token_spans import check_single_bos

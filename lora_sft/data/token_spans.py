@@ -63,9 +63,9 @@ class SpanTokenizer:
         if start is None or last is None:
             return None
         end = _find_end_token(encoding, last, learned.end, len(ids))
-        if encoding.token_to_chars(start)[0] < learned.start:
+        if _get_chars(encoding, start)[0] < learned.start:
             return None
-        if encoding.token_to_chars(end - 1)[1] > learned.end:
+        if _get_chars(encoding, end - 1)[1] > learned.end:
             return None
         if not self._prompt_stays(text, learned.start, start, encoding, ids):
             return None
@@ -80,9 +80,9 @@ class SpanTokenizer:
         can differ.
         """
         tail = next((i for i in range(start - 1, -1, -1) if ids[i] in self._added_ids), 0)
-        if tail == start - 1 and ids[tail] in self._added_ids or start == 0:
+        if start == 0 or (tail == start - 1 and ids[tail] in self._added_ids):
             return True
-        tail_text = text[encoding.token_to_chars(tail)[0] : border]
+        tail_text = text[_get_chars(encoding, tail)[0] : border]
         return self._encode_tail(tail_text) == ids[tail:start]
 
     def _tokenize_apart(self, row: RenderedRow) -> SupervisedRow:
@@ -106,10 +106,16 @@ def _find_first_token(encoding: Encoding, learned: LearnedText) -> int | None:
     return next((token for token in tokens if token is not None), None)
 
 
+def _get_chars(encoding: Encoding, token: int) -> tuple[int, int]:
+    chars = encoding.token_to_chars(token)
+    assert chars is not None, "every token comes from the text, as no special ones were added"
+    return chars
+
+
 def _find_end_token(encoding: Encoding, last: int, end: int, num_tokens: int) -> int:
     """One past the last token that begins inside the span: a character can be several tokens."""
     following = last + 1
-    while following < num_tokens and encoding.token_to_chars(following)[0] < end:
+    while following < num_tokens and _get_chars(encoding, following)[0] < end:
         following += 1
     return following
 

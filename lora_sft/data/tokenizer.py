@@ -50,7 +50,7 @@ def load_tokenizer(
     _apply_token(loaded, "pad_token", tokenizer.pad_token)
     if loaded.pad_token is None:
         loaded.pad_token = _choose_pad_token(loaded)
-    _apply_template(loaded, data.chat_template)
+    _apply_template(loaded, data.chat_template_location or data.chat_template)
     return loaded
 
 

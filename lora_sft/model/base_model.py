@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lora_sft.errors import ModelError
 from lora_sft.log import say
-from lora_sft.model.quantization import check_widths_for_cpu, make_quantization_config
+from lora_sft.model.quantization import keep_codes_unpacked, make_quantization_config
 from lora_sft.recipe import ModelSection
 
 
@@ -63,7 +63,7 @@ def load_base_model(
         )
     model = _load(section, arguments, where)
     if quantization is not None:
-        check_widths_for_cpu(model, "quantization")
+        keep_codes_unpacked(model)
     if section.attn_implementation is None:
         say(f"attention: {model.config._attn_implementation} (the library's choice here)")
     return model

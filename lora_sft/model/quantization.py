@@ -15,9 +15,6 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from lora_sft.errors import CapabilityError
 
-# bitsandbytes' CPU path packs 4-bit weights in blocks of this many columns and fails on others.
-CPU_BLOCK_COLUMNS = 64
-
 
 def make_quantization_config(
     fields: Mapping[str, Any], dtype: torch.dtype, where: str
@@ -54,29 +51,23 @@ def count_unpacked(parameter: torch.nn.Parameter) -> int:
     return int(torch.Size(state.shape).numel()) if state is not None else parameter.numel()
 
 
-def check_widths_for_cpu(model: PreTrainedModel, where: str) -> None:
-    """Refuse a 4-bit base on the CPU whose layers bitsandbytes cannot compute there.
+def keep_codes_unpacked(model: PreTrainedModel) -> None:
+    """Stop bitsandbytes from repacking 4-bit codes in place at the first inference forward.
 
-    Raises: CapabilityError naming the first layer whose input width is not a multiple of 64;
-    bitsandbytes 0.50 itself fails later, inside a forward, with `shape '[32, 0]' is invalid`.
+    It does so on CPUs with AVX512-BF16 (0.50.2, `Linear4bit.forward`). Repacked layers pass no
+    gradient when training goes on after an evaluation, dequantise to garbage, and fail for
+    widths that are no multiple of 64; none of it says a word. The plain layout is right
+    everywhere, so the speed of that one path is given up.
     """
-    for name, module in model.named_modules():
-        if type(module).__name__ != "Linear4bit" or module.weight.device.type != "cpu":
-            continue
-        if module.in_features % CPU_BLOCK_COLUMNS or module.out_features % CPU_BLOCK_COLUMNS:
-            raise CapabilityError(
-                f"{name} is {module.out_features} x {module.in_features}: bitsandbytes computes "
-                f"4-bit layers on a CPU only in multiples of {CPU_BLOCK_COLUMNS}",
-                where,
-                "set quantization: null, or train on a GPU",
-            )
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def dequantize(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """The base as the adapter saw it in training: every packed layer as plain numbers.
 
-    Only for a freshly loaded model: the first inference forward on a CPU repacks the codes in
-    place, and what is dequantised after that is garbage (bitsandbytes 0.50.2).
+    Right at any time, because `keep_codes_unpacked` leaves the codes as they were loaded.
     """
     model.dequantize(dtype=dtype)
     return model

@@ -1,0 +1,27 @@
+"""The recipe: read, composed, checked and resolved, without any of the heavy libraries."""
+
+from lora_sft.recipe.reader import read_recipe
+from lora_sft.recipe.resolved import Recipe
+from lora_sft.recipe.schema import (
+    AdapterSection,
+    DataSection,
+    DatasetSection,
+    EvaluateSection,
+    ExportSection,
+    ModelSection,
+    SplitSection,
+    TokenizerSection,
+)
+
+__all__ = [
+    "AdapterSection",
+    "DataSection",
+    "DatasetSection",
+    "EvaluateSection",
+    "ExportSection",
+    "ModelSection",
+    "Recipe",
+    "SplitSection",
+    "TokenizerSection",
+    "read_recipe",
+]

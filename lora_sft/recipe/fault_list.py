@@ -23,6 +23,7 @@ class FaultList:
 
     def __init__(self) -> None:
         self._entries: list[_Entry] = []
+        self._missing: list[tuple[str, Origin, str]] = []
         self._tainted: set[str] = set()
 
     def add(self, what: str, origin: Origin, dotted: str = "", fix: str = "") -> None:
@@ -35,6 +36,20 @@ class FaultList:
     def add_at(self, fault: Fault, origin: Origin) -> None:
         """Record a fault whose `where` is already written; `origin` only decides the order."""
         self._entries.append(_Entry(fault, origin))
+
+    def add_missing(self, dotted: str, origin: Origin, fix: str) -> None:
+        """Record a required setting that was not found. `origin` is the section it belongs to.
+
+        It becomes a fault in `settle_missing`: a misnamed key elsewhere may turn out to be it.
+        """
+        self._missing.append((dotted, origin, fix))
+
+    def settle_missing(self) -> None:
+        """Turn what is still missing into faults, once all sections have been read."""
+        for dotted, origin, fix in self._missing:
+            if not self.touches_taint(dotted):
+                self.add(f"{dotted} is required", origin, dotted, fix)
+        self._missing.clear()
 
     def taint(self, dotted: str) -> None:
         """Say no more about `dotted`."""

@@ -155,7 +155,6 @@ REMOVED: dict[str, MakeFix] = {
     "tokenizer": _to("tokenizer.path"),
     "processing_class": _to("tokenizer.path"),
     "torch_dtype": _to("model.dtype"),
-    "neftune_alpha": _to("train.neftune_noise_alpha"),
     "push_to_hub_token": _SECRET,
     "push_to_hub_model_id": _to("export.push_to_hub"),
     "include_tokens_per_second": _gone("throughput is always reported"),
@@ -165,9 +164,6 @@ REMOVED: dict[str, MakeFix] = {
     "dispatch_batches": _gone("set it inside train.accelerator_config"),
     "split_batches": _gone("set it inside train.accelerator_config"),
     "tpu_num_cores": _LAUNCHER,
-    "ddp_timeout_seconds": _to("train.ddp_timeout"),
-    "num_of_sequences": _gone("it has no successor"),
-    "use_liger": _to("train.use_liger_kernel"),
 }
 
 FOREIGN: dict[str, MakeFix] = {
@@ -176,7 +172,6 @@ FOREIGN: dict[str, MakeFix] = {
     "model_name": _to("model.model_name_or_path"),
     "checkpoint_dir": _to("model.model_name_or_path"),
     "model_revision": _to("model.revision"),
-    "revision_of_model": _to("model.revision"),
     "flash_attention": _either("model.attn_implementation", "flash_attention_2", "null is safe"),
     "flash_attn": lambda _value: write_line("model.attn_implementation", "flash_attention_2"),
     "tokenizer_name_or_path": _to("tokenizer.path"),
@@ -187,7 +182,6 @@ FOREIGN: dict[str, MakeFix] = {
     "quantization_bit": _bits,
     "quant_bits": _bits,
     "quantize": _bits,
-    "quantization_type": _bits,
     "quantization_method": _gone("quantization: nf4 or int8 says it all"),
     # adapter
     "lora_rank": _to("adapter.r"),
@@ -232,7 +226,7 @@ FOREIGN: dict[str, MakeFix] = {
     "max_samples": _gone("write repeat: 0.1 in the data set's entry to take a part of it"),
     # train
     "micro_batch_size": _to("train.per_device_train_batch_size"),
-    "batch_size_per_device": _to("train.per_device_train_batch_size"),
+    "batch_size": _to("train.per_device_train_batch_size"),
     "eval_batch_size": _to("train.per_device_eval_batch_size"),
     "total_batch_size": _to("train.global_batch_size"),
     "num_epochs": _to("train.num_train_epochs"),
@@ -244,7 +238,6 @@ FOREIGN: dict[str, MakeFix] = {
     "evals_per_epoch": lambda _value: write_line("train.eval_strategy", "epoch"),
     "grad_clip": _to("train.max_grad_norm"),
     "gradient_clipping": _to("train.max_grad_norm"),
-    "use_cuda": _gone("the device is found by itself"),
     "plot_loss": _gone("`lora-sft report` draws it"),
     "early_stopping": _to("train.early_stopping_patience"),
     # trackers and files

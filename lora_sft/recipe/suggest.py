@@ -47,7 +47,9 @@ def all_settings() -> dict[str, Field]:
         "data.validation": schema.section_fields(schema.SplitSection),
     }
     return {
-        f"{group}.{name}": field for group, fields in groups.items() for name, field in fields.items()
+        f"{group}.{name}": field
+        for group, fields in groups.items()
+        for name, field in fields.items()
     }
 
 

@@ -276,9 +276,7 @@ def _read_text(path: Path, origin: Origin, faults: FaultList) -> str | None:
             f"cannot read the file: {error.strerror}", origin, fix="check the path and its rights"
         )
     except UnicodeDecodeError as error:
-        faults.add(
-            f"the file is not UTF-8 (byte {error.start})", origin, fix="save it as UTF-8"
-        )
+        faults.add(f"the file is not UTF-8 (byte {error.start})", origin, fix="save it as UTF-8")
     return None
 
 

@@ -85,6 +85,7 @@ def make_sft_config(recipe: Recipe, batch: BatchPlan, run: RunDirectory) -> SFTC
         "optim": default_optimizer(recipe),
         "report_to": "none",
         "logging_nan_inf_filter": False,
+        "ddp_find_unused_parameters": False,
         **{name: value for name, value in recipe.train.items() if name not in OWN_FIELDS},
     }
     if recipe.train.get("fp16"):

@@ -1,0 +1,103 @@
+"""The shelf: recipes that travel with the package, to run as they are or to copy and edit.
+
+What the list says of a recipe is read from the recipe itself. Two comment lines at its top say
+what the settings cannot: `# title: ...` and `# hardware: ...`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_sft.errors import RecipeError
+from lora_sft.recipe.reader import read_recipe
+from lora_sft.recipe.resolved import Recipe
+from lora_sft.recipe.shipped import find_shipped_folder
+
+
+@dataclass(frozen=True)
+class ShippedRecipe:
+    """One recipe of the shelf. `name` is its path below the shelf without `.yaml`."""
+
+    name: str
+    path: str
+    title: str
+    model: str
+    method: str
+    hardware: str
+
+
+def find_shipped_recipes() -> list[ShippedRecipe]:
+    """Every shipped recipe, by name."""
+    folder = find_shipped_folder("recipes")
+    if folder is None:
+        return []
+    return [_describe(path, folder) for path in sorted(folder.rglob("*.yaml"))]
+
+
+def copy_recipe(name: str, destination: str | Path) -> Path:
+    """Copy a shipped recipe to edit it. Shipped recipes hold no relative paths, so copies work.
+
+    Raises:
+        RecipeError: there is no such recipe, or something is at the destination already.
+    """
+    source = Path(_find(name).path)
+    target = Path(destination)
+    if target.is_dir():
+        target = target / source.name
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("x", encoding="utf-8") as file:
+            file.write(source.read_text(encoding="utf-8"))
+    except FileExistsError:
+        raise RecipeError(
+            f"{target} exists already", str(target), "name another file, or delete this one"
+        ) from None
+    return target
+
+
+def _find(name: str) -> ShippedRecipe:
+    wanted = name.removesuffix(".yaml")
+    recipes = find_shipped_recipes()
+    for recipe in recipes:
+        if recipe.name == wanted:
+            return recipe
+    from difflib import get_close_matches
+
+    near = get_close_matches(wanted, [recipe.name for recipe in recipes], n=1, cutoff=0.4)
+    fix = f"did you mean {near[0]}?" if near else "see `lora-sft recipes`"
+    raise RecipeError(f'no shipped recipe "{name}"', "recipes copy", fix)
+
+
+def _describe(path: Path, folder: Path) -> ShippedRecipe:
+    notes = _read_notes(path)
+    recipe = read_recipe(path)
+    return ShippedRecipe(
+        name=path.relative_to(folder).with_suffix("").as_posix(),
+        path=str(path),
+        title=notes.get("title", ""),
+        model=recipe.model.model_name_or_path,
+        method=_method_of(recipe),
+        hardware=notes.get("hardware", ""),
+    )
+
+
+def _read_notes(path: Path) -> dict[str, str]:
+    """The `# name: value` comments before the first setting."""
+    notes: dict[str, str] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.strip() and not line.startswith("#"):
+            break
+        name, colon, value = line.lstrip("# ").partition(":")
+        if colon:
+            notes[name.strip().lower()] = value.strip()
+    return notes
+
+
+def _method_of(recipe: Recipe) -> str:
+    """`LoRA`, `QLoRA nf4` or `LoRA int8`, with DoRA where it is on."""
+    adapter = "DoRA" if recipe.adapter.lora.get("use_dora") else "LoRA"
+    settings = recipe.quantization or {}
+    if settings.get("load_in_4bit"):
+        return f"Q{adapter} {settings.get('bnb_4bit_quant_type', 'fp4')}"
+    return f"{adapter} int8" if settings.get("load_in_8bit") else adapter

@@ -1,0 +1,160 @@
+"""One tree out of a recipe, the recipes it extends, and the overrides on the command line.
+
+Mappings merge setting by setting; lists and single values replace. Null replaces too, so a
+section set to null is as if the parent had never written it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_sft.recipe.fault_list import FaultList
+from lora_sft.recipe.schema import QUANTIZATION_PRESETS
+from lora_sft.recipe.shipped import expand_prefix
+from lora_sft.recipe.written import COMMAND_LINE, Origin, Written, join, wrap
+from lora_sft.recipe.yaml_reader import read_yaml_file, read_yaml_value
+
+
+def compose(path: Path, overrides: Sequence[str], faults: FaultList) -> Written | None:
+    """The whole recipe as one tree, or None when a file of it cannot be read at all."""
+    root = _read_with_parents(path, str(path), (), faults)
+    if root is None:
+        return None
+    for override in overrides:
+        root = _apply_override(root, override, faults)
+    return root
+
+
+def expand_short_form(section: str, written: Written) -> Written:
+    """`model: NAME` or a quantization preset as the mapping that it stands for."""
+    if not isinstance(written.value, str):
+        return written
+    if section == "model":
+        return wrap({"model_name_or_path": written.value}, written.origin)
+    if section == "quantization" and written.value in QUANTIZATION_PRESETS:
+        return wrap(QUANTIZATION_PRESETS[written.value], written.origin)
+    return written
+
+
+def _read_with_parents(
+    path: Path, label: str, children: tuple[Path, ...], faults: FaultList
+) -> Written | None:
+    root = read_yaml_file(path, label, faults)
+    if root is None or "extends" not in root.value:
+        return root
+    settings = dict(root.value)
+    extends = settings.pop("extends")
+    own = Written(settings, root.origin)
+    if extends.value is None:
+        return own
+    parent = _read_parent(extends, path, label, children, faults)
+    return None if parent is None else _merge(parent, own, "")
+
+
+def _read_parent(
+    extends: Written, path: Path, label: str, children: tuple[Path, ...], faults: FaultList
+) -> Written | None:
+    family = (*children, path.resolve())
+    if not isinstance(extends.value, str):
+        faults.add(
+            "extends takes the path of one recipe",
+            extends.origin,
+            "extends",
+            "write extends: ../defaults.yaml",
+        )
+        return None
+    parent = path.parent / Path(expand_prefix(extends.value)).expanduser()
+    if parent.resolve() in family:
+        names = " -> ".join(member.name for member in (*family, parent))
+        faults.add(
+            f"the recipes extend each other in a circle: {names}",
+            extends.origin,
+            "extends",
+            "delete one of the `extends` lines",
+        )
+        return None
+    if not parent.is_file():
+        faults.add(
+            f'no such recipe: "{extends.value}"',
+            extends.origin,
+            "extends",
+            f"create {os.path.abspath(parent)} or correct the path (it starts from this file's "
+            "folder)",
+        )
+        return None
+    parent_label = os.path.normpath(os.path.join(os.path.dirname(label), extends.value))
+    return _read_with_parents(parent, parent_label, family, faults)
+
+
+def _merge(parent: Written, child: Written, section: str) -> Written:
+    """`child` laid over `parent`."""
+    if isinstance(child.value, dict):
+        parent = expand_short_form(section, parent)
+    if not (isinstance(parent.value, dict) and isinstance(child.value, dict)):
+        return child
+    merged = dict(parent.value)
+    for key, value in child.value.items():
+        merged[key] = _merge(merged[key], value, join(section, key)) if key in merged else value
+    return Written(merged, child.origin)
+
+
+def _apply_override(root: Written, override: str, faults: FaultList) -> Written:
+    dotted, equals, text = override.partition("=")
+    origin = Origin(COMMAND_LINE, None, Path.cwd())
+    if not equals or not all(dotted.split(".")):
+        fix = "write it as section.field=value, e.g. train.learning_rate=1e-4"
+        faults.add(f'"{override}" is not an override', origin, fix=fix)
+        return root
+    value = read_yaml_value(text, faults, dotted)
+    if value is None:
+        return root
+    try:
+        return _set(root, dotted.split("."), value, "")
+    except _CannotSet as problem:
+        faults.add(str(problem), origin, dotted, problem.fix)
+        return root
+
+
+class _CannotSet(Exception):
+    """An override leads through something that has no settings inside."""
+
+    def __init__(self, what: str, fix: str) -> None:
+        super().__init__(what)
+        self.fix = fix
+
+
+def _set(node: Written, names: list[str], value: Written, path: str) -> Written:
+    """`node` with the value at `names` replaced; sections on the way are made if need be."""
+    if not names:
+        return value
+    node = expand_short_form(path, node)
+    name, rest = names[0], names[1:]
+    inner = join(path, name)
+    if isinstance(node.value, list):
+        return _set_item(node, name, rest, value, path)
+    if not isinstance(node.value, (dict, type(None))):
+        raise _CannotSet(f"{path} holds a single value, nothing inside it", f"write {path}=...")
+    settings: dict[str, Any] = dict(node.value or {})
+    present = settings.get(name) or Written([] if _is_first_item(rest) else None, value.origin)
+    settings[name] = _set(present, rest, value, inner)
+    return Written(settings, node.origin)
+
+
+def _set_item(node: Written, name: str, rest: list[str], value: Written, path: str) -> Written:
+    items = list(node.value)
+    if not name.isdigit() or int(name) > len(items):
+        raise _CannotSet(
+            f'{path} is a list of {len(items)}, "{name}" is none of its items',
+            f"items count from 0: write {path}.0",
+        )
+    index = int(name)
+    present = items[index] if index < len(items) else Written(None, value.origin)
+    items[index : index + 1] = [_set(present, rest, value, join(path, index))]
+    return Written(items, node.origin)
+
+
+def _is_first_item(rest: list[str]) -> bool:
+    return bool(rest) and rest[0] == "0"

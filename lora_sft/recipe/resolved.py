@@ -1,0 +1,156 @@
+"""The resolved recipe: every setting with its default filled in, and who set it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_sft.recipe.fields import Section
+from lora_sft.recipe.schema import (
+    AdapterSection,
+    DataSection,
+    EvaluateSection,
+    ExportSection,
+    ModelSection,
+    TokenizerSection,
+    section_fields,
+)
+from lora_sft.recipe.shipped import PREFIX
+from lora_sft.recipe.written import Origin, join
+from lora_sft.recipe.yaml_reader import write_yaml
+
+DEFAULT = "default"
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """What one run is to do. Made by `read_recipe`; nothing changes it afterwards.
+
+    `quantization` holds BitsAndBytesConfig settings (a preset is spelled out), `adapter.lora`
+    those of LoraConfig and `train` those of SFTConfig plus ours; each has our defaults and
+    what the person wrote, and leaves the libraries' own defaults to them.
+
+    `output_dir` is relative to the current directory. Other paths stay as written; where they
+    lead is in the `location` beside them.
+
+    Two recipes are equal when they ask for the same run, wherever they were read from.
+    """
+
+    model: ModelSection
+    tokenizer: TokenizerSection
+    quantization: dict[str, Any] | None
+    adapter: AdapterSection
+    data: DataSection
+    train: dict[str, Any]
+    evaluate: EvaluateSection
+    export: ExportSection
+    output_dir: str
+    source: Path
+    source_label: str
+    deepspeed_location: str | None
+    quantization_as_written: str | dict[str, Any] | None
+    places: Mapping[str, Origin] = dataclasses.field(repr=False)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Recipe):
+            return NotImplemented
+        return self.to_dict(absolute_paths=True) == other.to_dict(absolute_paths=True)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def is_written(self, dotted: str) -> bool:
+        """Whether a person set this path (in a file or on the command line)."""
+        return dotted in self.places
+
+    def where(self, dotted: str) -> str:
+        """The place of a setting for an error: `my.yaml:14  train.learning_rate`.
+
+        A default has no place; then it is the nearest section that was written. List items may
+        be given as `adapter.target_modules[1]` too.
+        """
+        path = dotted.replace("[", ".").replace("]", "")
+        while path and path not in self.places:
+            path = path.rpartition(".")[0]
+        place = str(self.places[path]) if path else self.source_label
+        return f"{place}  {dotted}"
+
+    @property
+    def origins(self) -> dict[str, str]:
+        """For every resolved value: `file:line`, `command line` or `default`."""
+        return {dotted: self._origin_of(dotted) for dotted in _leaves(self.to_dict())}
+
+    def to_dict(self, *, absolute_paths: bool = False) -> dict[str, Any]:
+        """The resolved recipe as plain data that reads back to an equal recipe.
+
+        With `absolute_paths` it does so from any folder.
+        """
+        return {
+            "model": _section_to_dict(self.model, absolute_paths),
+            "tokenizer": _section_to_dict(self.tokenizer, absolute_paths),
+            "quantization": self.quantization_as_written,
+            "adapter": {
+                **_section_to_dict(self.adapter, absolute_paths),
+                **self.adapter.lora,
+            },
+            "data": _section_to_dict(self.data, absolute_paths),
+            "train": self._train_to_dict(absolute_paths),
+            "evaluate": _section_to_dict(self.evaluate, absolute_paths),
+            "export": _section_to_dict(self.export, absolute_paths),
+            "output_dir": os.path.abspath(self.output_dir) if absolute_paths else self.output_dir,
+        }
+
+    def resolved_text(self) -> str:
+        """The resolved recipe as YAML with absolute local paths, to keep beside a run."""
+        return write_yaml(self.to_dict(absolute_paths=True))
+
+    def _train_to_dict(self, absolute_paths: bool) -> dict[str, Any]:
+        if not absolute_paths or not isinstance(self.train.get("deepspeed"), str):
+            return dict(self.train)
+        written = self.train["deepspeed"]
+        return {**self.train, "deepspeed": _portable(written, self.deepspeed_location or written)}
+
+    def _origin_of(self, dotted: str) -> str:
+        if dotted in self.places:
+            return str(self.places[dotted])
+        section = dotted.rpartition(".")[0]
+        short_form = section == "model" and dotted.endswith(".model_name_or_path")
+        return str(self.places[section]) if short_form and section in self.places else DEFAULT
+
+
+def _section_to_dict(section: Section, absolute_paths: bool) -> dict[str, Any]:
+    data: dict[str, Any] = {}
+    for name, field in section_fields(type(section)).items():
+        value = getattr(section, name)
+        if absolute_paths and field.path_kind and value is not None:
+            value = _portable(value, getattr(section, field.located_as))
+        data[name] = _to_plain(value, absolute_paths)
+    return data
+
+
+def _to_plain(value: Any, absolute_paths: bool) -> Any:
+    if isinstance(value, Section):
+        return _section_to_dict(value, absolute_paths)
+    if isinstance(value, list):
+        return [_to_plain(item, absolute_paths) for item in value]
+    return value
+
+
+def _portable(written: str, location: str) -> str:
+    """A path that leads to the same place from any folder; shipped files keep their prefix."""
+    return written if written.startswith(PREFIX) or not location else location
+
+
+def _leaves(data: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted paths of every value; a list of plain values is one value."""
+    if isinstance(data, dict) and data:
+        for name, value in data.items():
+            yield from _leaves(value, join(prefix, name))
+    elif isinstance(data, list) and any(isinstance(item, dict) for item in data):
+        for index, item in enumerate(data):
+            yield from _leaves(item, join(prefix, index))
+    else:
+        yield prefix
