@@ -40,7 +40,7 @@ def make_snapshot() -> dict[str, Any]:
     """The fields of the installed libraries, as plain JSON data."""
     from peft import LoraConfig
     from transformers import BitsAndBytesConfig
-    from trl import SFTConfig
+    from trl import SFTConfig  # type: ignore[attr-defined]
 
     return {
         "versions": {name: version(name) for name in LIBRARIES},

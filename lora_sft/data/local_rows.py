@@ -20,6 +20,14 @@ NumberedRow = tuple[int | None, dict[str, Any]]
 LARGEST_CSV_FIELD_CHARACTERS = 2**31 - 1
 PARQUET_BATCH_ROWS = 1_000
 EXCERPT_CHARACTERS = 60
+JSON_KINDS = {
+    list: "an array",
+    str: "a text",
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+}
 
 
 def read_json_lines(file: LocalFile) -> Iterator[NumberedRow]:
@@ -28,7 +36,7 @@ def read_json_lines(file: LocalFile) -> Iterator[NumberedRow]:
     for number, line in _read_lines(file):
         if line.strip():
             empty = False
-            yield number, _parse_object(line, f"{file.source}:{number}")
+            yield number, _parse_object(line.rstrip("\r\n"), f"{file.source}:{number}")
     if empty:
         _refuse_empty(file)
 
@@ -169,8 +177,8 @@ def _parse_object(text: str, where: str) -> dict[str, Any]:
 
 def _as_object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        kind = type(value).__name__
-        raise DataError(f"the row is a {kind}, not an object", where, 'write it as {"column": ...}')
+        kind = JSON_KINDS[type(value)]
+        raise DataError(f"the row is {kind}, not an object", where, 'write it as {"column": ...}')
     return value
 
 

@@ -51,8 +51,8 @@ class Supervisor:
     @property
     def stop_token_ids(self) -> frozenset[int]:
         """The given stop tokens, the template's own end of turn, and any other seen so far."""
-        vocabulary = self._tokenizer.get_vocab()
-        seen = {vocabulary[name] for name in self._chat_rule.seen_stops if name in vocabulary}
+        added = self._tokenizer.added_tokens_encoder
+        seen = {added[name] for name in self._chat_rule.seen_stops if name in added}
         return self._stop_token_ids | seen
 
     def supervise(self, examples: Sequence[PlacedExample]) -> list[Supervised]:
@@ -106,7 +106,7 @@ class Supervisor:
         if not self._renderer.has_template:
             return frozenset()
         name = self._renderer.find_end_of_turn(self._special)
-        return frozenset() if name is None else frozenset({self._tokenizer.get_vocab()[name]})
+        return frozenset() if name is None else frozenset({self._tokenizer.added_tokens_encoder[name]})
 
     def _make_chat_rule(self) -> ChatLabelRule:
         stops = [str(self._tokenizer.decode([stop])) for stop in sorted(self._stop_token_ids)]

@@ -1,5 +1,6 @@
 """The recipe: read, composed, checked and resolved, without any of the heavy libraries."""
 
+from lora_sft.recipe.json_schema import recipe_json_schema
 from lora_sft.recipe.reader import read_recipe
 from lora_sft.recipe.resolved import Recipe
 from lora_sft.recipe.schema import (
@@ -24,4 +25,5 @@ __all__ = [
     "SplitSection",
     "TokenizerSection",
     "read_recipe",
+    "recipe_json_schema",
 ]

@@ -27,7 +27,7 @@ class ShippedRecipe:
     hardware: str
 
 
-def find_shipped_recipes() -> list[ShippedRecipe]:
+def list_recipes() -> list[ShippedRecipe]:
     """Every shipped recipe, by name."""
     folder = find_shipped_folder("recipes")
     if folder is None:
@@ -38,10 +38,9 @@ def find_shipped_recipes() -> list[ShippedRecipe]:
 def copy_recipe(name: str, destination: str | Path) -> Path:
     """Copy a shipped recipe to edit it. Shipped recipes hold no relative paths, so copies work.
 
-    Raises:
-        RecipeError: there is no such recipe, or something is at the destination already.
+    Raises: RecipeError where there is no such recipe, or something at the destination already.
     """
-    source = Path(_find(name).path)
+    source = Path(find_recipe(name).path)
     target = Path(destination)
     if target.is_dir():
         target = target / source.name
@@ -56,9 +55,13 @@ def copy_recipe(name: str, destination: str | Path) -> Path:
     return target
 
 
-def _find(name: str) -> ShippedRecipe:
+def find_recipe(name: str) -> ShippedRecipe:
+    """The shipped recipe of this name.
+
+    Raises: RecipeError with the nearest name.
+    """
     wanted = name.removesuffix(".yaml")
-    recipes = find_shipped_recipes()
+    recipes = list_recipes()
     for recipe in recipes:
         if recipe.name == wanted:
             return recipe

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_sft.recipe.fault_list import FaultList
+from lora_sft.recipe.locations import find_similar
 from lora_sft.recipe.schema import QUANTIZATION_PRESETS
 from lora_sft.recipe.shipped import expand_prefix
 from lora_sft.recipe.written import COMMAND_LINE, Origin, Written, join, wrap
@@ -20,6 +21,9 @@ from lora_sft.recipe.yaml_reader import read_yaml_file, read_yaml_value
 
 def compose(path: Path, overrides: Sequence[str], faults: FaultList) -> Written | None:
     """The whole recipe as one tree, or None when a file of it cannot be read at all."""
+    if not path.is_file():
+        _refuse_missing(str(path), Origin(str(path), None, Path.cwd()), faults)
+        return None
     root = _read_with_parents(path, str(path), (), faults)
     if root is None:
         return None
@@ -77,16 +81,17 @@ def _read_parent(
         )
         return None
     if not parent.is_file():
-        faults.add(
-            f'no such recipe: "{extends.value}"',
-            extends.origin,
-            "extends",
-            f"create {os.path.abspath(parent)} or correct the path (it starts from this file's "
-            "folder)",
-        )
+        _refuse_missing(extends.value, extends.origin, faults, "extends")
         return None
     parent_label = os.path.normpath(os.path.join(os.path.dirname(label), extends.value))
     return _read_with_parents(parent, parent_label, family, faults)
+
+
+def _refuse_missing(text: str, origin: Origin, faults: FaultList, dotted: str = "") -> None:
+    near = find_similar(text, origin.folder)
+    place = os.path.join(origin.folder, text)
+    fix = f"did you mean {near}?" if near else f"there is no file {os.path.normpath(place)}"
+    faults.add(f'no such recipe: "{text}"', origin, dotted, fix)
 
 
 def _merge(parent: Written, child: Written, section: str) -> Written:
@@ -104,6 +109,10 @@ def _merge(parent: Written, child: Written, section: str) -> Written:
 def _apply_override(root: Written, override: str, faults: FaultList) -> Written:
     dotted, equals, text = override.partition("=")
     origin = Origin(COMMAND_LINE, None, Path.cwd())
+    if dotted == "extends":
+        fix = "write extends into the recipe, or pass that recipe's settings as overrides"
+        faults.add("extends cannot be given on the command line", origin, dotted, fix)
+        return root
     if not equals or not all(dotted.split(".")):
         fix = "write it as section.field=value, e.g. train.learning_rate=1e-4"
         faults.add(f'"{override}" is not an override', origin, fix=fix)
@@ -113,12 +122,12 @@ def _apply_override(root: Written, override: str, faults: FaultList) -> Written:
         return root
     try:
         return _set(root, dotted.split("."), value, "")
-    except _CannotSet as problem:
+    except _CannotSetError as problem:
         faults.add(str(problem), origin, dotted, problem.fix)
         return root
 
 
-class _CannotSet(Exception):
+class _CannotSetError(Exception):
     """An override leads through something that has no settings inside."""
 
     def __init__(self, what: str, fix: str) -> None:
@@ -136,7 +145,9 @@ def _set(node: Written, names: list[str], value: Written, path: str) -> Written:
     if isinstance(node.value, list):
         return _set_item(node, name, rest, value, path)
     if not isinstance(node.value, (dict, type(None))):
-        raise _CannotSet(f"{path} holds a single value, nothing inside it", f"write {path}=...")
+        raise _CannotSetError(
+            f"{path} holds a single value, nothing inside it", f"write {path}=..."
+        )
     settings: dict[str, Any] = dict(node.value or {})
     present = settings.get(name) or Written([] if _is_first_item(rest) else None, value.origin)
     settings[name] = _set(present, rest, value, inner)
@@ -146,7 +157,7 @@ def _set(node: Written, names: list[str], value: Written, path: str) -> Written:
 def _set_item(node: Written, name: str, rest: list[str], value: Written, path: str) -> Written:
     items = list(node.value)
     if not name.isdigit() or int(name) > len(items):
-        raise _CannotSet(
+        raise _CannotSetError(
             f'{path} is a list of {len(items)}, "{name}" is none of its items',
             f"items count from 0: write {path}.0",
         )

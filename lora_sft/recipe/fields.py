@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Union, get_args, get_origin
 
 REQUIRED: Any = object()
+MAX_LISTED_CHOICES = 12
 
 _JSON_TYPES: dict[type, str] = {
     bool: "boolean",
@@ -228,6 +229,8 @@ def _fits_pattern(value: str, choice: str) -> bool:
 
 
 def _list_words(field: Field) -> str:
+    if len(field.choices) > MAX_LISTED_CHOICES:
+        return f"one of {len(field.choices)} words (see `lora-sft show --schema`)"
     words = [_WORDS[name] for name in field.types if name != "string" or not field.choices]
     words = [*field.choices, *words]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"

@@ -43,6 +43,16 @@ def locate(text: str, folder: Path, kind: str) -> str | None:
     return text if _HUB_ID.fullmatch(text) and not _looks_like_path(text, kind) else None
 
 
+def is_local(location: str) -> bool:
+    """Whether `locate` found a local place: those are absolute, Hub ids and URLs never are."""
+    return os.path.isabs(location)
+
+
+def is_hub_id(location: str) -> bool:
+    """Whether `locate` left a name for the Hub."""
+    return not is_local(location) and not _URL.match(location)
+
+
 def describe_missing(text: str, origin: Origin, kind: str) -> tuple[str, str]:
     """What to say about a path that leads nowhere, and the fix."""
     if kind == "template" and ("{{" in text or "{%" in text):
@@ -52,7 +62,7 @@ def describe_missing(text: str, origin: Origin, kind: str) -> tuple[str, str]:
     if here is not None and origin.file != COMMAND_LINE:
         there = os.path.relpath(here, origin.folder)
         return what, f"write {there} (paths start from the folder of the file that says them)"
-    near = _find_similar(text, origin.folder)
+    near = find_similar(text, origin.folder)
     if near is not None:
         return what, f"did you mean {near}?"
     looked_at = _absolute(text, origin.folder)
@@ -93,7 +103,7 @@ def _looks_like_path(text: str, kind: str) -> bool:
     return suffix in DATA_SUFFIXES or bool(_GLOB_CHARACTERS & set(text))
 
 
-def _find_similar(text: str, folder: Path) -> str | None:
+def find_similar(text: str, folder: Path) -> str | None:
     """The path as written, with its last name replaced by the nearest that exists."""
     from difflib import get_close_matches  # only wanted once something is wrong
 

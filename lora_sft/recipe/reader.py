@@ -41,8 +41,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     `overrides` are `section.field=value`, read like the file; their relative paths start from
     the current directory.
 
-    Raises:
-        RecipeError: with every fault that can be known, in the order of the file.
+    Raises: RecipeError with every fault that can be known, in the order of the file.
     """
     faults = FaultList()
     tree = compose(Path(path), overrides, faults)
@@ -94,8 +93,7 @@ class _RecipeBuilder:
     def _refuse_unknown_sections(self) -> None:
         for name, child in self._tree.value.items():
             if name not in TOP_LEVEL:
-                known = {known: None for known in TOP_LEVEL}
-                self._sections.refuse_key("", name, child, known)
+                self._sections.refuse_key("", name, child, dict.fromkeys(TOP_LEVEL))
 
     def _build_quantization(
         self, model_dtype: str
@@ -131,7 +129,9 @@ class _RecipeBuilder:
             written = Written(None, written.origin)
         settings = self._sections.build_settings(adapter_fields(), written, "adapter")
         outside = {
-            name: settings.pop(name) for name in ("init_from", "location") if name in settings
+            name: settings.pop(name)
+            for name in ("init_from", "init_from_location")
+            if name in settings
         }
         defaults = {} if outside.get("init_from") else ADAPTER_DEFAULTS
         return AdapterSection(lora={**defaults, **settings}, **outside)

@@ -21,7 +21,7 @@ from lora_sft.recipe.schema import (
 )
 from lora_sft.recipe.shipped import PREFIX
 from lora_sft.recipe.written import Origin, join
-from lora_sft.recipe.yaml_reader import write_yaml
+from lora_sft.recipe.yaml_reader import write_yaml, write_yaml_inline
 
 DEFAULT = "default"
 
@@ -107,6 +107,14 @@ class Recipe:
         """The resolved recipe as YAML with absolute local paths, to keep beside a run."""
         return write_yaml(self.to_dict(absolute_paths=True))
 
+    def annotated_text(self) -> str:
+        """The resolved recipe for people: YAML with the origin of each value beside it."""
+        lines = list(_annotate(self.to_dict(), self.origins))
+        width = max(len(line) for line, _origin in lines)
+        return "\n".join(
+            f"{line:<{width}}  # {origin}" if origin else line for line, origin in lines
+        )
+
     def _train_to_dict(self, absolute_paths: bool) -> dict[str, Any]:
         if not absolute_paths or not isinstance(self.train.get("deepspeed"), str):
             return dict(self.train)
@@ -142,6 +150,20 @@ def _to_plain(value: Any, absolute_paths: bool) -> Any:
 def _portable(written: str, location: str) -> str:
     """A path that leads to the same place from any folder; shipped files keep their prefix."""
     return written if written.startswith(PREFIX) or not location else location
+
+
+def _annotate(
+    data: Any, origins: Mapping[str, str], prefix: str = "", indent: str = ""
+) -> Iterator[tuple[str, str]]:
+    """Lines of YAML in block style, each with the origin of its value if it shows one."""
+    for name, value in data.items() if isinstance(data, dict) else enumerate(data):
+        dotted = join(prefix, name)
+        bullet = f"{name}:" if isinstance(data, dict) else "-"
+        if dotted in origins:
+            yield f"{indent}{bullet} {write_yaml_inline(value)}", origins[dotted]
+        else:
+            yield f"{indent}{bullet}", ""
+            yield from _annotate(value, origins, dotted, indent + "  ")
 
 
 def _leaves(data: Any, prefix: str = "") -> Iterator[str]:

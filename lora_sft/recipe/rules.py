@@ -14,6 +14,7 @@ from typing import Any
 
 from lora_sft.errors import Fault
 from lora_sft.recipe.fault_list import FaultList
+from lora_sft.recipe.locations import is_hub_id, is_local
 from lora_sft.recipe.resolved import Recipe
 from lora_sft.recipe.schema import DatasetSection, SplitSection, train_fields
 from lora_sft.recipe.written import Origin
@@ -184,7 +185,7 @@ def held_out_hub_data_names_its_split(recipe: Recipe) -> Iterator[Finding]:
     """Left out, the split would be `train`, which is rarely what is meant here."""
     for name, split in _splits(recipe):
         for path, dataset in _listed(split.datasets or [], f"{name}.datasets"):
-            if dataset.location == dataset.path and dataset.split is None:
+            if is_hub_id(dataset.location) and dataset.split is None:
                 fix = f"write {path}.split: {name.removeprefix('data.')}"
                 yield Finding((f"{path}.path",), f"{path} does not say which split to take", fix)
 
@@ -192,8 +193,7 @@ def held_out_hub_data_names_its_split(recipe: Recipe) -> Iterator[Finding]:
 def files_are_named_in_path(recipe: Recipe) -> Iterator[Finding]:
     """`path: json` with `data_files` is load_dataset's way; relative files would be lost."""
     for path, dataset in _all_datasets(recipe):
-        is_local = dataset.location != dataset.path
-        if dataset.path in LOAD_DATASET_BUILDERS and not is_local:
+        if dataset.location in LOAD_DATASET_BUILDERS:
             file = dataset.data_files if isinstance(dataset.data_files, str) else "train.jsonl"
             what = f"{dataset.path} is a file type, not a data set"
             yield Finding((f"{path}.path",), what, f"write {path}.path: {file}")
@@ -228,8 +228,8 @@ def a_template_date_is_a_day(recipe: Recipe) -> Iterator[Finding]:
 def remote_code_is_pinned(recipe: Recipe) -> Iterator[Finding]:
     """Code from a repository runs with the user's rights; a branch may change under them."""
     model = recipe.model
-    is_remote = model.location == model.model_name_or_path
-    if model.trust_remote_code and is_remote and not _COMMIT_OR_TAG.match(model.revision or ""):
+    is_pinned = is_local(model.location) or _COMMIT_OR_TAG.match(model.revision or "")
+    if model.trust_remote_code and not is_pinned:
         what = f"trust_remote_code runs whatever code {model.model_name_or_path} holds that day"
         fix = "write model.revision: <the commit you have read>"
         yield Finding(("model.trust_remote_code", "model.revision"), what, fix)
@@ -338,7 +338,7 @@ def early_stopping_keeps_the_best(recipe: Recipe) -> Iterator[Finding]:
 def the_best_model_is_saved_when_evaluated(recipe: Recipe) -> Iterator[Finding]:
     """The best model can only be loaded if it was saved at the step that showed it."""
     evaluates, saves = _train(recipe, "eval_strategy"), _train(recipe, "save_strategy")
-    if not recipe.train.get("load_best_model_at_end") or "no" == evaluates or "best" == saves:
+    if not recipe.train.get("load_best_model_at_end") or evaluates == "no" or saves == "best":
         return
     if evaluates != saves:
         paths = ("train.save_strategy", "train.eval_strategy", "train.load_best_model_at_end")
@@ -457,5 +457,6 @@ def _all_datasets(recipe: Recipe) -> Iterator[tuple[str, DatasetSection]]:
 def _rows_of(dataset: DatasetSection) -> tuple[Any, ...]:
     """What decides which rows these are."""
     return (
-        dataset.location, dataset.name, dataset.split, dataset.revision, repr(dataset.data_files)
+        dataset.location, dataset.name, dataset.split or "train", dataset.revision,
+        repr(dataset.data_files),
     )  # fmt: skip

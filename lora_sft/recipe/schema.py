@@ -36,18 +36,31 @@ def found_at() -> Any:
     return dataclasses.field(default="", repr=False, compare=False)
 
 
-@cache
 def section_fields(section: type[Section]) -> dict[str, Field]:
     """The settings of one of our sections, by name."""
-    return {
-        field.name: make_field(field.type, **field.metadata["setting"])
-        for field in dataclasses.fields(section)  # type: ignore[arg-type]
-        if "setting" in field.metadata
-    }
+    if section not in _FIELDS_BY_SECTION:
+        _FIELDS_BY_SECTION[section] = {
+            field.name: make_field(field.type, **field.metadata["setting"])
+            for field in dataclasses.fields(section)  # type: ignore[arg-type]
+            if "setting" in field.metadata
+        }
+    return _FIELDS_BY_SECTION[section]
+
+
+_FIELDS_BY_SECTION: dict[type[Section], dict[str, Field]] = {}
+
+
+class RecipeSection(Section):
+    """A section of ours. Made by hand, its paths lead where they say, unresolved."""
+
+    def __post_init__(self) -> None:
+        for name, field in section_fields(type(self)).items():
+            if field.located_as and not getattr(self, field.located_as):
+                object.__setattr__(self, field.located_as, getattr(self, name) or "")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSection(Section):
+class ModelSection(RecipeSection):
     """The base model. `model: NAME` is short for `model: {model_name_or_path: NAME}`."""
 
     model_name_or_path: str = setting(
@@ -74,9 +87,15 @@ class ModelSection(Section):
     )
     location: str = found_at()
 
+    def at(self, location: str) -> "ModelSection":
+        """The same model loaded from another local folder, where revisions do not exist."""
+        return dataclasses.replace(
+            self, model_name_or_path=location, location=location, revision=None
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerSection(Section):
+class TokenizerSection(RecipeSection):
     """The tokenizer, where it is not simply the model's own."""
 
     path: str | None = setting(
@@ -89,21 +108,21 @@ class TokenizerSection(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdapterSection(Section):
+class AdapterSection(RecipeSection):
     """The LoRA adapter: `lora` holds the LoraConfig settings, defaults filled in."""
 
     lora: dict[str, Any] = dataclasses.field(default_factory=lambda: dict(ADAPTER_DEFAULTS))
     init_from: str | None = setting(
         None,
         path_kind="model",
-        located_as="location",
+        located_as="init_from_location",
         help="Continue training this adapter; it brings its own rank and targets.",
     )
-    location: str = found_at()
+    init_from_location: str = found_at()
 
 
 @dataclass(frozen=True, kw_only=True)
-class DatasetSection(Section):
+class DatasetSection(RecipeSection):
     """One source of rows."""
 
     path: str = setting(
@@ -130,7 +149,7 @@ class DatasetSection(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitSection(Section):
+class SplitSection(RecipeSection):
     """Held-out rows: a fraction of the training rows, or data sets of their own."""
 
     fraction: float | None = setting(
@@ -140,7 +159,7 @@ class SplitSection(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSection(Section):
+class DataSection(RecipeSection):
     """The rows, and what the model learns of them."""
 
     datasets: list[DatasetSection] = setting(
@@ -189,7 +208,7 @@ class DataSection(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSection(Section):
+class EvaluateSection(RecipeSection):
     """How `evaluate` looks at the model; the loss is always reported."""
 
     metrics: list[str] = setting(
@@ -201,11 +220,12 @@ class EvaluateSection(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportSection(Section):
-    """What is made of the adapter once training is done."""
+class ExportSection(RecipeSection):
+    """What is made of the adapter once training is done. Null merge: the adapter only."""
 
-    merge: Literal["dequantized", "original"] | None = setting(
-        None, help="Also write merged weights, onto this form of the base. Null: adapter only."
+    merge: str | None = setting(
+        None,
+        help="Also write merged weights into this folder (relative to the current directory).",
     )
     dtype: Literal["bfloat16", "float16", "float32"] = setting(
         "bfloat16", help="Type of the merged weights."
@@ -273,15 +293,10 @@ TRAIN_ADDITIONS: dict[str, Field] = {
 @cache
 def adapter_fields() -> dict[str, Field]:
     """LoraConfig's settings that a recipe may give, with our defaults, and `init_from`."""
-    fields = {
-        name: dataclasses.replace(field, default=ADAPTER_DEFAULTS.get(name, field.default))
-        for name, field in library_fields("LoraConfig").items()
-        if name not in ADAPTER_SET_BY_RUN
-    }
-    fields["r"] = dataclasses.replace(fields["r"], at_least=1)
-    fields["lora_alpha"] = dataclasses.replace(fields["lora_alpha"], above=0)
-    fields["lora_dropout"] = dataclasses.replace(fields["lora_dropout"], at_least=0, below=1)
-    return {**fields, **section_fields(AdapterSection)}
+    fields = library_fields("LoraConfig")
+    ours = {name: fields[name] for name in fields if name not in ADAPTER_SET_BY_RUN}
+    _adjust(ours, ADAPTER_DEFAULTS, _ADAPTER_BOUNDS)
+    return {**ours, **section_fields(AdapterSection)}
 
 
 @cache
@@ -293,18 +308,30 @@ def quantization_fields() -> dict[str, Field]:
 @cache
 def train_fields() -> dict[str, Field]:
     """SFTConfig's settings with our defaults, additions, bounds and the few wider types."""
-    fields = {
-        name: dataclasses.replace(field, default=TRAIN_DEFAULTS.get(name, field.default))
-        for name, field in library_fields("SFTConfig").items()
-        if name not in TRAIN_OWNED_ELSEWHERE
-    }
-    for name, bounds in _TRAIN_BOUNDS.items():
-        fields[name] = dataclasses.replace(fields[name], **bounds)
+    fields = library_fields("SFTConfig")
+    ours = {name: fields[name] for name in fields if name not in TRAIN_OWNED_ELSEWHERE}
     for name, (types, choices) in _TRAIN_WIDER.items():
-        fields[name] = fields[name].widened(*types, choices=choices)
-    return {**fields, **TRAIN_ADDITIONS}
+        ours[name] = ours[name].widened(*types, choices=choices)
+    ours |= TRAIN_ADDITIONS
+    _adjust(ours, TRAIN_DEFAULTS, _TRAIN_BOUNDS)
+    return ours
 
 
+def _adjust(
+    fields: dict[str, Field], defaults: dict[str, Any], bounds: dict[str, dict[str, Any]]
+) -> None:
+    """Put our defaults and bounds into the libraries' fields."""
+    for name, default in defaults.items():
+        fields[name] = dataclasses.replace(fields[name], default=default)
+    for name, limits in bounds.items():
+        fields[name] = dataclasses.replace(fields[name], **limits)
+
+
+_ADAPTER_BOUNDS: dict[str, dict[str, Any]] = {
+    "r": {"at_least": 1},
+    "lora_alpha": {"above": 0},
+    "lora_dropout": {"at_least": 0, "below": 1},
+}
 _TRAIN_BOUNDS: dict[str, dict[str, Any]] = {
     "learning_rate": {"above": 0},
     "num_train_epochs": {"above": 0},

@@ -76,11 +76,10 @@ class SectionBuilder:
     def _build_setting(
         self, values: dict[str, Any], name: str, field: Field, child: Written, path: str
     ) -> None:
-        if field.section is not None and isinstance(child.value, list):
+        holds_list = "array" in field.types
+        if field.section and holds_list and isinstance(child.value, list):
             values[name] = self._build_items(field.section, child.value, path)
-        elif (
-            field.section is not None and isinstance(child.value, dict) and "object" in field.types
-        ):
+        elif field.section and not holds_list and isinstance(child.value, dict):
             values[name] = self.build_section(field.section, child, path)
         elif self._fits(field, child, path):
             values[name] = child.plain()
@@ -106,11 +105,9 @@ class SectionBuilder:
 
     def _refuse_type(self, written: Written, dotted: str, fields: Mapping[str, Field]) -> None:
         """A single value or list stands where a mapping of settings belongs."""
-        first = next(iter(fields))
-        value = written.plain()
-        inner = value if isinstance(value, (str, int, float)) else fields[first].example
-        fix = write_line(dotted, {first: inner})
-        self._faults.add(f"{dotted} must be a mapping of settings", written.origin, dotted, fix)
+        what = f"{dotted} is a mapping of settings, each on its own line"
+        fix = write_line(dotted, _as_mapping(written.plain(), fields))
+        self._faults.add(what, written.origin, dotted, fix)
 
     def _locate(self, field: Field, child: Written, path: str) -> str:
         place = locate(child.value, child.origin.folder, field.path_kind)
@@ -123,9 +120,25 @@ class SectionBuilder:
 
 def _fix_for(value: Any, field: Field, path: str) -> str:
     """The line to write instead of a value that does not fit."""
-    if field.section is not None and isinstance(value, (str, int, float)):
-        entry = {next(iter(section_fields(field.section))): value}
-        return write_line(path, [entry] if "array" in field.types else entry)
+    if field.section:
+        return write_line(path, _as_section(value, field, field.section))
     if field.python_class and field.types == ("null",):
         return "delete the line"
     return write_line(path, suggest_value(value, field))
+
+
+def _as_section(value: Any, field: Field, section: type[Section]) -> Any:
+    """`train.jsonl` as `[{path: train.jsonl}]`, where that is what the setting holds."""
+    entry = value if isinstance(value, dict) else _as_mapping(value, section_fields(section))
+    return [entry] if "array" in field.types else entry
+
+
+def _as_mapping(value: Any, fields: Mapping[str, Field]) -> dict[str, Any]:
+    """The mapping whose first setting is `value`, if that fits, with what else is required."""
+    mapping = {name: field.example for name, field in fields.items() if field.is_required}
+    name, first = next(iter(fields.items()))
+    if first.section and isinstance(value, str):
+        mapping[name] = _as_section(value, first, first.section)
+    elif isinstance(value, (str, int, float)) and check_value(value, first) is None:
+        mapping[name] = value
+    return mapping

@@ -1,0 +1,82 @@
+"""Run the command line as a user does: in this process (fast) or under a launcher (real)."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TIMEOUT_SECONDS = 300
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended and what it wrote."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> Any:
+        """The one JSON document on stdout (fails where anything else is there)."""
+        return json.loads(self.stdout)
+
+
+def run_command(capfd: pytest.CaptureFixture[str], *arguments: object) -> Outcome:
+    from lora_sft.cli.app import run
+
+    capfd.readouterr()
+    code = run([str(argument) for argument in arguments])
+    captured = capfd.readouterr()
+    return Outcome(code, captured.out, captured.err)
+
+
+def run_process(*command: object, **environment: str) -> Outcome:
+    """Run a command line in a process of its own, one thread a process."""
+    finished = subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_SECONDS,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+    return Outcome(finished.returncode, finished.stdout, finished.stderr)
+
+
+def run_lora_sft(*arguments: object, **environment: str) -> Outcome:
+    return run_process(sys.executable, "-m", "lora_sft", *arguments, **environment)
+
+
+def run_torchrun(processes: int, *arguments: object) -> Outcome:
+    """`torchrun -m lora_sft ...` on this machine."""
+    return run_process(
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nproc_per_node={processes}",
+        f"--master_port={find_free_port()}",
+        "-m",
+        "lora_sft",
+        *arguments,
+    )
+
+
+def find_free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def read_metrics(run: Path, key: str) -> dict[int, float]:
+    """Step -> value of one metric, from the run's `metrics.jsonl`."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {record["step"]: record[key] for record in records if key in record}

@@ -1,0 +1,94 @@
+"""Fixtures that many rooms share: a tiny model on disk, rows, a recipe, and the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Before any library reads it: tests never ask a hub for anything.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+from tests.commands import Outcome, run_command
+
+CITIES = ("Paris", "Rome", "Oslo", "Cairo", "Lima", "Delhi", "Tokyo", "Quito", "Accra", "Sofia")
+
+
+def make_rows(count: int) -> list[dict[str, Any]]:
+    """Distinct one-turn conversations of a few lengths."""
+    return [
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": f"Where is {CITIES[index % 10]}? " + "x " * (index % 7),
+                },
+                {"role": "assistant", "content": f"{CITIES[index % 10]} is number {index}."},
+            ]
+        }
+        for index in range(count)
+    ]
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer Llama with a ChatML tokenizer."""
+    from tests.tiny import make_tiny_llama
+
+    return make_tiny_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture
+def write_recipe(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
+    """Write `recipe.yaml` for the tiny model over 48 rows; keyword arguments replace sections."""
+
+    def write(name: str = "recipe.yaml", **sections: Any) -> Path:
+        write_rows(tmp_path / "train.jsonl", make_rows(48))
+        recipe: dict[str, Any] = {
+            "model": {"model_name_or_path": str(tiny_model), "dtype": "float32"},
+            "adapter": {"r": 4, "lora_alpha": 8},
+            "data": {
+                "datasets": [{"path": "train.jsonl"}],
+                "validation": {"fraction": 0.2},
+                "max_length": 128,
+            },
+            "train": {
+                "learning_rate": 1e-3,
+                "max_steps": 4,
+                "per_device_train_batch_size": 2,
+                "global_batch_size": 8,
+                "logging_steps": 1,
+                "save_steps": 2,
+                "gradient_checkpointing": False,
+            },
+            "evaluate": {"max_new_tokens": 8},
+            "output_dir": str(tmp_path / "run"),
+        }
+        for section, value in sections.items():
+            if isinstance(value, dict) and isinstance(recipe.get(section), dict):
+                recipe[section] = {**recipe[section], **value}
+            else:
+                recipe[section] = value
+        path = tmp_path / name
+        path.write_text(json.dumps(recipe, indent=2))  # JSON is YAML
+        return path
+
+    return write
+
+
+@pytest.fixture
+def command(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Run `lora-sft ...` in this process: `command("train", recipe).code`."""
+    return lambda *arguments: run_command(capfd, *arguments)

@@ -1,0 +1,83 @@
+"""Recipe sections for tests: the contract's fields and defaults, and nothing that checks them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+
+def make_dataset(location: Path | str, **fields: Any) -> SimpleNamespace:
+    """A data set whose `path` is as written; only the file's name by default."""
+    defaults = {
+        "path": Path(location).name,
+        "location": str(location),
+        "name": None,
+        "split": None,
+        "revision": None,
+        "data_files": None,
+        "format": "auto",
+        "rename_columns": {},
+        "repeat": 1.0,
+    }
+    return SimpleNamespace(**(defaults | fields))
+
+
+def make_data(*datasets: SimpleNamespace, **fields: Any) -> SimpleNamespace:
+    """The data section."""
+    defaults = {
+        "datasets": list(datasets),
+        "validation": None,
+        "test": None,
+        "chat_template": None,
+        "chat_template_location": "",
+        "chat_template_kwargs": {},
+        "template_date": None,
+        "loss_on": "auto",
+        "rewritten_history": "expand",
+        "special_tokens_in_content": "drop",
+        "stop_tokens": [],
+        "max_length": 512,
+        "overlong": "drop",
+        "packing": "auto",
+    }
+    return SimpleNamespace(**(defaults | fields))
+
+
+def make_split(**fields: Any) -> SimpleNamespace:
+    """A validation or test section."""
+    return SimpleNamespace(**({"fraction": None, "datasets": None} | fields))
+
+
+def make_model(location: Path | str, **fields: Any) -> SimpleNamespace:
+    """The model section."""
+    defaults = {"location": str(location), "revision": None, "trust_remote_code": False}
+    return SimpleNamespace(**(defaults | fields))
+
+
+def make_tokenizer_section(**fields: Any) -> SimpleNamespace:
+    """The tokenizer section."""
+    defaults = {
+        "path": None,
+        "location": "",
+        "pad_token": None,
+        "eos_token": None,
+        "new_tokens": [],
+    }
+    return SimpleNamespace(**(defaults | fields))
+
+
+def write_jsonl(path: Path, rows: list[Any]) -> Path:
+    """One row a line."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def make_chat(*contents: str, system: str | None = None) -> list[dict[str, str]]:
+    """Messages that alternate between user and assistant."""
+    turns = [
+        {"role": "assistant" if index % 2 else "user", "content": content}
+        for index, content in enumerate(contents)
+    ]
+    return [{"role": "system", "content": system}, *turns] if system else turns

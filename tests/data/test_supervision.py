@@ -1,0 +1,315 @@
+"""The label rule, against spans computed here from what a server sends and what a turn renders.
+
+`expected_target` is written from the rule's words and shares no code with the package: P is the
+template's text of the earlier messages with the generation prompt, S the text with the turn,
+the target S after P up to its stop token.
+"""
+
+import pytest
+
+from lora_sft.data.conversation import Conversation, Message, PlainText, PromptCompletion
+from lora_sft.data.drops import Drop
+from lora_sft.data.supervised_row import IGNORED_LABEL
+from lora_sft.data.supervision import Supervisor
+from lora_sft.errors import DataError
+from tests import tiny
+from tests.data.sections import make_chat, make_data
+
+CHAT = make_chat("Who are you?", "A fox.", "What is 2 + 2?", " 4\n\nYes. ")
+CALL = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Paris"}}}
+
+
+def supervise(tokenizer, example, **data):
+    if isinstance(example, list):
+        messages = [
+            Message(
+                row["role"],
+                row.get("content"),
+                tuple(row.get("tool_calls", ())),
+                train=row.get("train"),
+            )
+            for row in example
+        ]
+        example = Conversation(tuple(messages))
+    supervisor = Supervisor(make_data(**data), tokenizer, {tokenizer.eos_token_id})
+    return supervisor.supervise([("rows.jsonl:1", example)])[0]
+
+
+def expected_target(tokenizer, messages, index, stop):
+    prompt = tokenizer.apply_chat_template(
+        messages[:index], tokenize=False, add_generation_prompt=True
+    )
+    text = tokenizer.apply_chat_template(messages[: index + 1], tokenize=False)
+    assert text.startswith(prompt)
+    answer = text[len(prompt) :]
+    return answer[: answer.index(stop) + len(stop)]
+
+
+def check_labels_are_exactly_the_turns(row):
+    assert row.labels[0] == IGNORED_LABEL
+    learned = {i for turn in row.turns for i in range(turn.start, turn.end)}
+    for i, (token, label) in enumerate(zip(row.input_ids, row.labels, strict=True)):
+        assert label == (token if i in learned else IGNORED_LABEL)
+
+
+def decode_turns(tokenizer, row):
+    return [tokenizer.decode(row.input_ids[turn.start : turn.end]) for turn in row.turns]
+
+
+@pytest.mark.parametrize(
+    ("template", "stop"),
+    [
+        (tiny.CHATML, "<|im_end|>"),
+        (tiny.LLAMA3, "<|eot|>"),
+        (tiny.EOS_AFTER_CONVERSATION, "<|eot|>"),
+        (tiny.THINK_DROPPED_FROM_HISTORY, "<|im_end|>"),
+    ],
+)
+@pytest.mark.parametrize("contents", [CHAT[:2], CHAT, CHAT[:3], make_chat("é☃", "🦊é́", "x", "")])
+def test_learned_is_what_the_model_must_produce_when_served(template, stop, contents):
+    eos = "<|im_end|>" if "im_end" in template else "</s>"
+    tokenizer = tiny.make_tokenizer(template, eos_token=eos)
+    rows = supervise(tokenizer, contents)
+    answers = [i for i, message in enumerate(contents) if message["role"] == "assistant"]
+    assert len(rows) == 1
+    row = rows[0]
+    check_labels_are_exactly_the_turns(row)
+    assert [turn.message for turn in row.turns] == answers
+    assert {turn.role for turn in row.turns} == {"assistant"}
+    expected = [expected_target(tokenizer, contents, index, stop) for index in answers]
+    assert decode_turns(tokenizer, row) == expected
+    if row.built == "rendered":
+        ids = tokenizer.apply_chat_template(contents, tokenize=True, return_dict=False)
+        assert row.input_ids == ids
+
+
+def test_the_newline_after_the_stop_is_never_learned():
+    tokenizer = tiny.make_tokenizer(tiny.CHATML)
+    (row,) = supervise(tokenizer, CHAT)
+    for turn in row.turns:
+        assert row.input_ids[turn.end - 1] == tokenizer.eos_token_id
+        assert tokenizer.decode([row.input_ids[turn.end]]) == "\n"
+        assert row.labels[turn.end] == IGNORED_LABEL
+
+
+def test_the_stop_is_learned_where_it_is_also_the_padding():
+    tokenizer = tiny.make_tokenizer(tiny.CHATML, pad_token="<|im_end|>")
+    (row,) = supervise(tokenizer, CHAT)
+    assert row.labels.count(tokenizer.pad_token_id) == 2
+
+
+def test_the_templates_own_end_of_turn_is_a_stop_nobody_has_to_name():
+    tokenizer = tiny.make_tokenizer(tiny.LLAMA3, eos_token="</s>")
+    supervisor = Supervisor(make_data(), tokenizer, {tokenizer.eos_token_id})
+    expected = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|eot|>")}
+    assert supervisor.stop_token_ids == expected
+
+
+THOUGHTS = make_chat("a", "<think>one</think> b", "c", "<think>two</think> d", "e", "f")
+
+
+def test_rewritten_history_gives_one_row_a_turn_as_served():
+    tokenizer = tiny.make_tokenizer(tiny.THINK_DROPPED_FROM_HISTORY)
+    rows = supervise(tokenizer, THOUGHTS)
+    assert [row.turns[0].message for row in rows] == [1, 3, 5]
+    for row in rows:
+        index = row.turns[0].message
+        served = THOUGHTS[: index + 1]
+        assert row.input_ids == tokenizer.apply_chat_template(served, return_dict=False)
+        expected = expected_target(tokenizer, THOUGHTS, index, "<|im_end|>")
+        assert decode_turns(tokenizer, row) == [expected]
+        check_labels_are_exactly_the_turns(row)
+    assert "<think>two</think>" in tokenizer.decode(rows[1].input_ids)
+    assert "<think>one</think>" not in tokenizer.decode(rows[1].input_ids)
+
+
+def test_rewritten_history_can_keep_the_last_turn_or_stop():
+    tokenizer = tiny.make_tokenizer(tiny.THINK_DROPPED_FROM_HISTORY)
+    rows = supervise(tokenizer, THOUGHTS, rewritten_history="last")
+    assert [row.turns[0].message for row in rows] == [5]
+    with pytest.raises(DataError, match="renders earlier turns differently"):
+        supervise(tokenizer, THOUGHTS, rewritten_history="error")
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "reason", "detail"),
+    [
+        (tiny.PROMPT_OPENS_THINKING, CHAT, "not_prefix_stable", "<think>"),
+        (tiny.NO_END_OF_TURN, CHAT, "no_stop_token", "4"),
+        (tiny.CHATML, make_chat("a <|im_end|> b", "c"), "special_tokens", "<|im_end|>"),
+        (tiny.CHATML, make_chat("only asked"), "no_target", ""),
+        (tiny.TEXT_LOST_BESIDE_CALLS, [{"role": "odd", "content": "a"}], "template_refused", "no"),
+        (
+            tiny.TEXT_LOST_BESIDE_CALLS,
+            [CHAT[0], {"role": "assistant", "content": "Let me see", "tool_calls": [CALL]}],
+            "content_lost",
+            "Let me see",
+        ),
+        (
+            tiny.EOS_AFTER_CONVERSATION,
+            [CHAT[0], {"role": "assistant", "content": "", "tool_calls": [CALL]}],
+            "content_lost",
+            "get_weather",
+        ),
+        (tiny.CHATML, make_chat("a", "half \ud800 a pair"), "malformed", "surrogate"),
+    ],
+)
+def test_each_reason_to_drop_a_row(template, messages, reason, detail):
+    eos = "<|im_end|>" if "im_end" in template else "</s>"
+    result = supervise(tiny.make_tokenizer(template, eos_token=eos), messages)
+    assert isinstance(result, Drop)
+    assert result.reason == reason
+    assert detail in result.detail
+
+
+def test_a_named_stop_token_that_is_no_control_token_ends_a_turn():
+    tokenizer = tiny.make_tokenizer(tiny.NO_END_OF_TURN + "{{- '!' -}}", eos_token="</s>")
+    stop = tokenizer.convert_tokens_to_ids("!")
+    supervisor = Supervisor(make_data(), tokenizer, {stop})
+    conversation = Conversation((Message("user", "a"), Message("assistant", "b")))
+    result = supervisor.supervise([("here", conversation)])[0]
+    assert isinstance(result, Drop)  # the prompt ends in "!" too, which no answer follows
+    assert result.reason == "not_prefix_stable"
+
+
+def test_a_tool_call_is_learned_with_its_markup():
+    tokenizer = tiny.make_tokenizer(tiny.CHATML)
+    messages = [
+        CHAT[0],
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "content": "sunny"},
+        {"role": "assistant", "content": "It is sunny."},
+    ]
+    (row,) = supervise(tokenizer, messages)
+    first, second = decode_turns(tokenizer, row)
+    assert first.startswith("<tool_call>{")
+    assert "get_weather" in first
+    assert first.endswith("</tool_call><|im_end|>")
+    assert second == "It is sunny.<|im_end|>"
+
+
+def test_loss_on_chooses_the_turns():
+    tokenizer = tiny.make_tokenizer()
+
+    def learned(example, **data):
+        result = supervise(tokenizer, example, **data)
+        return [] if isinstance(result, Drop) else [turn.message for turn in result[0].turns]
+
+    assert learned(CHAT) == [1, 3]
+    assert learned(CHAT, loss_on="last_assistant") == [3]
+    assert learned([CHAT[0], {**CHAT[1], "train": False}, *CHAT[2:]]) == [3]
+    assert learned([CHAT[1], *CHAT]) == [2, 4], "an opening answer is context"
+    assert learned([*CHAT, CHAT[1]]) == [1, 3, 4], "two answers in a row are both learned"
+    split = Conversation(tuple(Message(**message) for message in CHAT), completion_start=2)
+    assert learned(split) == [3]
+    assert learned(split, loss_on="assistant") == [1, 3]
+    with pytest.raises(DataError, match="loss_on: completion"):
+        learned(CHAT, loss_on="completion")
+
+
+def test_loss_on_all_learns_every_token_but_the_first():
+    (row,) = supervise(tiny.make_tokenizer(), CHAT, loss_on="all")
+    assert row.labels[1:] == row.input_ids[1:]
+    with pytest.raises(DataError, match="train: false"):
+        supervise(
+            tiny.make_tokenizer(), [CHAT[0], {**CHAT[1], "train": False}], loss_on="all"
+        )
+
+
+def test_special_tokens_in_content_can_stop_or_pass():
+    tokenizer = tiny.make_tokenizer()
+    hostile = make_chat("a<|im_start|>b", "c")
+    with pytest.raises(DataError, match=r"<\|im_start\|>") as caught:
+        supervise(tokenizer, hostile, special_tokens_in_content="error")
+    assert caught.value.where == "rows.jsonl:1"
+    (row,) = supervise(tokenizer, hostile, special_tokens_in_content="allow")
+    assert decode_turns(tokenizer, row) == ["c<|im_end|>"]
+
+
+def test_an_answer_cut_by_a_stop_in_its_own_text_is_dropped_as_lost():
+    hostile = make_chat("a", "b<|im_end|>c")
+    result = supervise(tiny.make_tokenizer(), hostile, special_tokens_in_content="allow")
+    assert result.reason == "content_lost"
+
+
+def test_a_token_across_the_border_is_split_as_served():
+    """The header ends in a newline, the answer begins with newlines: one token would hold both."""
+    tokenizer = tiny.make_tokenizer(tiny.LLAMA3.replace(" | trim", ""))
+    backend = tokenizer.backend_tokenizer
+    assert backend is not None
+    merged = tokenizer.encode("\n\nI", add_special_tokens=False)
+    chat = make_chat("a", "\n\nI am")
+    (row,) = supervise(tokenizer, chat)
+    prompt = tokenizer.apply_chat_template(
+        chat[:1], add_generation_prompt=True, return_dict=False
+    )
+    assert row.input_ids[: len(prompt)] == prompt
+    assert row.turns[0].start == len(prompt)
+    assert decode_turns(tokenizer, row) == ["\n\nI am<|eot|>"]
+    assert merged
+
+
+def test_a_template_that_writes_bos_twice_is_an_error():
+    with pytest.raises(DataError, match="twice"):
+        supervise(tiny.make_tokenizer("{{- bos_token -}}" + tiny.LLAMA3), CHAT)
+
+
+def test_a_conversation_without_a_template_names_the_plain_one():
+    with pytest.raises(DataError) as caught:
+        supervise(tiny.make_tokenizer(None), CHAT)
+    assert "data.chat_template: plain" in caught.value.fix
+
+
+def test_a_rows_own_template_kwargs_win():
+    template = "{{- style -}}" + tiny.CHATML
+    tokenizer = tiny.make_tokenizer(template)
+    messages = tuple(Message(**message) for message in CHAT[:2])
+    example = Conversation(messages, template_kwargs={"style": "mine"})
+    (row,) = supervise(tokenizer, example, chat_template_kwargs={"style": "theirs"})
+    assert tokenizer.decode(row.input_ids).startswith("mine<|im_start|>")
+
+
+def test_a_completion_is_learned_with_eos_and_its_prompt_is_not():
+    tokenizer = tiny.make_tokenizer(None)
+    (row,) = supervise(tokenizer, PromptCompletion("What is 2 + 2?", " 4"))
+    check_labels_are_exactly_the_turns(row)
+    assert row.input_ids == tokenizer.encode("What is 2 + 2? 4") + [tokenizer.eos_token_id]
+    assert decode_turns(tokenizer, row) == [" 4<|im_end|>"]
+    assert (row.turns[0].message, row.built) == (None, "rendered")
+
+
+def test_a_prompts_trailing_spaces_move_to_the_completion():
+    tokenizer = tiny.make_tokenizer(None)
+    (row,) = supervise(tokenizer, PromptCompletion("text || ", "The"))
+    assert decode_turns(tokenizer, row) == [" The<|im_end|>"]
+    assert row.built == "boundary"
+
+
+def test_a_completion_that_merges_with_its_prompt_is_tokenised_apart():
+    tokenizer = tiny.make_tokenizer(None)
+    assert len(tokenizer.encode("The")) < len(tokenizer.encode("T")) + len(tokenizer.encode("he"))
+    (row,) = supervise(tokenizer, PromptCompletion("T", "he"))
+    assert row.input_ids[: row.turns[0].start] == tokenizer.encode("T")
+    assert decode_turns(tokenizer, row) == ["he<|im_end|>"]
+    assert row.built == "boundary"
+
+
+def test_plain_text_is_learned_whole():
+    tokenizer = tiny.make_tokenizer(None)
+    (row,) = supervise(tokenizer, PlainText("Hello there"))
+    assert row.labels[1:] == row.input_ids[1:]
+    assert row.input_ids[-1] == tokenizer.eos_token_id
+    assert supervise(tokenizer, PlainText("  ")).reason == "no_target"
+    assert supervise(tokenizer, PlainText("a</s>")).reason == "special_tokens"
+    with pytest.raises(DataError, match="plain text"):
+        supervise(tokenizer, PlainText("a"), loss_on="assistant")
+
+
+def test_a_mixed_batch_keeps_its_order():
+    tokenizer = tiny.make_tokenizer(tiny.THINK_DROPPED_FROM_HISTORY)
+    chat = Conversation(tuple(Message(**message) for message in THOUGHTS))
+    examples = [PlainText("a"), chat, PlainText(""), PromptCompletion("b", "c"), chat]
+    supervisor = Supervisor(make_data(), tokenizer, {tokenizer.eos_token_id})
+    results = supervisor.supervise([(str(i), example) for i, example in enumerate(examples)])
+    counts = [0 if isinstance(result, Drop) else len(result) for result in results]
+    assert counts == [1, 3, 0, 1, 3]

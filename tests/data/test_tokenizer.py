@@ -1,0 +1,94 @@
+"""Loading the tokenizer: template, pad token, stop tokens, and clear refusals."""
+
+import json
+
+import pytest
+
+from lora_sft.data.tokenizer import find_stop_token_ids, load_tokenizer
+from lora_sft.errors import DataError, ModelError
+from tests.data.sections import make_chat, make_data, make_model, make_tokenizer_section
+from tests.tiny import CHATML, make_tiny_llama, make_tokenizer
+
+
+def load(folder, *, tokenizer=None, **data):
+    section = make_tokenizer_section(**(tokenizer or {}))
+    return load_tokenizer(make_model(folder), section, make_data(**data))
+
+
+def save(folder, **arguments):
+    make_tokenizer(**arguments).save_pretrained(folder)
+    return folder
+
+
+def test_the_own_template_is_kept_unless_the_recipe_names_one(tmp_path):
+    save(tmp_path)
+    assert load(tmp_path).chat_template == CHATML
+    template = tmp_path / "mine.jinja"
+    template.write_text("mine")
+    loaded = load(tmp_path, chat_template="mine.jinja", chat_template_location=str(template))
+    assert loaded.chat_template == "mine"
+
+
+def test_a_folder_without_a_tokenizer_names_the_files_looked_for(tmp_path):
+    with pytest.raises(ModelError) as caught:
+        load(tmp_path)
+    assert "tokenizer.json" in caught.value.what
+    assert caught.value.where == str(tmp_path)
+    assert caught.value.exit_code == 4
+
+
+def test_a_broken_tokenizer_is_a_model_error(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelError):
+        load(tmp_path)
+
+
+def test_the_recipe_can_name_another_tokenizer_and_its_tokens(tmp_path):
+    save(tmp_path / "other")
+    section = {"path": "other", "location": str(tmp_path / "other")}
+    wish = {"eos_token": "</s>", "pad_token": "<|eot|>"}
+    loaded = load(tmp_path / "base", tokenizer=section | wish)
+    assert (loaded.eos_token, loaded.pad_token) == ("</s>", "<|eot|>")
+    with pytest.raises(ModelError, match="not in the vocabulary"):
+        load(tmp_path / "base", tokenizer=section | {"pad_token": "<nope>"})
+    with pytest.raises(ModelError, match="new tokens"):
+        load(tmp_path / "base", tokenizer=section | {"new_tokens": ["<a>"]})
+
+
+def test_a_missing_pad_token_is_chosen_without_growing_the_vocabulary(tmp_path):
+    save(tmp_path, pad_token=None)
+    loaded = load(tmp_path)
+    assert loaded.pad_token == "<pad>"
+    assert len(loaded) == len(make_tokenizer())
+
+
+def test_the_plain_template_is_prefix_stable_and_ends_in_eos(tmp_path):
+    save(tmp_path, chat_template=None)
+    loaded = load(tmp_path, chat_template="plain")
+    chat = make_chat("Who?", "Me.", "Why?", "So.", system="Be kind")
+    render = loaded.apply_chat_template
+    for count in (2, 4):
+        prompt = render(chat[:count], tokenize=False, add_generation_prompt=True)
+        full = render(chat[: count + 1], tokenize=False)
+        assert full == prompt + chat[count]["content"] + loaded.eos_token
+    assert full.startswith(loaded.bos_token + "### System:\nBe kind\n\n### User:\nWho?\n\n")
+
+
+def test_a_template_file_that_is_not_there_is_a_data_error(tmp_path):
+    save(tmp_path)
+    with pytest.raises(DataError, match="cannot be read"):
+        load(tmp_path, chat_template=str(tmp_path / "gone.jinja"))
+
+
+def test_stop_tokens_come_from_tokenizer_generation_config_and_recipe(tmp_path):
+    make_tiny_llama(tmp_path)
+    ids = {"eos_token_id": [7, 8]}
+    (tmp_path / "generation_config.json").write_text(json.dumps(ids))
+    tokenizer = make_tokenizer()
+    found = find_stop_token_ids(tokenizer, make_model(tmp_path), ["<|eot|>"])
+    eot = tokenizer.convert_tokens_to_ids("<|eot|>")
+    assert found == {tokenizer.eos_token_id, 7, 8, eot}
+    (tmp_path / "generation_config.json").unlink()
+    assert find_stop_token_ids(tokenizer, make_model(tmp_path), []) == {tokenizer.eos_token_id}
+    with pytest.raises(DataError, match="not in the vocabulary"):
+        find_stop_token_ids(tokenizer, make_model(tmp_path), ["<nope>"])

@@ -1,0 +1,70 @@
+"""Held-out numbers: what is asked, what is counted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from lora_sft.evaluate.generation import cut_at_stop, generate_answers, make_generation_config
+from lora_sft.evaluate.held_out import Question, make_questions
+from lora_sft.evaluate.metrics import compute_loss, exact_match
+
+
+@pytest.fixture(scope="module")
+def speaker(tmp_path_factory):
+    from tests.tiny import make_tiny_llama
+
+    folder = make_tiny_llama(tmp_path_factory.mktemp("m") / "tiny")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+ROWS = [
+    {"input_ids": [1, 40, 41, 42, 43], "labels": [-100, -100, 41, 42, -100]},
+    {"input_ids": [1, 50, 51, 52, 53, 54, 55], "labels": [-100, 50, -100, -100, 53, 54, 55]},
+]
+
+
+def test_each_learned_span_is_a_question_with_everything_before_it_as_prompt():
+    assert make_questions(ROWS) == [
+        Question((1, 40), (41, 42)),
+        Question((1,), (50,)),
+        Question((1, 50, 51, 52), (53, 54, 55)),
+    ]
+
+
+def test_the_loss_is_the_mean_over_learned_tokens_and_ignores_the_batch_size(speaker):
+    model, _ = speaker
+    nats, tokens = 0.0, 0
+    for row in ROWS:
+        log_probs = model(torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)
+        for position, label in enumerate(row["labels"]):
+            if label != -100:
+                nats -= log_probs[position - 1, label].item()
+                tokens += 1
+    assert tokens == 6
+    for batch_size in (1, 2):
+        assert compute_loss(model, ROWS, batch_size, pad_id=3) == pytest.approx(
+            nats / tokens, rel=1e-5
+        )
+
+
+def test_answers_do_not_depend_on_the_batch_they_are_generated_in(speaker):
+    model, tokenizer = speaker
+    prompts = [[1, 40, 41], [1, 60, 61, 62, 63, 64], [1, 50]]
+    config = make_generation_config(tokenizer, [tokenizer.eos_token_id], max_new_tokens=6)
+    together = generate_answers(model, prompts, config, batch_size=3)
+    alone = [generate_answers(model, [prompt], config, batch_size=1)[0] for prompt in prompts]
+    assert together == alone
+    assert all(together)
+
+
+def test_an_answer_ends_at_its_first_stop_token():
+    config = GenerationConfig(eos_token_id=[7, 9])
+    assert cut_at_stop([5, 6, 9, 3, 7], config) == [5, 6, 9]
+    assert cut_at_stop([5, 6], config) == [5, 6]
+
+
+def test_exact_match_forgives_outer_white_space_only():
+    assert exact_match(["a b", " a b\n", "a  b", "A b"], ["a b"] * 4) == 0.5

@@ -1,0 +1,188 @@
+"""The merged folder answers like base + adapter, or it is not called a merged model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.tiny import make_tiny_llama
+
+
+def make_adapter(base: Path, folder: Path, *, scale: float = 0.5, **config: object) -> Path:
+    """An adapter with random B matrices, as any trainer may have left it."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = get_peft_model(
+        model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", **config)
+    )
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=scale)
+    model.save_pretrained(folder)
+    return folder
+
+
+def greedy(model: torch.nn.Module, ids: torch.Tensor) -> list[int]:
+    output = model.generate(ids, max_new_tokens=20, do_sample=False, pad_token_id=3)
+    return output[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "largest"), [("float32", 1e-4), ("bfloat16", 0.3), ("float16", 0.05)]
+)
+def test_the_merged_folder_answers_like_base_plus_adapter(
+    command, tiny_model, tmp_path, dtype, largest
+):
+    adapter = make_adapter(tiny_model, tmp_path / "adapter")
+    outcome = command("merge", adapter, tmp_path / "merged", "--dtype", dtype, "--json")
+    assert outcome.code == 0
+    report = outcome.json
+    assert report["onto"] == "original"
+    assert report["adapter_tensors_used"] == report["adapter_tensors_total"] == 28
+    assert report["tensors_merged"] == 14
+    assert report["correctness"]["passed"]
+    assert report["correctness"]["max_abs_logit_difference"] < largest
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto")
+    assert str(merged.dtype) == f"torch.{dtype}"
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    ids = torch.arange(40, 60)[None]
+    plain = base(ids).logits
+    adapted = PeftModel.from_pretrained(base, adapter)
+    difference = (merged.float()(ids).logits - adapted(ids).logits).abs().max()
+    assert difference < largest
+    assert (adapted(ids).logits - plain).abs().max() > 10 * difference
+
+
+def test_a_trained_run_merges_with_equal_greedy_text(command, write_recipe, tmp_path, tiny_model):
+    assert command("train", write_recipe(train={"max_steps": 20, "learning_rate": 1e-2})).code == 0
+    assert command("merge", tmp_path / "run", tmp_path / "merged").code == 0
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(base, tmp_path / "run" / "adapter")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Where is Oslo?"}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=False,
+    )
+    assert merged.dtype == torch.float32  # the base's dtype in training
+    assert greedy(merged, ids) == greedy(adapted, ids)
+
+
+def test_the_merged_folder_stands_alone(command, write_recipe, tmp_path):
+    assert command("train", write_recipe()).code == 0
+    assert command("merge", tmp_path / "run", tmp_path / "merged").code == 0
+    names = {path.name for path in (tmp_path / "merged").iterdir()}
+    assert {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "merge_report.json",
+        "README.md",
+    } <= names
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    generation = json.loads((tmp_path / "merged" / "generation_config.json").read_text())
+    stops = generation["eos_token_id"]
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") in (
+        stops if isinstance(stops, list) else [stops]
+    )
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".merged")]
+
+
+@pytest.fixture
+def qlora_run(command, write_recipe, tmp_path):
+    recipe = write_recipe(
+        model={"dtype": "bfloat16"},
+        quantization="nf4",
+        train={"max_steps": 20, "learning_rate": 2e-2},
+    )
+    assert command("train", recipe).code == 0
+    return tmp_path / "run"
+
+
+def test_a_qlora_adapter_is_merged_onto_the_base_it_was_trained_on(command, qlora_run, tmp_path):
+    dequantized = command("merge", qlora_run, tmp_path / "dequantized", "--json")
+    original = command("merge", qlora_run, tmp_path / "original", "--onto", "original", "--json")
+    assert dequantized.code == original.code == 0
+    assert dequantized.json["onto"] == "dequantized"
+    assert original.json["onto"] == "original"
+    assert dequantized.json["shift"]["mean_kl"] < original.json["shift"]["mean_kl"]
+    config = json.loads((tmp_path / "dequantized" / "config.json").read_text())
+    assert "quantization_config" not in config
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "dequantized") is not None
+
+
+def test_a_merge_that_answers_differently_fails_and_is_set_aside(
+    command, tiny_model, tmp_path, monkeypatch
+):
+    """A merge that forgets the adapter: the base itself, saved as if it were merged."""
+    adapter = make_adapter(tiny_model, tmp_path / "adapter")
+    monkeypatch.setattr(PeftModel, "merge_and_unload", lambda self, **_: self.unload())
+    outcome = command("merge", adapter, tmp_path / "merged")
+    assert outcome.code == 7
+    assert "does not answer like base as merged onto + adapter" in outcome.stderr
+    assert not (tmp_path / "merged").exists()
+    report = json.loads((tmp_path / "merged.failed" / "merge_report.json").read_text())
+    assert report["correctness"]["passed"] is False
+
+
+def test_an_adapter_tensor_that_matches_nothing_is_refused_before_anything_is_written(
+    command, tiny_model, tmp_path
+):
+    adapter = make_adapter(tiny_model, tmp_path / "adapter")
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    tensors["base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight"] = torch.zeros(4, 64)
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    outcome = command("merge", adapter, tmp_path / "merged")
+    assert outcome.code == 4
+    assert "layers.9.self_attn.q_proj.lora_A" in outcome.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_moved_base_can_be_named(command, tmp_path):
+    base = make_tiny_llama(tmp_path / "old")
+    adapter = make_adapter(base, tmp_path / "adapter")
+    base.rename(tmp_path / "new")
+    assert command("merge", adapter, tmp_path / "merged").code == 4
+    assert command("merge", adapter, tmp_path / "merged", "--base", tmp_path / "new").code == 0
+
+
+def test_a_dry_run_writes_nothing(command, tiny_model, tmp_path):
+    adapter = make_adapter(tiny_model, tmp_path / "adapter")
+    outcome = command("merge", adapter, tmp_path / "merged", "--dry-run", "--json")
+    assert outcome.code == 0
+    assert outcome.json["adapter_tensors_total"] == 28
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--onto", "dequantized"], "not trained on a quantised base"),
+        ([], "the output exists already"),
+    ],
+)
+def test_what_cannot_be_merged_is_refused(command, tiny_model, tmp_path, arguments, message):
+    adapter = make_adapter(tiny_model, tmp_path / "adapter")
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged" / "mine.txt").write_text("mine")
+    outcome = command("merge", adapter, tmp_path / "merged", *arguments)
+    assert outcome.code == 7
+    assert message in outcome.stderr
+    assert [path.name for path in (tmp_path / "merged").iterdir()] == ["mine.txt"]
+
+
+def test_a_folder_without_an_adapter_is_an_export_error(command, tmp_path):
+    outcome = command("merge", tmp_path, tmp_path / "merged")
+    assert outcome.code == 7
+    assert len(outcome.stderr.strip().splitlines()) == 3

@@ -1,0 +1,132 @@
+"""The same recipe started again never loses work; another one never trains into its folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from lora_sft.train.resume import find_differences
+from tests.commands import read_metrics
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+OLD = {"model": {"m": "a"}, "train": {"max_steps": 10, "logging_steps": 1, "seed": 1}}
+
+
+@pytest.mark.parametrize(
+    ("change", "differences"),
+    [
+        ({"logging_steps": 5, "report_to": "tensorboard"}, []),
+        ({"max_steps": 20}, []),
+        ({"max_steps": 5}, ["train.max_steps"]),
+        ({"seed": 2}, ["train.seed"]),
+    ],
+)
+def test_only_what_is_watched_and_a_longer_run_may_differ(change, differences):
+    new = {**OLD, "train": {**OLD["train"], **change}}
+    assert find_differences(OLD, new) == differences
+
+
+def test_a_finished_run_is_left_as_it_is(command, write_recipe, tmp_path):
+    recipe = write_recipe()
+    assert command("train", recipe).code == 0
+    before = hash_files(tmp_path / "run")
+    again = command("train", recipe)
+    assert again.code == 0
+    assert "this run is finished (step 4); nothing to do" in again.stderr
+    assert hash_files(tmp_path / "run") == before
+
+
+def test_another_recipe_is_refused_with_every_differing_field(command, write_recipe, tmp_path):
+    assert command("train", write_recipe()).code == 0
+    before = hash_files(tmp_path / "run")
+    other = command("train", write_recipe(), "adapter.r=8", "train.learning_rate=5e-4")
+    assert other.code == 2
+    assert "adapter.r: 4 -> 8" in other.stderr
+    assert "train.learning_rate: 0.001 -> 0.0005" in other.stderr
+    assert hash_files(tmp_path / "run") == before
+
+
+def test_overwrite_gives_up_the_run_but_nothing_else_in_the_folder(command, write_recipe, tmp_path):
+    recipe = write_recipe()
+    assert command("train", recipe).code == 0
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    assert command("train", recipe, "train.seed=7", "--overwrite").code == 0
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["seed"] == 7
+
+
+def test_a_resumed_run_is_the_same_run(command, write_recipe, tmp_path):
+    """Eight steps straight, and four steps gone on with to eight: equal losses, equal bytes."""
+    dropout = {"adapter": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1}}
+    schedule = {"lr_scheduler_type": "constant", "warmup_steps": 0}
+    straight = write_recipe(
+        "straight.yaml",
+        **dropout,
+        train={"max_steps": 8, "save_steps": 4, **schedule},
+        output_dir=str(tmp_path / "straight"),
+    )
+    halves = write_recipe(
+        "halves.yaml",
+        **dropout,
+        train={"max_steps": 4, "save_steps": 4, **schedule},
+        output_dir=str(tmp_path / "halves"),
+    )
+    assert command("train", straight).code == 0
+    assert command("train", halves).code == 0
+    assert command("train", halves, "train.max_steps=8").code == 0
+    for key in ("loss", "grad_norm"):
+        expected = read_metrics(tmp_path / "straight", key)
+        assert read_metrics(tmp_path / "halves", key) == expected
+        assert list(expected) == list(range(1, 9))
+    name = "adapter/adapter_model.safetensors"
+    assert (tmp_path / "halves" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+
+
+def test_a_run_killed_after_its_last_checkpoint_trains_no_step_too_many(
+    command, write_recipe, tmp_path
+):
+    recipe = write_recipe()
+    assert command("train", recipe).code == 0
+    adapter = tmp_path / "run" / "adapter" / "adapter_model.safetensors"
+    trained = adapter.read_bytes()
+    (tmp_path / "run" / "status.json").unlink()
+    adapter.unlink()
+    again = command("train", recipe)
+    assert again.code == 0
+    assert "nothing is left to train" in again.stderr
+    assert adapter.read_bytes() == trained
+    assert list(read_metrics(tmp_path / "run", "loss")) == [1, 2, 3, 4]
+
+
+def test_an_incomplete_checkpoint_is_passed_over(command, write_recipe, tmp_path):
+    recipe = write_recipe()
+    assert command("train", recipe).code == 0
+    losses = read_metrics(tmp_path / "run", "loss")
+    (tmp_path / "run" / "status.json").unlink()
+    (tmp_path / "run" / "checkpoints" / "checkpoint-4" / "optimizer.pt").unlink()
+    again = command("train", recipe)
+    assert again.code == 0
+    assert "going on from" in again.stderr
+    assert "checkpoint-2" in again.stderr
+    assert read_metrics(tmp_path / "run", "loss") == losses
+
+
+def test_a_folder_with_an_adapter_of_something_else_is_refused(command, write_recipe, tmp_path):
+    (tmp_path / "run" / "adapter").mkdir(parents=True)
+    (tmp_path / "run" / "adapter" / "adapter_config.json").write_text("{}")
+    outcome = command("train", write_recipe())
+    assert outcome.code == 2
+    assert "something else" in outcome.stderr
+    assert (tmp_path / "run" / "adapter" / "adapter_config.json").read_text() == "{}"

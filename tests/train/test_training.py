@@ -1,0 +1,173 @@
+"""What a training run leaves behind, and when it refuses to go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.commands import read_metrics
+
+
+def test_a_run_directory_has_what_the_contract_says(command, write_recipe, tmp_path):
+    outcome = command("train", write_recipe(train={"eval_strategy": "steps", "eval_steps": 2}))
+    assert outcome.code == 0
+    assert outcome.stdout == ""
+    run = tmp_path / "run"
+    assert json.loads((run / "status.json").read_text()) == {
+        "exit_code": 0,
+        "reason": "",
+        "step": 4,
+    }
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["world_size"] == 1
+    assert manifest["account"]["train"]["read"] + manifest["account"]["validation"]["read"] == 48
+    assert manifest["versions"]["trl"]
+    assert list(read_metrics(run, "loss")) == [1, 2, 3, 4]
+    assert list(read_metrics(run, "eval_loss")) == [2, 4]
+    names = {path.name for path in (run / "adapter").iterdir()}
+    assert {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "tokenizer.json",
+        "chat_template.jinja",
+        "README.md",
+    } <= names
+    assert not list(run.rglob("training_args.bin"))
+    assert not [path for path in run.rglob("*.bin") if path.is_file()]
+    card = (run / "adapter" / "README.md").read_text()
+    assert str(tmp_path) not in card
+    assert "More Information Needed" not in card
+
+
+def test_training_lowers_the_loss_and_the_adapter_loads_in_plain_peft(
+    command, write_recipe, tmp_path, tiny_model
+):
+    assert command("train", write_recipe(train={"max_steps": 30, "learning_rate": 2e-2})).code == 0
+    losses = list(read_metrics(tmp_path / "run", "loss").values())
+    assert losses[-1] < 0.7 * losses[0]
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    ids = torch.arange(20)[None]
+    plain = base(ids).logits
+    adapted = PeftModel.from_pretrained(base, tmp_path / "run" / "adapter")
+    assert not torch.allclose(adapted(ids).logits, plain, atol=1e-2)
+
+
+def test_qlora_trains_in_float32_on_four_bit_weights(command, write_recipe, tmp_path):
+    recipe = write_recipe(
+        model={"dtype": "bfloat16"},
+        quantization="nf4",
+        train={"eval_strategy": "steps", "eval_steps": 2, "max_steps": 8, "learning_rate": 1e-2},
+    )
+    assert command("train", recipe).code == 0
+    losses = list(read_metrics(tmp_path / "run", "loss").values())
+    assert losses[-1] < losses[0]
+    tensors = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    rows = json.loads((tmp_path / "run" / "manifest.json").read_text())["census"]["rows"]
+    assert {row["kind"] for row in rows} == {"quantised", "frozen", "trained"}
+
+
+def test_a_loss_that_is_no_number_stops_before_the_step(command, write_recipe, tmp_path):
+    """Weights of infinity make the first loss NaN; nothing may be saved as if it were trained."""
+    broken = tmp_path / "broken"
+    source = Path(json.loads(write_recipe().read_text())["model"]["model_name_or_path"])
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("inf"))
+    model.save_pretrained(broken)
+    AutoTokenizer.from_pretrained(source).save_pretrained(broken)
+    outcome = command("train", write_recipe(model={"model_name_or_path": str(broken)}))
+    assert outcome.code == 6
+    assert "the loss is nan at optimizer step 1" in outcome.stderr
+    assert not (tmp_path / "run" / "adapter").exists()
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["exit_code"] == 6
+
+
+def test_the_best_checkpoint_is_what_is_exported(command, write_recipe, tmp_path):
+    """At a rate that soon diverges the first checkpoint is the best one."""
+    recipe = write_recipe(
+        train={
+            "max_steps": 6,
+            "learning_rate": 0.5,
+            "lr_scheduler_type": "constant",
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+            "save_steps": 2,
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "eval_loss",
+        }
+    )
+    assert command("train", recipe).code == 0
+    losses = read_metrics(tmp_path / "run", "eval_loss")
+    best = min(losses, key=losses.__getitem__)
+    folder = tmp_path / "run" / "checkpoints" / f"checkpoint-{best}"
+    best_tensors = load_file(folder / "adapter_model.safetensors")
+    exported = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert best_tensors.keys() == exported.keys()
+    assert all(torch.equal(best_tensors[name], exported[name]) for name in exported)
+
+
+def test_early_stopping_ends_a_run_that_no_longer_improves(command, write_recipe, tmp_path):
+    recipe = write_recipe(
+        train={
+            "max_steps": 40,
+            "learning_rate": 0.5,
+            "lr_scheduler_type": "constant",
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+            "save_steps": 2,
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "eval_loss",
+            "early_stopping_patience": 2,
+        }
+    )
+    assert command("train", recipe).code == 0
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["exit_code"] == 0
+    assert status["step"] < 40
+
+
+def test_tensorboard_events_are_written_into_the_run(command, write_recipe, tmp_path, monkeypatch):
+    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    assert command("train", write_recipe(train={"report_to": "tensorboard"})).code == 0
+    assert list((tmp_path / "run" / "tensorboard").rglob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signalled_run_saves_its_state_and_goes_on_to_the_same_end(
+    number, command, write_recipe, tmp_path
+):
+    straight = write_recipe(
+        "straight.yaml", train={"max_steps": 40, "save_steps": 100}, output_dir=str(tmp_path / "s")
+    )
+    recipe = write_recipe(train={"max_steps": 40, "save_steps": 100})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lora_sft", "train", str(recipe)],
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.05)
+    process.send_signal(number)
+    code = process.wait(timeout=120)
+    assert code == (130 if number == signal.SIGINT else 75)
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["exit_code"] == code
+    assert 1 <= status["step"] < 40
+    assert command("train", recipe).code == 0
+    assert command("train", straight).code == 0
+    assert read_metrics(tmp_path / "run", "loss") == read_metrics(tmp_path / "s", "loss")
