@@ -20,6 +20,7 @@ from transformers import (
     set_seed,
 )
 
+from lora_sft.data.account import render_account_table
 from lora_sft.data.corpus import Corpus, build_corpus
 from lora_sft.data.tokenizer import (
     find_saved_stop_token_ids,
@@ -60,10 +61,10 @@ def run_training(
     with _status_written(run, processes):
         result = _train(recipe, run, start, processes)
         if processes.is_main:
+            if result.is_complete and recipe.export.merge is not None:
+                output, dtype = Path(recipe.export.merge), recipe.export.dtype
+                merge(make_merge_plan(run.path, output, dtype=dtype))
             run.write_status(result.exit_code, result.reason, result.step)
-    if result.is_complete and recipe.export.merge and processes.is_main:
-        dtype = recipe.export.dtype
-        merge(make_merge_plan(run.path, Path(recipe.export.merge), dtype=dtype))
     return result
 
 
@@ -87,7 +88,7 @@ def _train(
             recipe.model.model_name_or_path,
             recipe.train,
             recipe.adapter.lora,
-            corpus.accounts["train"].to_dict(),
+            corpus.accounts["train"].as_dict(),
         )
         origin = make_adapter_origin(recipe, corpus)
         write_adapter_folder(model, tokenizer, run.adapter, origin, card)
@@ -134,7 +135,7 @@ def load_data(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, Corpus]:
 
 def show_accounts(corpus: Corpus) -> None:
     """Print what became of every row that was read."""
-    make_console().print(corpus.to_table())
+    make_console().print(render_account_table(corpus.accounts))
 
 
 def build_model(recipe: Recipe) -> tuple[PreTrainedModel, Census]:
@@ -168,15 +169,15 @@ def make_manifest(
             "template_sha256": corpus.template_sha256,
             "stop_token_ids": sorted(corpus.stop_token_ids),
         },
-        "account": {split: account.to_dict() for split, account in corpus.accounts.items()},
+        "account": {split: account.as_dict() for split, account in corpus.accounts.items()},
         "census": census.to_dict(),
-        "recipe": recipe.to_dict(),
+        "recipe": recipe.to_dict(absolute_paths=True),
     }
 
 
 def make_adapter_origin(recipe: Recipe, corpus: Corpus) -> AdapterOrigin:
     """What the merge must know of this run."""
-    chosen = recipe.origins.get("export.dtype", "default") != "default"
+    chosen = recipe.is_written("export.dtype")
     return AdapterOrigin(
         model_name_or_path=recipe.model.location,
         revision=recipe.model.revision,

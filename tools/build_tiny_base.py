@@ -32,6 +32,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,17 @@ HIDDEN_SIZE, INTERMEDIATE_SIZE, NUM_LAYERS, HEAD_DIM = 128, 384, 4, 32
 
 NUM_TOKENIZER_DOCUMENTS = 20_000
 NUM_WORD_REPEATS = 400
-NUM_STEPS = 2_100
-BATCH_ROWS, ROW_TOKENS = 8, 256
-PEAK_LEARNING_RATE, WARMUP_STEPS, WEIGHT_DECAY = 4e-3, 100, 0.05
+ROW_TOKENS, COPY_ROW_TOKENS = 256, 64
+WEIGHT_DECAY = 0.05
 MAX_GRADIENT_NORM = 1.0
 NUM_PLAIN_TEXTS = 100
+
+# Where training starts (see `plant_copy_heads`). The slow rotary pairs turn by less than a radian
+# over a message, so a match of contents survives them.
+ROPE_THETA = 100_000.0
+INITIAL_STD, EMBEDDING_STD, CONSTANT_SHARE = 0.04, 0.08, 0.5
+COPIED_WIDTH, NUM_FAST_PAIRS = 20, 4
+LOOK_BACK_SCALE, MATCH_SCALE = 1.2, 2.5
 
 PAD, END_OF_TEXT, END_OF_TURN = "<|pad|>", "<|endoftext|>", "<|end|>"
 ROLES = ("system", "user", "assistant")
@@ -136,6 +143,7 @@ MARKS = "!#$%&'()*+,-./:;<=>?@[]^_{|}~"
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 
 INVENTED_WORD_SHARE = 0.2
+DIGIT_ROW_SHARE = 0.25
 DIGIT_COUNTS = (3, 4, 5, 5, 5, 5, 6)
 
 Slots = dict[str, str]
@@ -596,12 +604,99 @@ def build_model(tokenizer: Any) -> Any:
         num_key_value_heads=num_heads,
         head_dim=HEAD_DIM,
         max_position_embeddings=CONTEXT_TOKENS,
+        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
+        initializer_range=INITIAL_STD,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
+    plant_copy_heads(model)
+    return model
+
+
+def plant_copy_heads(model: Any) -> None:
+    """Start from attention heads that copy, which a short training alone does not find.
+
+    Heads of layer 0 look one or two tokens back and write what they saw into directions of their
+    own. Two heads of layer 1 compare those with the current and the previous token, so that they
+    look at what followed the same two tokens before, and copy it. Training refines all of it.
+    Source: induction heads, Olsson et al. 2022 (arXiv:2209.11895).
+    """
+    import torch
+
+    with torch.no_grad():
+        directions = torch.linalg.qr(torch.randn(HIDDEN_SIZE, HIDDEN_SIZE))[0]
+        constant = directions[:, 0]
+        plant_constant_direction(model.model.embed_tokens.weight, constant)
+        layers = [layer.self_attn for layer in model.model.layers[:2]]
+        blocks = directions[:, 1:].split(COPIED_WIDTH, dim=1)  # at right angles to each other
+        for pair in range(2):
+            read, *writes = blocks[3 * pair : 3 * pair + 3]
+            for distance, write in enumerate(writes, start=1):
+                plant_look_back(layers[0], 2 * pair + distance - 1, distance, constant)
+                plant_value(layers[0], 2 * pair + distance - 1, read.T, 0.2 * write)
+            num_single = COPIED_WIDTH if pair == 0 else COPIED_WIDTH // 2
+            plant_match(layers[1], pair, read.T, writes, num_single)
+            copied = directions[:, 1 + pair * HEAD_DIM : 1 + (pair + 1) * HEAD_DIM]
+            plant_value(layers[1], pair, copied.T, 0.3 * copied)
+
+
+def get_head_rows(head: int) -> slice:
+    return slice(head * HEAD_DIM, (head + 1) * HEAD_DIM)
+
+
+def plant_constant_direction(embedding: Any, constant: Any) -> None:
+    """Give every token the same share of one direction, for heads that look at distance only."""
+    import torch
+
+    embedding.normal_(0, EMBEDDING_STD)
+    embedding -= torch.outer(embedding @ constant, constant)
+    embedding += CONSTANT_SHARE * constant
+
+
+def plant_look_back(attention: Any, head: int, distance: int, constant: Any) -> None:
+    """Attend to the token at a fixed distance, by the phase of the fast rotary frequencies."""
+    import torch
+
+    query, key = torch.zeros(HEAD_DIM), torch.zeros(HEAD_DIM)
+    for i in range(NUM_FAST_PAIRS):
+        phase = distance * ROPE_THETA ** (-2 * i / HEAD_DIM)
+        query[i] = 1.0
+        key[i], key[i + HEAD_DIM // 2] = math.cos(phase), math.sin(phase)
+    rows = get_head_rows(head)
+    attention.q_proj.weight[rows] = LOOK_BACK_SCALE * torch.outer(query, constant)
+    attention.k_proj.weight[rows] = LOOK_BACK_SCALE * torch.outer(key, constant)
+
+
+def plant_value(attention: Any, head: int, read: Any, write: Any) -> None:
+    """What the head reads where it looks, and where in the residual stream it writes that."""
+    rows = get_head_rows(head)
+    attention.v_proj.weight[rows][: len(read)] = read
+    attention.o_proj.weight[:, rows][:, : len(read)] = write
+
+
+def plant_match(attention: Any, head: int, read: Any, writes: list[Any], num_single: int) -> None:
+    """Attend where the token before is the current one, and the one before that the previous.
+
+    The first `num_single` of the compared directions hold the one match, the rest the other.
+    """
+    import torch
+
+    first_pair = (HEAD_DIM - COPIED_WIDTH) // 2
+    slow = torch.tensor(
+        [i for pair in range(first_pair, HEAD_DIM // 2) for i in (pair, pair + HEAD_DIM // 2)]
+    )
+    query, key = torch.zeros(HEAD_DIM, HIDDEN_SIZE), torch.zeros(HEAD_DIM, HIDDEN_SIZE)
+    single, double = slow[:num_single], slow[num_single:]
+    query[single] = MATCH_SCALE * read[:num_single]
+    key[single] = MATCH_SCALE * writes[0].T[:num_single]
+    query[double] = 0.6 * MATCH_SCALE * writes[0].T[num_single:]
+    key[double] = 0.6 * MATCH_SCALE * writes[1].T[num_single:]
+    rows = get_head_rows(head)
+    attention.q_proj.weight[rows] = query
+    attention.k_proj.weight[rows] = key
 
 
 def make_rows(tokenizer: Any) -> Iterator[list[int]]:
@@ -615,33 +710,62 @@ def make_rows(tokenizer: Any) -> Iterator[list[int]]:
             pending = pending[ROW_TOKENS:]
 
 
-def compute_learning_rate(step: int) -> float:
-    """Linear warm-up, then half a cosine to zero."""
-    if step < WARMUP_STEPS:
-        return PEAK_LEARNING_RATE * (step + 1) / WARMUP_STEPS
-    progress = (step - WARMUP_STEPS) / (NUM_STEPS - WARMUP_STEPS)
-    return PEAK_LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * progress))
+def make_copy_rows(tokenizer: Any) -> Iterator[list[int]]:
+    """Rows that repeat a random string of tokens or digits, in which only copying helps."""
+    rng = random.Random(f"{SEED}/copy rows")
+    digits = tokenizer.convert_tokens_to_ids(list("0123456789"))
+    tokens = range(len(SPECIAL_TOKENS), VOCABULARY_SIZE)
+    while True:
+        choices = digits if rng.random() < DIGIT_ROW_SHARE else tokens
+        block = [rng.choice(choices) for _ in range(rng.randrange(6, COPY_ROW_TOKENS // 2))]
+        yield (block * COPY_ROW_TOKENS)[:COPY_ROW_TOKENS]
 
 
-def pretrain(model: Any, rows: Iterator[list[int]]) -> None:
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of training with a learning rate that rises in a line and falls in a cosine."""
+
+    num_steps: int
+    batch_rows: int
+    peak_learning_rate: float
+    warmup_steps: int
+
+    def compute_learning_rate(self, step: int) -> float:
+        """The rate of one step, counted from nought."""
+        if step < self.warmup_steps:
+            return self.peak_learning_rate * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / (self.num_steps - self.warmup_steps)
+        return self.peak_learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+COPY_PHASE = Phase(num_steps=200, batch_rows=16, peak_learning_rate=2e-3, warmup_steps=30)
+CORPUS_PHASE = Phase(num_steps=650, batch_rows=8, peak_learning_rate=3e-3, warmup_steps=50)
+
+
+def train_phase(model: Any, rows: Iterator[list[int]], phase: Phase) -> None:
     import torch
 
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=PEAK_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY)
     started = time.monotonic()
-    for step in range(NUM_STEPS):
-        input_ids = torch.tensor([next(rows) for _ in range(BATCH_ROWS)])
+    for step in range(phase.num_steps):
+        input_ids = torch.tensor([next(rows) for _ in range(phase.batch_rows)])
         for group in optimizer.param_groups:
-            group["lr"] = compute_learning_rate(step)
+            group["lr"] = phase.compute_learning_rate(step)
         loss = model(input_ids=input_ids, labels=input_ids).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
         optimizer.step()
         optimizer.zero_grad()
-        if step % 50 == 0:
+        if step % 25 == 0:
             seconds = time.monotonic() - started
             print(f"step {step:5d}  loss {loss.item():.3f}  {seconds:6.0f} s", flush=True)
+
+
+def pretrain(model: Any, tokenizer: Any) -> None:
+    """First copying alone, which sets the planted heads, then the corpus."""
+    model.train()
+    train_phase(model, make_copy_rows(tokenizer), COPY_PHASE)
+    train_phase(model, make_rows(tokenizer), CORPUS_PHASE)
 
 
 # ---------------------------------------------------------------- the folder
@@ -665,8 +789,7 @@ def write_base(folder: Path) -> None:
     set_determinism()
     tokenizer = build_tokenizer()
     model = build_model(tokenizer)
-    model.train()
-    pretrain(model, make_rows(tokenizer))
+    pretrain(model, tokenizer)
     model.generation_config = make_generation_config(tokenizer)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -26,11 +26,11 @@ def list_recipes(context: typer.Context, as_json: AsJson = False) -> None:
 
     shelf = read_shelf()
     if as_json:
-        print_json([{**asdict(entry), "path": str(entry.path)} for entry in shelf])
+        print_json([asdict(entry) for entry in shelf])
         return
     width = max((len(entry.name) for entry in shelf), default=0)
     for entry in shelf:
-        typer.echo(f"{entry.name:<{width}}  {entry.method:<6} {entry.model}  ({entry.hardware})")
+        typer.echo(f"{entry.name:<{width}}  {entry.method:<10} {entry.model}  ({entry.hardware})")
 
 
 def copy(name: str, file: Path) -> None:

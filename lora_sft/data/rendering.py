@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 import jinja2
@@ -74,15 +75,35 @@ class ChatRenderer:
             raise TemplateRefusal(f"{type(error).__name__}: {error}") from error
         return str(rendered)
 
-    def find_end_of_turn(self, special: re.Pattern[str]) -> str | None:
-        """The special token that the template itself writes after an answer, if it writes one."""
-        probe = Conversation((Message("user", PROBE_QUESTION), Message("assistant", PROBE_ANSWER)))
+    def find_end_of_turn(self, special: re.Pattern[str], known: re.Pattern[str]) -> str | None:
+        """The special token that the template itself ends an answer with, unless it is `known`.
+
+        What follows an answer whether or not the conversation goes on ends the turn, and its last
+        special token is the stop: those before it are separators. Where nothing is common, the
+        first special token after a final answer is.
+        """
+        final, followed = self._render_after_answer(2), self._render_after_answer(3)
+        pairs = zip(final, followed, strict=False)
+        common = "".join(left for left, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        ends_turn = special.findall(common)
+        if ends_turn:
+            return None if known.search(common) else str(ends_turn[-1])
+        first = special.search(final)
+        return first.group() if first and not known.search(final) else None
+
+    def _render_after_answer(self, num_messages: int) -> str:
+        probe = Conversation(
+            (
+                Message("user", PROBE_QUESTION),
+                Message("assistant", PROBE_ANSWER),
+                Message("user", PROBE_QUESTION),
+            )
+        )
         try:
-            text = self.render(probe, 2, served=False)
+            text = self.render(probe, num_messages, served=False)
         except TemplateRefusal:
-            return None
-        found = special.search(text, text.rfind(PROBE_ANSWER))
-        return found.group() if PROBE_ANSWER in text and found else None
+            return ""
+        return text.rpartition(PROBE_ANSWER)[2] if PROBE_ANSWER in text else ""
 
 
 def hash_template(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -7,6 +7,7 @@ special tokens, the policies of the recipe.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,8 @@ class Supervisor:
         self._tokenizer = tokenizer
         self._renderer = ChatRenderer(tokenizer, data.chat_template_kwargs)
         self._special = make_token_pattern(find_special_names(tokenizer))
-        self._stop_token_ids = frozenset(stop_token_ids) | self._find_template_stop()
+        self._stop_token_ids = frozenset(stop_token_ids)
+        self._stop_token_ids |= self._find_template_stop()
         self._chat_rule = self._make_chat_rule()
         self._spans = SpanTokenizer(tokenizer)
         self._texts = TextTokenizer(tokenizer)
@@ -105,14 +107,20 @@ class Supervisor:
     def _find_template_stop(self) -> frozenset[int]:
         if not self._renderer.has_template:
             return frozenset()
-        name = self._renderer.find_end_of_turn(self._special)
-        return frozenset() if name is None else frozenset({self._tokenizer.added_tokens_encoder[name]})
+        known = self._make_stop_pattern()
+        name = self._renderer.find_end_of_turn(self._special, known)
+        return (
+            frozenset() if name is None else frozenset({self._tokenizer.added_tokens_encoder[name]})
+        )
+
+    def _make_stop_pattern(self) -> re.Pattern[str]:
+        stops = [str(self._tokenizer.decode([stop])) for stop in sorted(self._stop_token_ids)]
+        return make_token_pattern(stops)
 
     def _make_chat_rule(self) -> ChatLabelRule:
-        stops = [str(self._tokenizer.decode([stop])) for stop in sorted(self._stop_token_ids)]
         return ChatLabelRule(
             self._renderer,
-            make_token_pattern(stops),
+            self._make_stop_pattern(),
             self._special,
             loss_on=self._data.loss_on,
             rewritten_history=self._data.rewritten_history,

@@ -147,7 +147,7 @@ def find_stop_token_ids(
     Raises: DataError for a name in `extra` that is not one token of the vocabulary.
     """
     vocabulary = tokenizer.get_vocab()
-    stops = set(_read_generation_eos(model))
+    stops = set(_read_generation_eos(str(model.location), model.revision))
     if tokenizer.eos_token_id is not None:
         stops.add(tokenizer.eos_token_id)
     for name in extra:
@@ -161,13 +161,26 @@ def find_stop_token_ids(
     return frozenset(stops)
 
 
-def _read_generation_eos(model: ModelSection) -> list[int]:
+def _read_generation_eos(location: str, revision: str | None) -> list[int]:
     """The base's own `generation_config.json`; many bases have none, which is no fault."""
     try:
-        config = GenerationConfig.from_pretrained(
-            str(model.location), revision=model.revision or "main"
-        )
+        config = GenerationConfig.from_pretrained(location, revision=revision or "main")
     except (OSError, ValueError):
         return []
     eos = config.eos_token_id
     return eos if isinstance(eos, list) else [] if eos is None else [eos]
+
+
+def load_saved_tokenizer(
+    location: str | Path, revision: str | None = None, *, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a run, an adapter, a merge or a base, just as it was saved."""
+    return _load(str(location), revision, trust_remote_code)
+
+
+def find_saved_stop_token_ids(
+    folder: str | Path, tokenizer: PreTrainedTokenizerBase
+) -> frozenset[int]:
+    """The stop tokens that `generation_config.json` beside a saved model or adapter names."""
+    own = {tokenizer.eos_token_id} - {None}
+    return frozenset(_read_generation_eos(str(folder), None)) | own

@@ -19,13 +19,9 @@ from typing import Any, Literal
 
 import torch
 from peft import PeftModel
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from lora_sft.data.tokenizer import load_saved_tokenizer
 from lora_sft.errors import ExportError, VerificationError
 from lora_sft.export.adapter_files import AdapterOrigin, make_stop_config, read_origin
 from lora_sft.export.model_card import make_merged_card
@@ -144,11 +140,11 @@ def merge(plan: MergePlan) -> dict[str, Any]:
 
 def load_merge_tokenizer(plan: MergePlan) -> PreTrainedTokenizerBase:
     """The tokenizer saved with the adapter, else the base's."""
-    folder = plan.adapter if (plan.adapter / "tokenizer_config.json").exists() else None
-    return AutoTokenizer.from_pretrained(
-        folder or plan.origin.model_name_or_path,
-        revision=None if folder else plan.origin.revision,
-        trust_remote_code=plan.origin.trust_remote_code,
+    if (plan.adapter / "tokenizer_config.json").exists():
+        return load_saved_tokenizer(plan.adapter)
+    origin = plan.origin
+    return load_saved_tokenizer(
+        origin.model_name_or_path, origin.revision, trust_remote_code=origin.trust_remote_code
     )
 
 

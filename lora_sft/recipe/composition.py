@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_sft.recipe.fault_list import FaultList
-from lora_sft.recipe.locations import find_similar
+from lora_sft.recipe.locations import find_similar, make_absolute
 from lora_sft.recipe.schema import QUANTIZATION_PRESETS
 from lora_sft.recipe.shipped import expand_prefix
 from lora_sft.recipe.written import COMMAND_LINE, Origin, Written, join, wrap
@@ -83,14 +83,14 @@ def _read_parent(
     if not parent.is_file():
         _refuse_missing(extends.value, extends.origin, faults, "extends")
         return None
-    parent_label = os.path.normpath(os.path.join(os.path.dirname(label), extends.value))
+    parent_label = os.path.normpath(Path(label).parent / extends.value)
     return _read_with_parents(parent, parent_label, family, faults)
 
 
 def _refuse_missing(text: str, origin: Origin, faults: FaultList, dotted: str = "") -> None:
     near = find_similar(text, origin.folder)
-    place = os.path.join(origin.folder, text)
-    fix = f"did you mean {near}?" if near else f"there is no file {os.path.normpath(place)}"
+    place = make_absolute(text, origin.folder)
+    fix = f"did you mean {near}?" if near else f"create {place} or correct the path"
     faults.add(f'no such recipe: "{text}"', origin, dotted, fix)
 
 

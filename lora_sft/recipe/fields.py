@@ -103,7 +103,7 @@ def _with_alternative(field: Field, part: Any) -> Field:
     if hasattr(part, "__members__"):
         return field.widened("string", choices=tuple(str(member.value) for member in part))
     if origin in (list, dict):
-        return _with_items(field.widened(_JSON_TYPES[origin]), get_args(part))
+        return _with_items(field, _JSON_TYPES[origin], get_args(part))
     if origin in _JSON_TYPES:
         return field.widened(_JSON_TYPES[origin])
     if issubclass(origin, Section):
@@ -111,11 +111,14 @@ def _with_alternative(field: Field, part: Any) -> Field:
     return replace(field, python_class=origin.__name__)
 
 
-def _with_items(field: Field, arguments: tuple[Any, ...]) -> Field:
+def _with_items(field: Field, json_type: str, arguments: tuple[Any, ...]) -> Field:
+    """`field`, also taking a list or mapping; two kinds of items are one too many to check."""
     item = arguments[-1] if arguments else Any
+    has_other_items = bool({"array", "object"} & set(field.types))
+    field = field.widened(json_type)
     if isinstance(item, type) and issubclass(item, Section):
         return replace(field, section=item)
-    return replace(field, items=_JSON_TYPES.get(item) or field.items)
+    return replace(field, items="" if has_other_items else _JSON_TYPES.get(item, ""))
 
 
 def _flatten(annotation: Any) -> Iterator[Any]:

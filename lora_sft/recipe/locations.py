@@ -16,7 +16,7 @@ from lora_sft.recipe.written import COMMAND_LINE, Origin
 
 PLAIN_TEMPLATE = "plain"
 DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
-COMPRESSED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
+COMPRESSED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz", ".zip")
 _GLOB_CHARACTERS = frozenset("*?[")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -45,7 +45,7 @@ def locate(text: str, folder: Path, kind: str) -> str | None:
 
 def is_local(location: str) -> bool:
     """Whether `locate` found a local place: those are absolute, Hub ids and URLs never are."""
-    return os.path.isabs(location)
+    return Path(location).is_absolute()
 
 
 def is_hub_id(location: str) -> bool:
@@ -65,31 +65,34 @@ def describe_missing(text: str, origin: Origin, kind: str) -> tuple[str, str]:
     near = find_similar(text, origin.folder)
     if near is not None:
         return what, f"did you mean {near}?"
-    looked_at = _absolute(text, origin.folder)
+    looked_at = make_absolute(text, origin.folder)
     return what, f"create {looked_at} or correct the path"
 
 
 def _find_local(text: str, folder: Path, kind: str) -> str | None:
     if not text or (_URL.match(text) and not text.startswith(PREFIX)):
         return None
-    path = _absolute(text, folder)
-    exists = {"model": os.path.isdir, "data": os.path.exists}.get(kind, os.path.isfile)
-    if exists(path):
-        return path
-    if kind == "data" and _GLOB_CHARACTERS & set(text) and _any_match(path):
-        return path
+    path = make_absolute(text, folder)
+    exists = {"model": path.is_dir, "data": path.exists}.get(kind, path.is_file)
+    if exists() or (kind == "data" and _any_match(str(path))):
+        return str(path)
     return None
 
 
-def _absolute(text: str, folder: Path) -> str:
-    expanded = os.path.expanduser(expand_prefix(text))
-    return os.path.abspath(os.path.join(folder, expanded))
+def make_absolute(text: str, folder: Path | str = "") -> Path:
+    """`text` from `folder` on; symbolic links stay, so that messages show what was written."""
+    path = Path(expand_prefix(text))
+    if text.startswith("~"):
+        path = path.expanduser()
+    return Path(os.path.normpath(Path.cwd() / folder / path))
 
 
 def _any_match(pattern: str) -> bool:
+    if not _GLOB_CHARACTERS & set(pattern):
+        return False
     from glob import iglob  # few recipes use one
 
-    return next(iglob(pattern, recursive=True), None) is not None
+    return next(iglob(pattern, recursive=True), None) is not None  # noqa: PTH207, absolute
 
 
 def _looks_like_path(text: str, kind: str) -> bool:
@@ -97,19 +100,20 @@ def _looks_like_path(text: str, kind: str) -> bool:
         return True
     if kind != "data":
         return False
-    stem, suffix = os.path.splitext(text)
-    if suffix in COMPRESSED_SUFFIXES:
-        suffix = os.path.splitext(stem)[1]
-    return suffix in DATA_SUFFIXES or bool(_GLOB_CHARACTERS & set(text))
+    name = Path(text)
+    if name.suffix in COMPRESSED_SUFFIXES:
+        name = Path(name.stem)
+    return name.suffix in DATA_SUFFIXES or bool(_GLOB_CHARACTERS & set(text))
 
 
 def find_similar(text: str, folder: Path) -> str | None:
     """The path as written, with its last name replaced by the nearest that exists."""
     from difflib import get_close_matches  # only wanted once something is wrong
 
-    parent, name = os.path.split(_absolute(text, folder))
+    path = make_absolute(text, folder)
     try:
-        matches = get_close_matches(name, os.listdir(parent), n=1, cutoff=0.6)
+        names = [neighbour.name for neighbour in path.parent.iterdir()]
     except OSError:
         return None
-    return os.path.join(os.path.dirname(text), matches[0]) if matches else None
+    matches = get_close_matches(path.name, names, n=1, cutoff=0.6)
+    return str(Path(text).parent / matches[0]) if matches else None

@@ -25,23 +25,23 @@ class Advice:
 
     @property
     def target(self) -> str | None:
-        match = re.match(r"write ([\w.]+):", self.fix)
+        match = re.search(r"write ([\w.]+):", self.fix)
         return match.group(1) if match else None
 
 
 def find_advice(section: str, name: str, value: Any) -> Advice | None:
     """What to write instead of `name` (not a setting of `section`), if it is a known name."""
-    dotted = f"{section}.{name}" if section else name
     if section == "train" and name in TRAIN_OWNED_ELSEWHERE:
-        fix = TRAIN_OWNED_ELSEWHERE[name](value)
-        return Advice(f'"{name}" is not set under train', fix)
-    if section == "adapter" and name in ADAPTER_SET_BY_RUN:
-        return Advice(f'"{name}" is set by the run', "delete the line")
-    if name in REMOVED:
-        return Advice(f'"{dotted}" no longer exists in transformers or TRL', REMOVED[name](value))
-    if name in FOREIGN:
-        return Advice(f'"{dotted}" is another tool\'s name', FOREIGN[name](value))
-    return None
+        what, make_fix = f'"{name}" is not set under train', TRAIN_OWNED_ELSEWHERE[name]
+    elif section == "adapter" and name in ADAPTER_SET_BY_RUN:
+        what, make_fix = f'"{name}" is set by the run', _gone("it follows from model and task")
+    elif name in REMOVED:
+        what, make_fix = f'"{name}" no longer exists in transformers or TRL', REMOVED[name]
+    elif name in FOREIGN:
+        what, make_fix = f'"{name}" is another tool\'s name', FOREIGN[name]
+    else:
+        return None
+    return Advice(what, make_fix(value) if value is not None else "delete the line")
 
 
 def write_line(dotted: str, value: Any) -> str:
@@ -174,6 +174,7 @@ FOREIGN: dict[str, MakeFix] = {
     "model_revision": _to("model.revision"),
     "flash_attention": _either("model.attn_implementation", "flash_attention_2", "null is safe"),
     "flash_attn": lambda _value: write_line("model.attn_implementation", "flash_attention_2"),
+    "special_tokens": lambda value: _special_tokens(value),
     "tokenizer_name_or_path": _to("tokenizer.path"),
     "tokenizer_config": _to("tokenizer.path"),
     # quantization
@@ -223,7 +224,7 @@ FOREIGN: dict[str, MakeFix] = {
     "dataset_prepared_path": _gone("`lora-sft prepare` keeps its own cache"),
     "overwrite_cache": _gone("the cache knows by its content when it is out of date"),
     "preprocessing_num_workers": _gone("`lora-sft prepare` chooses the number of processes"),
-    "max_samples": _gone("write repeat: 0.1 in the data set's entry to take a part of it"),
+    "max_samples": lambda _value: write_line("data.datasets.0.repeat", 0.1),
     # train
     "micro_batch_size": _to("train.per_device_train_batch_size"),
     "batch_size": _to("train.per_device_train_batch_size"),
@@ -261,3 +262,11 @@ def _targets(value: Any) -> Any:
     if value == "all":
         return "all-linear"
     return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+
+def _special_tokens(value: Any) -> str:
+    """axolotl's mapping of token names, of which the tokenizer section takes two."""
+    tokens = value if isinstance(value, dict) else {}
+    names = [name for name in ("pad_token", "eos_token") if name in tokens]
+    lines = (f"tokenizer.{name}: {write_yaml_inline(tokens[name])}" for name in names)
+    return f"write {'; '.join(lines)}" if names else "delete the line"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lora_sft.recipe.fields import Section
+from lora_sft.recipe.locations import make_absolute
 from lora_sft.recipe.schema import (
     AdapterSection,
     DataSection,
@@ -100,7 +100,9 @@ class Recipe:
             "train": self._train_to_dict(absolute_paths),
             "evaluate": _section_to_dict(self.evaluate, absolute_paths),
             "export": _section_to_dict(self.export, absolute_paths),
-            "output_dir": os.path.abspath(self.output_dir) if absolute_paths else self.output_dir,
+            "output_dir": str(make_absolute(self.output_dir))
+            if absolute_paths
+            else self.output_dir,
         }
 
     def resolved_text(self) -> str:

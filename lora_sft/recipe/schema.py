@@ -5,6 +5,7 @@
 stand only our defaults, our additions and what a recipe may not set.
 """
 
+# ruff: noqa: RUF009 (`setting` makes a dataclass field, it is no shared default)
 # No postponed annotations here: the annotations are read as types to make the fields.
 import dataclasses
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ class SplitSection(RecipeSection):
     """Held-out rows: a fraction of the training rows, or data sets of their own."""
 
     fraction: float | None = setting(
-        None, above=0, below=1, help="Share of the training rows to hold out."
+        None, above=0, below=1, example=0.05, help="Share of the training rows to hold out."
     )
     datasets: list[DatasetSection] | None = setting(None, help="Data sets of their own.")
 

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from lora_sft.recipe import schema
-from lora_sft.recipe.fields import Field
+from lora_sft.recipe.fields import Field, check_value, suggest_value
 from lora_sft.recipe.library_fields import read_snapshot
 from lora_sft.recipe.other_names import Advice, find_advice, write_line
 
@@ -92,8 +92,12 @@ def _closest(name: str, names: Iterable[str], cutoff: float) -> str | None:
 
 
 def _line(dotted: str, value: Any) -> str:
-    """The line to write; a whole section is too long to repeat."""
-    return f"write {dotted}: ..." if isinstance(value, dict) else write_line(dotted, value)
+    """The line to write, with the person's value if the setting takes it."""
+    if isinstance(value, dict):
+        return f"write {dotted}: ..."  # a whole section is too long to repeat
+    field = all_settings().get(dotted)
+    fits = field is None or check_value(value, field) is None
+    return write_line(dotted, value if fits or field is None else suggest_value(value, field))
 
 
 def _without_indices(section: str) -> str:

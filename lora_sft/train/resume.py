@@ -118,7 +118,7 @@ def _grew(old: Any, new: Any) -> bool:
 
 
 def _is_longer(run: RunDirectory, recipe: Recipe) -> bool:
-    before, after = _recorded_recipe(run).get("train", {}), recipe.to_dict()["train"]
+    before, after = _recorded_recipe(run).get("train", {}), recipe.to_dict(absolute_paths=True)["train"]
     return any(
         before.get(field.removeprefix("train.")) != after.get(field.removeprefix("train."))
         for field in BUDGET_FIELDS
@@ -139,10 +139,10 @@ def _refuse_other_run(run: RunDirectory, recipe: Recipe) -> None:
             f"{run.path}  output_dir",
             "choose another output_dir, or add --overwrite",
         )
-    fields = find_differences(recorded, recipe.to_dict())
+    fields = find_differences(recorded, recipe.to_dict(absolute_paths=True))
     if not fields:
         return
-    old, new = dict(_flatten(recorded)), dict(_flatten(recipe.to_dict()))
+    old, new = dict(_flatten(recorded)), dict(_flatten(recipe.to_dict(absolute_paths=True)))
     shown = "; ".join(f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in fields[:8])
     raise RecipeError(
         f"the output directory holds another run; {len(fields)} fields differ: {shown}",

@@ -52,7 +52,7 @@ def test_an_unknown_command_is_three_lines_with_the_nearest_name(command):
 
 
 def test_deepspeed_may_put_the_rank_before_the_command(command, write_recipe, monkeypatch):
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("LOCAL_RANK", "0")
     assert command("--local_rank=0", "show", write_recipe(), "--json").code == 0
 
 

@@ -51,7 +51,18 @@ def test_train_and_weight_are_two_spellings_of_one_wish():
 
 @pytest.mark.parametrize("column", ["conversations", "messages"])
 def test_sharegpt_roles_of_all_spellings(column):
-    spellings = "system human user gpt assistant model chatgpt tool observation function".split()
+    spellings = [
+        "system",
+        "human",
+        "user",
+        "gpt",
+        "assistant",
+        "model",
+        "chatgpt",
+        "tool",
+        "observation",
+        "function",
+    ]
     rows = [{"from": role, "value": role} for role in spellings]
     expected = ["system", "user", "user", *["assistant"] * 4, *["tool"] * 3]
     conversation = convert({column: rows})

@@ -167,7 +167,7 @@ def test_hub_rows_come_through_load_dataset(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     rows = read("some/set", path="some/set", split="train_sft", revision="abc", name="en")
-    assert [(row.source, row.row, row.line) for row in rows][0] == ("some/set", 0, None)
+    assert next((row.source, row.row, row.line) for row in rows) == ("some/set", 0, None)
     assert [row.values for row in rows] == ROWS
     wanted = {"name": "en", "split": "train_sft", "revision": "abc", "data_files": None}
     assert calls == [("some/set", wanted)]

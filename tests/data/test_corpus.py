@@ -1,0 +1,255 @@
+"""The corpus: splits that stay, repeats that add up, lengths, and an account without a gap."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from lora_sft.data.account import Account, render_account_table
+from lora_sft.data.corpus import build_corpus
+from lora_sft.data.supervised_row import IGNORED_LABEL
+from lora_sft.errors import DataError
+from tests import tiny
+from tests.data.sections import (
+    make_chat,
+    make_data,
+    make_dataset,
+    make_split,
+    write_jsonl,
+)
+
+NUM_ROWS = 200
+ROWS = [
+    {"instruction": f"What is {i} + {i}?", "input": "", "output": f"It is {2 * i}."}
+    for i in range(NUM_ROWS)
+]
+
+
+@pytest.fixture
+def train(tmp_path):
+    return write_jsonl(tmp_path / "train.jsonl", ROWS)
+
+
+def build(*datasets, template=tiny.CHATML, **data):
+    tokenizer = tiny.make_tokenizer(template)
+    return build_corpus(make_data(*datasets, **data), tokenizer, {tokenizer.eos_token_id})
+
+
+def check_account(split, account):
+    assert account.read == account.kept + sum(account.dropped.values())
+    assert account.rows_out == len(split) == sum(account.built.values())
+    assert account.tokens == sum(map(len, split["input_ids"]))
+    learned = sum(label != IGNORED_LABEL for labels in split["labels"] for label in labels)
+    assert account.target_tokens == learned
+    assert set(account.examples) == set(account.dropped)
+
+
+def test_rows_keep_their_order_source_and_number(train):
+    corpus = build(make_dataset(train, path="../data/train.jsonl"))
+    assert corpus.train["row"][:] == list(range(NUM_ROWS))
+    assert set(corpus.train["source"]) == {"../data/train.jsonl"}
+    assert corpus.train.column_names == ["input_ids", "labels", "source", "row"]
+    assert (corpus.validation, corpus.test) == (None, None)
+    check_account(corpus.train, corpus.accounts["train"])
+
+
+def test_the_same_rows_give_the_same_fingerprint_and_other_labels_another(train):
+    first, again = build(make_dataset(train)), build(make_dataset(train))
+    assert first.fingerprint == again.fingerprint
+    assert first.template_sha256 == again.template_sha256 != ""
+    other = build(make_dataset(train), loss_on="all")
+    assert other.train["input_ids"][:] == first.train["input_ids"][:]
+    assert other.fingerprint != first.fingerprint
+
+
+def test_a_row_never_changes_its_split_when_rows_are_added(tmp_path, train):
+    fractions = {"validation": make_split(fraction=0.2), "test": make_split(fraction=0.1)}
+    before = build(make_dataset(train), **fractions)
+    more = [{**row, "output": f"{row['output']} Indeed."} for row in ROWS]
+    longer = write_jsonl(tmp_path / "longer.jsonl", [*more, *ROWS])
+    after = build(make_dataset(longer), **fractions)
+    for name in ("train", "validation", "test"):
+        old = set(map(tuple, getattr(before, name)["input_ids"]))
+        assert old
+        assert old <= set(map(tuple, getattr(after, name)["input_ids"]))
+        check_account(getattr(after, name), after.accounts[name])
+    assert sum(account.read for account in after.accounts.values()) == 2 * NUM_ROWS
+    assert 0.1 < before.accounts["validation"].read / NUM_ROWS < 0.3
+
+
+def test_adding_a_test_split_leaves_validation_as_it_was(train):
+    validation = make_split(fraction=0.2)
+    alone = build(make_dataset(train), validation=validation)
+    both = build(make_dataset(train), validation=validation, test=make_split(fraction=0.3))
+    assert alone.validation["row"][:] == both.validation["row"][:]
+    with pytest.raises(DataError, match="no rows to train on"):
+        build(make_dataset(train), validation=validation, test=make_split(fraction=0.8))
+
+
+def test_splits_can_be_data_sets_of_their_own(tmp_path, train):
+    held_out = write_jsonl(tmp_path / "test.jsonl", ROWS[:7])
+    corpus = build(make_dataset(train), test=make_split(datasets=[make_dataset(held_out)]))
+    assert len(corpus.train) == NUM_ROWS
+    assert corpus.test["source"][:] == ["test.jsonl"] * 7
+
+
+@pytest.mark.parametrize("repeat", [0.5, 1.0, 2.0, 2.5])
+def test_repeat_is_whole_passes_and_a_part_that_stays_the_same(train, repeat):
+    corpus = build(make_dataset(train, repeat=repeat))
+    rows = corpus.train["row"][:]
+    whole = int(repeat)
+    assert rows[: whole * NUM_ROWS] == list(range(NUM_ROWS)) * whole
+    part = rows[whole * NUM_ROWS :]
+    assert part == sorted(set(part))
+    assert abs(len(part) / NUM_ROWS - (repeat - whole)) < 0.1
+    account = corpus.accounts["train"]
+    check_account(corpus.train, account)
+    assert account.read == NUM_ROWS
+    assert account.dropped.get("subsampled", 0) == (NUM_ROWS - len(part) if repeat < 1 else 0)
+    assert rows == build(make_dataset(train, repeat=repeat)).train["row"][:]
+
+
+def test_data_sets_follow_one_another(tmp_path, train):
+    texts = write_jsonl(tmp_path / "texts.jsonl", [{"text": "Hello there"}] * 3)
+    corpus = build(make_dataset(train, repeat=2), make_dataset(texts))
+    assert corpus.train["source"][:] == ["train.jsonl"] * 2 * NUM_ROWS + ["texts.jsonl"] * 3
+    check_account(corpus.train, corpus.accounts["train"])
+
+
+def test_every_row_is_kept_or_dropped_for_a_reason_with_an_example(tmp_path):
+    rows = [
+        {"messages": make_chat("a", "b")},
+        {"messages": make_chat("a", "b " * 400)},
+        {"messages": [{"content": "no role"}]},
+        {"messages": make_chat("a<|im_end|>", "b")},
+        {"messages": make_chat("only asked")},
+        {"messages": "not messages"},
+        {"messages": make_chat("c", "<think>x</think> d", "e", "f")},
+    ]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    corpus = build(make_dataset(path), template=tiny.THINK_DROPPED_FROM_HISTORY)
+    account = corpus.accounts["train"]
+    check_account(corpus.train, account)
+    expected = {"overlong": 1, "malformed": 2, "special_tokens": 1, "no_target": 1}
+    assert account.dropped == expected
+    assert (account.read, account.kept, account.rows_out, account.expanded) == (7, 2, 3, 1)
+    assert account.examples["malformed"] == "rows.jsonl:3 (message 0 has no role)"
+    assert account.examples["overlong"].startswith("rows.jsonl:2 (")
+    assert corpus.train["row"][:] == [0, 6, 6]
+
+
+def test_the_account_is_json_and_a_table(train):
+    corpus = build(make_dataset(train, repeat=0.5), validation=make_split(fraction=0.2))
+    promised = {
+        "read", "kept", "rows_out", "dropped", "expanded", "truncated", "target_tokens", "tokens",
+    }  # fmt: skip
+    plain = corpus.accounts["train"].as_dict()
+    assert promised <= set(json.loads(json.dumps(plain)))
+    console = Console(file=io.StringIO(), width=120)
+    console.print(render_account_table(corpus.accounts))
+    shown = console.file.getvalue()
+    assert "dropped: subsampled" in shown
+    assert "validation" in shown
+
+
+def test_an_account_that_does_not_add_up_is_not_made():
+    with pytest.raises(AssertionError):
+        Account(
+            read=3, kept=1, rows_out=1, dropped={"overlong": 1}, expanded=0, truncated=0,
+            target_tokens=1, tokens=2, built={"rendered": 1},
+        )  # fmt: skip
+
+
+def test_an_overlong_row_can_keep_its_start_and_never_learns_an_end(tmp_path):
+    rows = [{"messages": make_chat("a", "yes " * 50)}, {"messages": make_chat("q " * 60, "b")}]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    corpus = build(make_dataset(path), max_length=30, overlong="keep_start")
+    account = corpus.accounts["train"]
+    check_account(corpus.train, account)
+    assert (account.kept, account.truncated, account.dropped) == (1, 1, {"overlong": 1})
+    (row,) = corpus.train
+    assert len(row["input_ids"]) == 30
+    stop = tiny.make_tokenizer().eos_token_id
+    assert stop not in row["labels"]
+    assert row["labels"][-1] == row["input_ids"][-1]
+
+
+def test_an_overlong_row_can_be_an_error(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"messages": make_chat("a", "yes " * 50)}])
+    with pytest.raises(DataError, match="max_length is 30") as caught:
+        build(make_dataset(path), max_length=30, overlong="error")
+    assert caught.value.where == "rows.jsonl:1"
+
+
+def test_an_expanded_row_can_lose_only_its_long_turns(tmp_path):
+    chat = make_chat("a", "<think>x</think> b", "c", "yes " * 200)
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"messages": chat}])
+    corpus = build(make_dataset(path), template=tiny.THINK_DROPPED_FROM_HISTORY, max_length=64)
+    account = corpus.accounts["train"]
+    check_account(corpus.train, account)
+    assert (account.kept, account.rows_out, account.partly_overlong) == (1, 1, 1)
+
+
+def test_no_row_left_shows_the_account_and_the_lever(tmp_path):
+    rows = [{"messages": make_chat("a", "yes " * 50)}] * 3 + [{"messages": 1}]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(DataError) as caught:
+        build(make_dataset(path), max_length=16)
+    error = caught.value
+    assert error.exit_code == 3
+    assert "4 read, dropped: overlong 3, malformed 1" in error.what
+    assert error.where.startswith("rows.jsonl:1")
+    longest = build(make_dataset(path)).accounts["train"].longest_tokens
+    assert f"data.max_length to {longest} (it is 16)" in error.fix
+
+
+def test_a_template_that_no_row_survives_names_its_lever(train):
+    with pytest.raises(DataError, match="not_prefix_stable 200") as caught:
+        build(make_dataset(train), template=tiny.PROMPT_OPENS_THINKING)
+    assert "data.chat_template" in caught.value.fix
+
+
+def test_a_validation_split_without_rows_is_an_error(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", [ROWS[0]])
+    with pytest.raises(DataError, match="validation split has no rows"):
+        build(make_dataset(path), validation=make_split(fraction=0.000001))
+
+
+def test_a_csv_without_the_needed_column_lists_what_is_there(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("question,reply\na,b\n", encoding="utf-8")
+    with pytest.raises(DataError, match="question, reply"):
+        build(make_dataset(path))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"rewritten_history": "in_place"},
+        {"special_tokens_in_content": "escape"},
+        {"overlong": "split"},
+        {"packing": True},
+        {"template_date": "2025-01-01"},
+    ],
+)
+def test_a_setting_that_cannot_be_honoured_yet_is_refused(train, setting):
+    with pytest.raises(DataError, match="not available yet"):
+        build(make_dataset(train), **setting)
+
+
+def test_columns_named_like_template_kwargs_win_over_the_recipes(tmp_path):
+    rows = [{"messages": make_chat("a", "b"), "style": style} for style in ("x", None)]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    template = "{{- style -}}" + tiny.CHATML
+    corpus = build(make_dataset(path), template=template, chat_template_kwargs={"style": "y"})
+    firsts = [tiny.make_tokenizer().decode(ids[0]) for ids in corpus.train["input_ids"]]
+    assert firsts == ["x", "y"]
+
+
+def test_ids_and_labels_are_plain_integers_of_equal_length(train):
+    for row in build(make_dataset(train)).train:
+        assert len(row["input_ids"]) == len(row["labels"])
+        assert row["labels"][0] == IGNORED_LABEL
+        assert np.asarray(row["input_ids"]).min() >= 0
