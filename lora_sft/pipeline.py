@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers import (
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainingArguments,
     set_seed,
@@ -36,7 +35,7 @@ from lora_sft.export.merging import make_merge_plan, merge
 from lora_sft.export.model_card import make_adapter_card
 from lora_sft.log import make_console, say
 from lora_sft.model.adapter import add_adapter, load_adapter
-from lora_sft.model.base_model import load_base_model
+from lora_sft.model.base_model import CausalModel, load_base_model
 from lora_sft.model.census import Census, take_census
 from lora_sft.plan.batch import BatchPlan, make_batch_plan
 from lora_sft.recipe import ModelSection, Recipe, read_recipe
@@ -138,7 +137,7 @@ def show_accounts(corpus: Corpus) -> None:
     make_console().print(render_account_table(corpus.accounts))
 
 
-def build_model(recipe: Recipe) -> tuple[PreTrainedModel, Census]:
+def build_model(recipe: Recipe) -> tuple[CausalModel, Census]:
     """Base, quantisation and adapter, counted."""
     base = load_base_model(
         recipe.model,
@@ -223,7 +222,7 @@ def run_evaluation(
         rows = rows.select(range(max_rows))
     if is_run(path):
         base = load_base_model(recipe.model, quantization=recipe.quantization)
-        model = load_adapter(base, RunDirectory(path).adapter)
+        model: CausalModel = load_adapter(base, RunDirectory(path).adapter)
     else:
         model = load_base_model(recipe.model.at(str(path)))
     model.eval()
@@ -235,17 +234,17 @@ def run_evaluation(
 class Speaker:
     """A model ready to answer chats, with the tokens that end an answer."""
 
-    model: PreTrainedModel
+    model: CausalModel
     tokenizer: PreTrainedTokenizerBase
     stop_token_ids: Sequence[int]
     template_kwargs: Mapping[str, Any]
 
-    def stream(self, messages: Sequence[Mapping[str, str]], max_new_tokens: int) -> Iterator[str]:
+    def stream(self, messages: Sequence[dict[str, str]], max_new_tokens: int) -> Iterator[str]:
         """The answer to a conversation, piece by piece; the prompt is the one training used."""
         config = make_generation_config(self.tokenizer, self.stop_token_ids, max_new_tokens)
         return stream_answer(self.model, self.tokenizer, self.make_prompt(messages), config)
 
-    def make_prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def make_prompt(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """Token ids before the answer; a model without a template completes the last text."""
         if not self.tokenizer.chat_template:
             return list(self.tokenizer(messages[-1]["content"])["input_ids"])
@@ -261,7 +260,8 @@ def load_speaker(path: Path) -> Speaker:
         run = RunDirectory(path)
         recipe = read_recipe(run.recipe)
         base = load_base_model(recipe.model, quantization=recipe.quantization)
-        model, folder = load_adapter(base, run.adapter), run.adapter
+        model: CausalModel = load_adapter(base, run.adapter)
+        folder = run.adapter
         kwargs = recipe.data.chat_template_kwargs
     else:
         model = load_base_model(ModelSection(model_name_or_path=str(path), dtype="float32"))

@@ -6,7 +6,7 @@ Usage:
     python tools/build_quickstart_data.py --check      # compare with the shipped files
 
 The task: read a customer's message to a shop and answer with one line of JSON that holds the
-intent, the product, the order number, the customer's name and whether it is urgent.
+intent, the product, the order number, a greeting by name for the reply, and whether it is urgent.
 
 A row is a frame (greeting, opening, problem, closing, order of parts) filled with three open
 values: product, order and customer. Frames and values are dealt to the splits by hash, so no
@@ -31,10 +31,9 @@ from build_tiny_base import ADJECTIVES, NAMES, NOUNS, QUICKSTART, mend_articles
 
 SHIPPED_DATA = QUICKSTART / "data"
 SEED = 7
-NUM_ROWS = {"train": 4000, "validation": 200, "test": 200}
+NUM_ROWS = {"train": 3900, "validation": 200, "test": 200}
 # Of a hundred hash buckets, how many each split owns; train owns the rest.
 HELD_OUT_BUCKETS = {"test": range(0, 15), "validation": range(15, 30)}
-OPEN_SLOTS = ("product", "order", "customer")
 
 GREETINGS = (
     "Hello,",
@@ -152,8 +151,9 @@ class Example:
         """The one line of JSON that the row teaches."""
         slots = dict(self.slots)
         answer: dict[str, str | bool] = {"intent": self.frame.intent}
-        answer |= {slot: slots[slot] for slot in OPEN_SLOTS}
-        return json.dumps(answer | {"urgent": self.frame.urgent})
+        answer |= {"product": slots["product"], "order": slots["order"]}
+        answer |= {"greeting": f"Dear {slots['customer']}", "urgent": self.frame.urgent}
+        return json.dumps(answer)
 
     def render_row(self) -> str:
         """The row as it stands in the file."""

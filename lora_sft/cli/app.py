@@ -6,55 +6,28 @@ answer before torch would have been found on disk. Each command imports the pipe
 
 from __future__ import annotations
 
+import argparse
+import difflib
 import os
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from typing import Annotated
-
-import typer
-from typer.exceptions import Exit, TyperException
 
 from lora_sft import __version__
 from lora_sft.cli import chat, evaluate, merge, quickstart, recipes, show, train
-from lora_sft.errors import EXIT_INTERRUPTED, EXIT_RECIPE, EXIT_UNEXPECTED, Fault, LoraSftError
+from lora_sft.cli.arguments import Parser, UsageError
+from lora_sft.errors import (
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_RECIPE,
+    EXIT_UNEXPECTED,
+    Fault,
+    LoraSftError,
+)
 from lora_sft.log import is_main_process
 
-app = typer.Typer(
-    name="lora-sft",
-    help="Train LoRA and QLoRA adapters from one recipe, and prove every step on the way.",
-    epilog="Start with: lora-sft quickstart",
-    add_completion=False,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-
-for module in (quickstart, recipes, show, train, evaluate, merge, chat):
-    module.register(app)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"lora-sft {__version__}")
-        raise Exit
-
-
-@app.callback()
-def root(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it and end."),
-    ] = False,
-    local_rank: Annotated[
-        int | None,
-        typer.Option("--local_rank", "--local-rank", hidden=True, help="Set by `deepspeed`."),
-    ] = None,
-) -> None:
-    """Take what comes before the command; `deepspeed --module` puts the rank there."""
-    if local_rank is not None:
-        os.environ.setdefault("LOCAL_RANK", str(local_rank))
+COMMANDS = (quickstart, recipes, show, train, evaluate, merge, chat)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -78,16 +51,18 @@ def _settle_libraries() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; every error is printed as what, where, fix."""
     try:
-        result = app(args=arguments, prog_name="lora-sft", standalone_mode=False)
-        return int(result or 0)
+        parsed = read_arguments(arguments)
+        return int(parsed.run(parsed))
     except LoraSftError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    except TyperException as error:  # an unknown command or option
+    except UsageError as error:
         where = f"lora-sft {' '.join(arguments)}"
-        print(Fault(error.format_message(), where, "see lora-sft --help"), file=sys.stderr)
+        print(Fault(str(error), where, _suggest(arguments)), file=sys.stderr)
         return EXIT_RECIPE
-    except (KeyboardInterrupt, typer.Abort):
+    except SystemExit as end:  # --help and --version
+        return int(end.code or EXIT_DONE)
+    except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception as error:  # the last door: what nobody foresaw is shown whole
@@ -95,3 +70,48 @@ def run(arguments: list[str]) -> int:
         what = f"unexpected {type(error).__name__}: {error}"
         print(Fault(what, "above", "please report it with the lines above"), file=sys.stderr)
         return EXIT_UNEXPECTED
+
+
+def build_parser() -> Parser:
+    """The whole command line."""
+    parser = Parser(
+        prog="lora-sft",
+        description="Train LoRA and QLoRA adapters from one recipe, and prove every step.",
+        epilog="Start with: lora-sft quickstart",
+    )
+    parser.add_argument("--version", action="version", version=f"lora-sft {__version__}")
+    # `deepspeed --module` puts the rank before the command.
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
+    for module in COMMANDS:
+        module.add_parser(commands)
+    return parser
+
+
+def read_arguments(arguments: list[str]) -> argparse.Namespace:
+    """Parse the command line; overrides may also stand after options.
+
+    Raises: UsageError for anything that is not understood.
+    """
+    parser = build_parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    if not hasattr(parsed, "run"):
+        parser.print_help()
+        raise SystemExit(EXIT_RECIPE if rest else EXIT_DONE)
+    strangers = [argument for argument in rest if argument.startswith("-") or "=" not in argument]
+    if strangers or (rest and not hasattr(parsed, "overrides")):
+        raise UsageError(f"unknown argument: {' '.join(strangers or rest)}")
+    if rest:
+        parsed.overrides = [*parsed.overrides, *rest]
+    if parsed.local_rank is not None:
+        os.environ.setdefault("LOCAL_RANK", str(parsed.local_rank))
+    return parsed
+
+
+def _suggest(arguments: Sequence[str]) -> str:
+    names = [module.__name__.rsplit(".", 1)[-1] for module in COMMANDS]
+    command = next((word for word in arguments if not word.startswith("-")), "")
+    near = difflib.get_close_matches(command, names, n=1)
+    if command in names:
+        return f"see lora-sft {command} --help"
+    return f"did you mean lora-sft {near[0]}?" if near else "see lora-sft --help"

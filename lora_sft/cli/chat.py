@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+from lora_sft.cli.arguments import Commands, add_command, add_model_folder
+from lora_sft.errors import EXIT_DONE
 
 if TYPE_CHECKING:
     from lora_sft.pipeline import Speaker
@@ -14,33 +15,37 @@ if TYPE_CHECKING:
 HELP = "Enter sends; /reset starts anew; /exit or Ctrl-D ends."
 
 
-def register(app: typer.Typer) -> None:
+def add_parser(commands: Commands) -> None:
     """Add the command."""
-    app.command("chat")(chat)
+    parser = add_command(
+        commands,
+        "chat",
+        run,
+        "Talk to a run or a model in the terminal.",
+        "Answers are greedy and stream as they are made.",
+    )
+    add_model_folder(parser)
+    parser.add_argument("--system", metavar="TEXT", help="a system message to begin with")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", default=512)
 
 
-def chat(
-    run: Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="A run, or a model folder.")],
-    system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.", metavar="N")] = 512,
-) -> None:
-    """Talk to a run or a model in the terminal.
-
-    Answers are greedy and stream as they are made.
-    """
+def run(arguments: argparse.Namespace) -> int:
+    """Read lines and answer them until the end of input."""
     from lora_sft.pipeline import load_speaker
 
-    speaker = load_speaker(run)
+    speaker = load_speaker(arguments.folder)
+    system = arguments.system
     opening = [{"role": "system", "content": system}] if system else []
     messages = list(opening)
-    typer.echo(HELP, err=True)
+    print(HELP, file=sys.stderr)
     while (text := _read_line()) is not None:
         if text == "/reset":
             messages = list(opening)
         elif text:
             messages.append({"role": "user", "content": text})
-            answer = _answer(speaker, messages, max_new_tokens)
+            answer = _answer(speaker, messages, arguments.max_new_tokens)
             messages.append({"role": "assistant", "content": answer})
+    return EXIT_DONE
 
 
 def _read_line() -> str | None:

@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from lora_sft.cli.arguments import AsJson, print_json
+from lora_sft.cli.arguments import Commands, add_command, add_json, add_model_folder, print_json
+from lora_sft.errors import EXIT_DONE
 
 
-def register(app: typer.Typer) -> None:
+def add_parser(commands: Commands) -> None:
     """Add the command."""
-    app.command("evaluate")(evaluate)
+    parser = add_command(
+        commands,
+        "evaluate",
+        run,
+        "Score a run or a model on held-out rows.",
+        "A run is scored beside its own base; a model needs the recipe whose rows to use.",
+    )
+    add_model_folder(parser)
+    parser.add_argument("--recipe", type=Path, help="whose data and metrics to use")
+    parser.add_argument("--split", choices=("validation", "test", "train"), default="validation")
+    parser.add_argument("--rows", type=int, metavar="N", help="only the first N rows")
+    add_json(parser)
 
 
-def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="A run, or a model folder.")],
-    recipe: Annotated[
-        Path | None, typer.Option(help="Whose data and metrics to use; a run knows its own.")
-    ] = None,
-    split: Annotated[str, typer.Option(help="validation, test or train.")] = "validation",
-    rows: Annotated[int | None, typer.Option(help="Only the first N rows.", metavar="N")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Score a run or a model on held-out rows.
-
-    A run is scored beside its own base.
-    """
+def run(arguments: argparse.Namespace) -> int:
+    """Print the scores."""
     from lora_sft.log import make_result_console
     from lora_sft.pipeline import run_evaluation
 
-    evaluation = run_evaluation(run, recipe, split, rows)
-    if as_json:
+    evaluation = run_evaluation(arguments.folder, arguments.recipe, arguments.split, arguments.rows)
+    if arguments.json:
         print_json(evaluation.to_dict())
     else:
         make_result_console().print(evaluation.to_table())
+    return EXIT_DONE

@@ -2,74 +2,60 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+import argparse
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from lora_sft.cli.arguments import AsJson, print_json
-
-
-class Onto(StrEnum):
-    """Which form of the base the adapter is merged onto."""
-
-    dequantized = "dequantized"
-    original = "original"
+from lora_sft.cli.arguments import Commands, add_command, add_json, print_json
+from lora_sft.errors import EXIT_DONE
 
 
-class Dtype(StrEnum):
-    """Dtypes that an export can have."""
-
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-    float32 = "float32"
-
-
-class Verify(StrEnum):
-    """How the merged model is compared with base + adapter."""
-
-    auto = "auto"
-    logits = "logits"
-    none = "none"
-
-
-def register(app: typer.Typer) -> None:
+def add_parser(commands: Commands) -> None:
     """Add the command."""
-    app.command("merge")(merge)
+    parser = add_command(
+        commands,
+        "merge",
+        run,
+        "Merge an adapter into its base, verified.",
+        "The folder is reloaded from disk and its logits are compared with base + adapter; past "
+        "the tolerance it is kept as OUT.failed and the exit code is 7.",
+    )
+    parser.add_argument("adapter", metavar="ADAPTER", type=Path, help="adapter folder, or a run")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")
+    parser.add_argument("--base", metavar="PATH", help="the base, where it moved")
+    parser.add_argument(
+        "--onto",
+        choices=("dequantized", "original"),
+        help="form of the base (default: dequantized after QLoRA, else original)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float16", "float32"),
+        help="default: the recipe's, else the base's in training",
+    )
+    parser.add_argument("--verify", choices=("auto", "logits", "none"), default="auto")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done")
+    add_json(parser)
 
 
-def merge(
-    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="Adapter folder, or a run.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
-    base: Annotated[
-        str | None, typer.Option(help="The base, where the adapter does not say or it moved.")
-    ] = None,
-    onto: Annotated[
-        Onto | None, typer.Option(help="Default: dequantized after QLoRA, else original.")
-    ] = None,
-    dtype: Annotated[
-        Dtype | None, typer.Option(help="Default: the recipe's, else the base's in training.")
-    ] = None,
-    verify: Annotated[Verify, typer.Option(help="auto is logits.")] = Verify.auto,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Merge an adapter into its base, verified.
-
-    The folder is reloaded from disk and its logits are compared with base + adapter; past the
-    tolerance it is kept as OUT.failed and the exit code is 7.
-    """
+def run(arguments: argparse.Namespace) -> int:
+    """Merge, and print the report."""
     from lora_sft.export import merging
 
     plan = merging.make_merge_plan(
-        adapter, out, base=base, onto=onto, dtype=dtype, verify=verify is not Verify.none
+        arguments.adapter,
+        arguments.out,
+        base=arguments.base,
+        onto=arguments.onto,
+        dtype=arguments.dtype,
+        verify=arguments.verify != "none",
     )
-    report = merging.describe_merge_plan(plan) if dry_run else merging.merge(plan)
-    if as_json:
+    report = merging.describe_merge_plan(plan) if arguments.dry_run else merging.merge(plan)
+    if arguments.json:
         print_json(report)
     else:
-        typer.echo(format_report(report))
+        print(format_report(report))
+    return EXIT_DONE
 
 
 def format_report(report: dict[str, Any]) -> str:
@@ -79,15 +65,12 @@ def format_report(report: dict[str, Any]) -> str:
     lines = [f"{report['output']}: adapter merged onto the {report['onto']} base"]
     checked = report.get("correctness")
     if checked:
-        lines.append(
+        lines += [
             f"verified on {checked['prompts']} prompts against {checked['against']}: "
             f"mean KL {checked['mean_kl']:.2e} nats, top-1 agreement "
             f"{100 * checked['top1_agreement']:.2f} %, "
-            f"largest logit difference {checked['max_abs_logit_difference']:.2e}"
-        )
-    if "shift" in report:
-        lines.append(
+            f"largest logit difference {checked['max_abs_logit_difference']:.2e}",
             f"shift against {report['shift']['against']}: "
-            f"mean KL {report['shift']['mean_kl']:.2e} nats"
-        )
+            f"mean KL {report['shift']['mean_kl']:.2e} nats",
+        ]
     return "\n".join(lines)

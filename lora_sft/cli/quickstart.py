@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
-from typing import Annotated
 
-import typer
+from lora_sft.cli.arguments import Commands, add_command
 
 
-def register(app: typer.Typer) -> None:
+def add_parser(commands: Commands) -> None:
     """Add the command."""
-    app.command("quickstart")(quickstart)
+    parser = add_command(
+        commands,
+        "quickstart",
+        run,
+        "Do the whole job once, offline, on a CPU.",
+        "Trains, evaluates, merges and verifies on the model and data that ship with lora-sft.",
+    )
+    parser.add_argument(
+        "folder", metavar="DIR", nargs="?", type=Path, default=Path("quickstart"), help="where to"
+    )
 
 
-def quickstart(
-    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to write.")] = Path(
-        "quickstart"
-    ),
-) -> int:
-    """Do the whole job once, offline, on a CPU.
-
-    Trains, evaluates, merges and verifies on the model and data that ship with lora-sft.
-    """
+def run(arguments: argparse.Namespace) -> int:
+    """Run the tour."""
     from lora_sft.quickstart.tour import run_quickstart
 
-    return run_quickstart(folder)
+    return run_quickstart(arguments.folder)

@@ -2,40 +2,42 @@
 
 from __future__ import annotations
 
+import argparse
+import sys
 from dataclasses import asdict
-from pathlib import Path
 
-import typer
-
-from lora_sft.cli.arguments import AsJson, print_json
+from lora_sft.cli.arguments import Commands, Parser, add_command, add_json, print_json
+from lora_sft.errors import EXIT_DONE
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command and its sub-command."""
-    shelf = typer.Typer(help="List the shipped recipes, or copy one.", rich_markup_mode=None)
-    shelf.callback(invoke_without_command=True)(list_recipes)
-    shelf.command("copy")(copy)
-    app.add_typer(shelf, name="recipes")
+def add_parser(commands: Commands) -> None:
+    """Add the command and its sub-command `copy`."""
+    parser = add_command(commands, "recipes", list_shelf, "List the shipped recipes, or copy one.")
+    add_json(parser)
+    actions = parser.add_subparsers(title="commands", metavar="", parser_class=Parser)
+    copy = add_command(actions, "copy", copy_one, "Copy the recipe NAME to FILE, to be edited.")
+    copy.add_argument("name", metavar="NAME", help="a name from the list")
+    copy.add_argument("file", metavar="FILE", help="where to; nothing is written over")
 
 
-def list_recipes(context: typer.Context, as_json: AsJson = False) -> None:
-    """List the shipped recipes: name, model, method, hardware."""
-    if context.invoked_subcommand is not None:
-        return
-    from lora_sft.recipe.catalogue import list_recipes as read_shelf
+def list_shelf(arguments: argparse.Namespace) -> int:
+    """Print name, method, model and hardware of every shipped recipe."""
+    from lora_sft.recipe.catalogue import list_recipes
 
-    shelf = read_shelf()
-    if as_json:
+    shelf = list_recipes()
+    if arguments.json:
         print_json([asdict(entry) for entry in shelf])
-        return
+        return EXIT_DONE
     width = max((len(entry.name) for entry in shelf), default=0)
     for entry in shelf:
-        typer.echo(f"{entry.name:<{width}}  {entry.method:<10} {entry.model}  ({entry.hardware})")
+        print(f"{entry.name:<{width}}  {entry.method:<10} {entry.model}  ({entry.hardware})")
+    return EXIT_DONE
 
 
-def copy(name: str, file: Path) -> None:
-    """Copy the recipe NAME to FILE, to be edited."""
+def copy_one(arguments: argparse.Namespace) -> int:
+    """Copy one recipe."""
     from lora_sft.recipe.catalogue import copy_recipe
 
-    copy_recipe(name, file)
-    typer.echo(f"{file}: edit it, then: lora-sft train {file}", err=True)
+    file = copy_recipe(arguments.name, arguments.file)
+    print(f"{file}: edit it, then: lora-sft train {file}", file=sys.stderr)
+    return EXIT_DONE

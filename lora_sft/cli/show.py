@@ -2,39 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import argparse
 
-import typer
+from lora_sft.cli.arguments import (
+    Commands,
+    UsageError,
+    add_command,
+    add_json,
+    add_recipe,
+    print_json,
+)
+from lora_sft.errors import EXIT_DONE
 
-from lora_sft.cli.arguments import AsJson, Overrides, print_json
 
-
-def register(app: typer.Typer) -> None:
+def add_parser(commands: Commands) -> None:
     """Add the command."""
-    app.command("show")(show)
+    parser = add_command(
+        commands,
+        "show",
+        run,
+        "Print the resolved recipe and who set each value.",
+        "Behind each value stands its file:line, `command line` or `default`.",
+    )
+    add_recipe(parser, optional=True)
+    add_json(parser)
+    parser.add_argument(
+        "--schema", action="store_true", help="the JSON Schema of recipes, for editors"
+    )
 
 
-def show(
-    recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="The recipe.")] = None,
-    overrides: Overrides = None,
-    as_json: AsJson = False,
-    schema: Annotated[
-        bool, typer.Option("--schema", help="The JSON Schema of recipes, for editors.")
-    ] = False,
-) -> None:
-    """Print the resolved recipe and who set each value.
-
-    Behind each value stands its file:line, `command line` or `default`.
-    """
+def run(arguments: argparse.Namespace) -> int:
+    """Print the recipe or the schema."""
     from lora_sft.recipe import read_recipe, recipe_json_schema
 
-    if schema:
+    if arguments.schema:
         print_json(recipe_json_schema())
-        return
-    if recipe is None:
-        raise typer.BadParameter("give a RECIPE, or --schema")
-    resolved = read_recipe(recipe, overrides or ())
-    if as_json:
-        print_json({"recipe": resolved.to_dict(), "origins": dict(resolved.origins)})
-        return
-    typer.echo(resolved.annotated_text())
+        return EXIT_DONE
+    if arguments.recipe is None:
+        raise UsageError("give a RECIPE, or --schema")
+    recipe = read_recipe(arguments.recipe, arguments.overrides)
+    if arguments.json:
+        print_json({"recipe": recipe.to_dict(), "origins": recipe.origins})
+    else:
+        print(recipe.annotated_text())
+    return EXIT_DONE

@@ -2,39 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import argparse
 
-import typer
-
-from lora_sft.cli.arguments import Overrides, RecipeArgument
+from lora_sft.cli.arguments import Commands, add_command, add_recipe
 
 
-def register(app: typer.Typer) -> None:
+def add_parser(commands: Commands) -> None:
     """Add the command."""
-    app.command("train")(train)
+    parser = add_command(
+        commands,
+        "train",
+        run,
+        "Train a recipe; again, to go on with it.",
+        "The same command goes on where an unfinished run stopped; a finished one is left alone.",
+    )
+    add_recipe(parser)
+    parser.add_argument(
+        "--resume", metavar="WHERE", default="auto", help="auto, never, or a checkpoint's path"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="give up the run in the output directory"
+    )
 
 
-def train(
-    recipe: RecipeArgument,
-    overrides: Overrides = None,
-    resume: Annotated[
-        str, typer.Option(help="auto, never, or the path of a checkpoint.", metavar="WHERE")
-    ] = "auto",
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Give up what the output directory holds.")
-    ] = False,
-) -> int:
-    """Train a recipe; again, to go on with it.
-
-    The same command goes on where an unfinished run stopped, and leaves a finished one alone.
-    """
+def run(arguments: argparse.Namespace) -> int:
+    """Train, and return the contract's exit code."""
     from lora_sft.recipe import read_recipe
 
-    resolved = read_recipe(recipe, overrides or ())
+    recipe = read_recipe(arguments.recipe, arguments.overrides)
 
-    from lora_sft.pipeline import Processes, run_training  # torch, after a recipe that is right
+    # torch is imported here, after a recipe that is right
+    from lora_sft.pipeline import run_training
+    from lora_sft.train.processes import Processes
 
     result = run_training(
-        resolved, Processes.from_environment(), resume=resume, overwrite=overwrite
+        recipe,
+        Processes.from_environment(),
+        resume=arguments.resume,
+        overwrite=arguments.overwrite,
     )
     return result.exit_code

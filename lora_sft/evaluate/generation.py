@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from transformers import (
     GenerationConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     TextIteratorStreamer,
 )
+
+from lora_sft.model.base_model import CausalModel
 
 
 def make_generation_config(
@@ -28,7 +29,7 @@ def make_generation_config(
 
 @torch.inference_mode()
 def generate_answers(
-    model: PreTrainedModel,
+    model: CausalModel,
     prompts: Sequence[Sequence[int]],
     config: GenerationConfig,
     batch_size: int,
@@ -69,7 +70,7 @@ def cut_at_stop(ids: list[int], config: GenerationConfig) -> list[int]:
 
 
 def stream_answer(
-    model: PreTrainedModel,
+    model: CausalModel,
     tokenizer: PreTrainedTokenizerBase,
     prompt_ids: Sequence[int],
     config: GenerationConfig,

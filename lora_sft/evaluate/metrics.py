@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
 
 from lora_sft.evaluate.held_out import IGNORED
+from lora_sft.model.base_model import CausalModel
 
 
 def exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
@@ -25,7 +25,7 @@ METRICS: Mapping[str, Callable[[Sequence[str], Sequence[str]], float]] = {
 
 @torch.inference_mode()
 def compute_loss(
-    model: PreTrainedModel, rows: Sequence[Mapping[str, Any]], batch_size: int, pad_id: int
+    model: CausalModel, rows: Sequence[Mapping[str, Any]], batch_size: int, pad_id: int
 ) -> float:
     """Mean cross-entropy in nats over every learned token of `rows`.
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lora_sft.evaluate.generation import generate_answers, make_generation_config
 from lora_sft.evaluate.held_out import Question, make_questions
 from lora_sft.evaluate.metrics import METRICS, compute_loss
+from lora_sft.model.base_model import CausalModel
 from lora_sft.recipe import EvaluateSection
 
 Scores = dict[str, float]
@@ -61,7 +62,7 @@ def _format_score(metric: str, value: float) -> str:
 
 
 def evaluate_split(
-    model: PreTrainedModel,
+    model: CausalModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Mapping[str, Any]],
     split: str,
@@ -88,7 +89,7 @@ def evaluate_split(
 
 
 def _answer(
-    model: PreTrainedModel,
+    model: CausalModel,
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Question],
     section: EvaluateSection,
@@ -102,7 +103,7 @@ def _answer(
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, sequences: Sequence[Sequence[int]]) -> list[str]:
-    return [tokenizer.decode(list(ids), skip_special_tokens=True) for ids in sequences]
+    return [str(tokenizer.decode(list(ids), skip_special_tokens=True)) for ids in sequences]
 
 
 def _pick_samples(

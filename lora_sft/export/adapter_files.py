@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from lora_sft.errors import ExportError
+from lora_sft.model.base_model import CausalModel
 from lora_sft.run_directory import write_json
 
 ORIGIN_FILE = "lora_sft.json"
@@ -38,7 +39,7 @@ class AdapterOrigin:
 
 
 def write_adapter_folder(
-    model: PreTrainedModel,
+    model: CausalModel,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     origin: AdapterOrigin,

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from lora_sft.data.tokenizer import load_saved_tokenizer
 from lora_sft.errors import ExportError, VerificationError
@@ -33,7 +32,7 @@ from lora_sft.export.verification import (
     make_prompts,
 )
 from lora_sft.model.adapter import load_adapter, read_adapter_tensor_names
-from lora_sft.model.base_model import load_base_model, parse_dtype
+from lora_sft.model.base_model import CausalModel, load_base_model, parse_dtype
 from lora_sft.model.quantization import dequantize
 from lora_sft.recipe import ModelSection
 from lora_sft.run_directory import write_json
@@ -148,7 +147,7 @@ def load_merge_tokenizer(plan: MergePlan) -> PreTrainedTokenizerBase:
     )
 
 
-def make_base_section(origin: AdapterOrigin, dtype: str) -> ModelSection:
+def make_base_section(origin: AdapterOrigin, dtype: Any) -> ModelSection:
     """The recipe section that loads this adapter's base."""
     return ModelSection(
         model_name_or_path=origin.model_name_or_path,
@@ -167,7 +166,7 @@ def _logits_as_trained(plan: MergePlan, prompts: Sequence[Sequence[int]]) -> Log
     return compute_logits(load_adapter(base, plan.adapter), prompts)
 
 
-def _load_adapted(plan: MergePlan) -> PeftModel:
+def _load_adapted(plan: MergePlan) -> CausalModel:
     """Base (as merged onto) + adapter, all in float32, on the CPU."""
     cpu = torch.device("cpu")
     if plan.onto == "dequantized":
@@ -183,7 +182,7 @@ def _load_adapted(plan: MergePlan) -> PeftModel:
     return load_adapter(base, plan.adapter).float()
 
 
-def _count_tensors(plan: MergePlan, adapted: PeftModel) -> dict[str, int]:
+def _count_tensors(plan: MergePlan, adapted: CausalModel) -> dict[str, int]:
     """`load_adapter` has proved that every saved tensor is in use; here they are counted."""
     total = len(read_adapter_tensor_names(plan.adapter / "adapter_model.safetensors"))
     merged = sum(1 for module in adapted.modules() if getattr(module, "lora_A", None))
@@ -195,9 +194,9 @@ def _count_tensors(plan: MergePlan, adapted: PeftModel) -> dict[str, int]:
 
 
 def _write_merged(
-    plan: MergePlan, adapted: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path
+    plan: MergePlan, adapted: CausalModel, tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> None:
-    merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
+    merged = adapted.merge_and_unload(safe_merge=True)
     merged = merged.to(parse_dtype(plan.dtype))
     if hasattr(merged.config, "quantization_config"):
         del merged.config.quantization_config
@@ -208,13 +207,13 @@ def _write_merged(
     tokenizer.save_pretrained(folder)
 
 
-def _stops_of(model: PreTrainedModel) -> list[int]:
+def _stops_of(model: CausalModel) -> list[int]:
     """The base's own stop tokens, for an adapter that records none."""
     stops = model.generation_config.eos_token_id if model.generation_config else None
     return stops if isinstance(stops, list) else [stops] if stops is not None else []
 
 
-def _reload(folder: Path) -> PreTrainedModel:
+def _reload(folder: Path) -> CausalModel:
     """The export as anybody would load it, computed in float32 like its reference."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 

@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
+
+from lora_sft.model.base_model import CausalModel
 
 # What rounding the merged weights to the dtype may cost: measured on merges known to be right
 # (tests/export), with an order of magnitude of room. A wrong merge is orders beyond.
@@ -68,7 +70,7 @@ def make_prompts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
 
 
 @torch.inference_mode()
-def compute_logits(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+def compute_logits(model: CausalModel, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
     """Float32 logits [T, V] of every prompt, one prompt a forward (no padding to argue about)."""
     model.eval()
     return [

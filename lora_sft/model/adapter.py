@@ -94,7 +94,7 @@ def _sort_targets(fields: dict[str, Any]) -> None:
 def _continue_adapter(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
     return load_adapter(
         model,
-        recipe.adapter.location,
+        recipe.adapter.init_from_location,
         is_trainable=True,
         where=recipe.where("adapter.init_from"),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -18,6 +18,9 @@ from lora_sft.errors import ModelError
 from lora_sft.log import say
 from lora_sft.model.quantization import keep_codes_unpacked, make_quantization_config
 from lora_sft.recipe import ModelSection
+
+# A transformers model, or PEFT's wrapper around one, which forwards what it does not know itself.
+CausalModel: TypeAlias = Any
 
 
 def parse_dtype(name: str) -> torch.dtype:

@@ -15,6 +15,8 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from lora_sft.errors import CapabilityError
 
+CPU_REPACKING_SWITCH = "support_avx512bf16_for_cpu"  # on bitsandbytes' Linear4bit
+
 
 def make_quantization_config(
     fields: Mapping[str, Any], dtype: torch.dtype, where: str
@@ -60,8 +62,8 @@ def keep_codes_unpacked(model: PreTrainedModel) -> None:
     everywhere, so the speed of that one path is given up.
     """
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+        if hasattr(module, CPU_REPACKING_SWITCH):
+            setattr(module, CPU_REPACKING_SWITCH, False)
 
 
 def dequantize(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

@@ -14,14 +14,13 @@ from typing import Any
 from datasets import Dataset
 from transformers import (
     EarlyStoppingCallback,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
-    TrainingArguments,
 )
 
 from lora_sft.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_RESUME_ME
 from lora_sft.log import say
+from lora_sft.model.base_model import CausalModel
 from lora_sft.recipe import Recipe
 from lora_sft.run_directory import RunDirectory
 from lora_sft.train.callbacks import MetricsFile, ProgressDisplay, StopOnSignal
@@ -46,8 +45,8 @@ class TrainResult:
 
 def fit(
     recipe: Recipe,
-    arguments: TrainingArguments,
-    model: PreTrainedModel,
+    arguments: Any,
+    model: CausalModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: tuple[Dataset, Dataset | None],
     run: RunDirectory,

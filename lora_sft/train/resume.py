@@ -118,11 +118,9 @@ def _grew(old: Any, new: Any) -> bool:
 
 
 def _is_longer(run: RunDirectory, recipe: Recipe) -> bool:
-    before, after = _recorded_recipe(run).get("train", {}), recipe.to_dict(absolute_paths=True)["train"]
-    return any(
-        before.get(field.removeprefix("train.")) != after.get(field.removeprefix("train."))
-        for field in BUDGET_FIELDS
-    )
+    before = dict(_flatten(_recorded_recipe(run)))
+    after = dict(_flatten(recipe.to_dict(absolute_paths=True)))
+    return any(before.get(field) != after.get(field) for field in BUDGET_FIELDS)
 
 
 def _recorded_recipe(run: RunDirectory) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import (
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     TrainerCallback,
@@ -25,7 +24,7 @@ from trl import SFTConfig, SFTTrainer
 
 from lora_sft.errors import NonFiniteLoss
 from lora_sft.model.adapter import restore_adapter_dtype
-from lora_sft.model.base_model import find_device
+from lora_sft.model.base_model import CausalModel, find_device
 from lora_sft.plan.batch import BatchPlan
 from lora_sft.recipe import Recipe
 from lora_sft.run_directory import RunDirectory
@@ -38,16 +37,16 @@ CHECKPOINTING_NAMES = ("activation_checkpointing", "gradient_checkpointing")
 class LoraTrainer(SFTTrainer):
     """SFTTrainer that leaves nothing behind but what a run directory promises."""
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Save adapter and tokenizer; the stock method also pickles the arguments.
 
         `training_args.bin` holds the hub token in clear text and runs code when it is loaded.
         """
-        folder = Path(output_dir or self.args.output_dir)
-        self.model.save_pretrained(
-            folder, state_dict=state_dict, is_main_process=self.args.should_save
-        )
+        folder = Path(output_dir or str(self.args.output_dir))
+        model: CausalModel = self.model
+        model.save_pretrained(folder, state_dict=state_dict, is_main_process=self.args.should_save)
         if self.args.should_save:
+            assert self.processing_class is not None
             self.processing_class.save_pretrained(folder)
             (folder / "README.md").unlink(missing_ok=True)  # PEFT's placeholder card
 
@@ -119,7 +118,7 @@ def _one_name_for_checkpointing(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def build_trainer(
     arguments: SFTConfig,
-    model: PreTrainedModel,
+    model: CausalModel,
     tokenizer: PreTrainedTokenizerBase,
     train: Dataset,
     validation: Dataset | None,
@@ -135,5 +134,5 @@ def build_trainer(
         callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)  # it writes to stdout, which is not ours to fill
-    restore_adapter_dtype(trainer.model)
+    restore_adapter_dtype(model)
     return trainer
