@@ -144,6 +144,8 @@ def build_model(recipe: Recipe) -> tuple[CausalModel, Census]:
         quantization=recipe.quantization,
         where=recipe.where("model.model_name_or_path"),
     )
+    if recipe.model.attn_implementation is None:
+        say(f"attention: {base.config._attn_implementation} (the library's choice here)")
     model = add_adapter(base, recipe)
     census = take_census(model)
     make_console().print(census.to_table())

@@ -43,6 +43,16 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real data sets, tokenizers and a real model, beside the repository and never inside it."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("LORA_SFT_DATA", beside))
+    if not folder.is_dir():
+        pytest.skip(f"NOTHING REAL WAS TRIED: {folder} is missing (set LORA_SFT_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer Llama with a ChatML tokenizer."""
     from tests.tiny import make_tiny_llama

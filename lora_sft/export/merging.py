@@ -32,7 +32,12 @@ from lora_sft.export.verification import (
     make_prompts,
 )
 from lora_sft.model.adapter import load_adapter, read_adapter_tensor_names
-from lora_sft.model.base_model import CausalModel, load_base_model, parse_dtype
+from lora_sft.model.base_model import (
+    CausalModel,
+    load_base_model,
+    parse_dtype,
+    read_stored_dtype,
+)
 from lora_sft.model.quantization import dequantize
 from lora_sft.recipe import ModelSection
 from lora_sft.run_directory import write_json
@@ -89,8 +94,10 @@ def make_merge_plan(
 
 
 def _default_dtype(origin: AdapterOrigin) -> str:
-    """The recipe's own choice, else the dtype that the base had in training."""
-    return origin.export_dtype or origin.dtype or "bfloat16"
+    """The recipe's own choice, else the base's dtype in training, else as it is stored."""
+    known = origin.export_dtype or origin.dtype
+    stored = None if known else read_stored_dtype(make_base_section(origin, "float32"), "--base")
+    return known or stored or "bfloat16"
 
 
 def describe_merge_plan(plan: MergePlan) -> dict[str, Any]:

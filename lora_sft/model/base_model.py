@@ -7,7 +7,8 @@ passed on every load, because transformers asks at the terminal when they are le
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,7 +16,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lora_sft.errors import ModelError
-from lora_sft.log import say
 from lora_sft.model.quantization import keep_codes_unpacked, make_quantization_config
 from lora_sft.recipe import ModelSection
 
@@ -67,14 +67,27 @@ def load_base_model(
     model = _load(section, arguments, where)
     if quantization is not None:
         keep_codes_unpacked(model)
-    if section.attn_implementation is None:
-        say(f"attention: {model.config._attn_implementation} (the library's choice here)")
     return model
 
 
+def read_stored_dtype(section: ModelSection, where: str) -> str | None:
+    """The dtype that a base's own config names, or None where it names none.
+
+    Raises: ModelError where there is no config to read.
+    """
+    dtype = _load_config(section, where).dtype
+    return str(dtype).removeprefix("torch.") if dtype is not None else None
+
+
 def _load(section: ModelSection, arguments: dict[str, Any], where: str) -> PreTrainedModel:
-    try:
-        _refuse_foreign_quantization(section, "quantization_config" in arguments, where)
+    stored = getattr(_load_config(section, where), "quantization_config", None)
+    if stored is not None and "quantization_config" in arguments:
+        raise ModelError(  # transformers would only warn, and keep the stored form
+            "the base is stored quantised already",
+            f"{where} ({section.model_name_or_path})",
+            "write quantization: null to train on it as stored",
+        )
+    with _as_model_error(section, where):
         return AutoModelForCausalLM.from_pretrained(
             section.location,
             revision=section.revision,
@@ -82,38 +95,30 @@ def _load(section: ModelSection, arguments: dict[str, Any], where: str) -> PreTr
             use_safetensors=True,
             **arguments,
         )
-    except (OSError, ValueError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError(
-            f"cannot load a causal language model: {_first_line(error)}",
-            f"{where} ({section.model_name_or_path})",
-            _how_to_mend(section.location),
-        ) from error
 
 
-def _refuse_foreign_quantization(section: ModelSection, quantize: bool, where: str) -> None:
-    """A base that is stored quantised cannot be quantised again; transformers would only warn."""
-    config = AutoConfig.from_pretrained(
-        section.location,
-        revision=section.revision,
-        trust_remote_code=section.trust_remote_code,
-    )
-    stored = getattr(config, "quantization_config", None)
-    if stored is not None and quantize:
-        raise ModelError(
-            "the base is stored quantised already",
-            f"{where} ({section.model_name_or_path})",
-            "write quantization: null to train on it as stored",
+def _load_config(section: ModelSection, where: str) -> Any:
+    with _as_model_error(section, where):
+        return AutoConfig.from_pretrained(
+            section.location,
+            revision=section.revision,
+            trust_remote_code=section.trust_remote_code,
         )
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-def _how_to_mend(location: str) -> str:
-    if Path(location).is_dir():
-        return "the folder needs config.json and *.safetensors of a causal language model"
-    return "give an existing folder or a hub id that this machine can reach (HF_TOKEN if gated)"
+@contextmanager
+def _as_model_error(section: ModelSection, where: str) -> Iterator[None]:
+    """What transformers raises where a folder or hub id cannot be loaded, as a ModelError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        folder = Path(section.location).is_dir()
+        raise ModelError(
+            f"cannot load a causal language model: {lines[0]}",
+            f"{where} ({section.model_name_or_path})",
+            "the folder needs config.json and *.safetensors of a causal language model"
+            if folder
+            else "give an existing folder, or a hub id that this machine can reach "
+            "(HF_TOKEN if gated)",
+        ) from error

@@ -108,7 +108,7 @@ class _RecipeBuilder:
         expanded = expand_short_form("quantization", written)
         settings = self._sections.build_settings(quantization_fields(), expanded, "quantization")
         if settings.get("load_in_4bit") and not settings.get("bnb_4bit_compute_dtype"):
-            settings["bnb_4bit_compute_dtype"] = _compute_dtype(model_dtype)
+            settings["bnb_4bit_compute_dtype"] = model_dtype
         return settings, written.value if isinstance(written.value, str) else settings
 
     def _refuse_preset(self, written: Written) -> None:
@@ -189,7 +189,3 @@ class _RecipeBuilder:
         fix = write_line("output_dir", f"runs/{self._source.stem}")
         self._faults.add("output_dir must be a path", written.origin, "output_dir", fix)
         return "runs"
-
-
-def _compute_dtype(model_dtype: str) -> str:
-    return "bfloat16" if model_dtype == "auto" else model_dtype

@@ -16,7 +16,7 @@ from lora_sft.recipe.fields import REQUIRED, Field, Section, make_field
 from lora_sft.recipe.library_fields import library_fields
 from lora_sft.recipe.other_names import ADAPTER_SET_BY_RUN, TRAIN_OWNED_ELSEWHERE
 
-Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+Dtype = Literal["bfloat16", "float16", "float32"]
 RowFormat = Literal[
     "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text", "tokenized"
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,6 @@ from lora_sft.run_directory import RunDirectory
 
 # Fields of the recipe's `train` section that are ours, not SFTConfig's.
 OWN_FIELDS = frozenset({"global_batch_size", "early_stopping_patience"})
-CHECKPOINTING_NAMES = ("activation_checkpointing", "gradient_checkpointing")
 
 
 class LoraTrainer(SFTTrainer):
@@ -77,29 +76,33 @@ def make_sft_config(recipe: Recipe, batch: BatchPlan, run: RunDirectory) -> SFTC
     model is loaded.
     """
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.path / "tensorboard"))
-    fields: dict[str, Any] = {
-        "bf16": recipe.model.dtype == "bfloat16",
-        "fp16": False,
-        "use_cpu": find_device().type == "cpu",
-        "optim": default_optimizer(recipe),
+    written = {name: value for name, value in recipe.train.items() if name not in OWN_FIELDS}
+    if written.get("optim") is None:
+        written["optim"] = default_optimizer(recipe)
+    decided_elsewhere = {
+        "output_dir": str(run.checkpoints),
+        "gradient_accumulation_steps": batch.accumulation_steps,
+        "disable_tqdm": True,
+        "max_length": None,
+        "packing": False,
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+    }
+    return SFTConfig(**{**_library_defaults(recipe), **written, **decided_elsewhere})
+
+
+def _library_defaults(recipe: Recipe) -> dict[str, Any]:
+    """Defaults that depend on the model and the machine; the recipe may set each otherwise."""
+    on_cpu = find_device().type == "cpu"
+    mixed = not (recipe.train.get("fp16") or recipe.train.get("bf16"))
+    return {
+        "bf16": mixed and recipe.model.dtype == "bfloat16",
+        "fp16": mixed and recipe.model.dtype == "float16" and not on_cpu,
+        "activation_checkpointing": True,  # TRL's default, under its newer name
+        "use_cpu": on_cpu,
         "report_to": "none",
         "logging_nan_inf_filter": False,
         "ddp_find_unused_parameters": False,
-        **{name: value for name, value in recipe.train.items() if name not in OWN_FIELDS},
     }
-    if recipe.train.get("fp16"):
-        fields["bf16"] = False
-    if fields["optim"] is None:
-        fields["optim"] = default_optimizer(recipe)
-    return SFTConfig(
-        **_one_name_for_checkpointing(fields),
-        output_dir=str(run.checkpoints),
-        gradient_accumulation_steps=batch.accumulation_steps,
-        disable_tqdm=True,
-        max_length=None,
-        packing=False,
-        dataset_kwargs={"skip_prepare_dataset": True},
-    )
 
 
 def default_optimizer(recipe: Recipe) -> str:
@@ -107,13 +110,6 @@ def default_optimizer(recipe: Recipe) -> str:
     if recipe.quantization and find_device().type == "cuda":
         return "paged_adamw_8bit"
     return "adamw_torch_fused"
-
-
-def _one_name_for_checkpointing(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Give both spellings the user's value: TRL reads the older name, transformers the newer."""
-    rest = {name: value for name, value in fields.items() if name not in CHECKPOINTING_NAMES}
-    given = [fields[name] for name in CHECKPOINTING_NAMES if fields.get(name) is not None]
-    return rest | dict.fromkeys(CHECKPOINTING_NAMES, given[0]) if given else rest
 
 
 def build_trainer(
