@@ -62,6 +62,9 @@ def run(arguments: list[str]) -> int:
         return EXIT_RECIPE
     except SystemExit as end:  # --help and --version
         return int(end.code or EXIT_DONE)
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
