@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 
 
-.PHONY: help quickstart test test-all check format snapshot base wheel clean
+.PHONY: help quickstart test test-all check format snapshot reference base wheel clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -43,6 +43,10 @@ format: $(VENV)/.dev ## let ruff mend what it can
 
 snapshot: $(VENV)/.dev ## remake the snapshot of library fields after an upgrade
 	$(BIN)/python tools/snapshot_library_fields.py
+	$(MAKE) reference
+
+reference: $(VENV)/.dev ## remake recipes/REFERENCE.md and the shelf's table
+	$(BIN)/python tools/write_recipe_reference.py
 
 base: $(VENV)/.dev ## rebuild the embedded base model from its seed and compare SHA-256
 	$(BIN)/python tools/build_tiny_base.py --check

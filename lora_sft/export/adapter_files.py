@@ -93,7 +93,7 @@ def check_adapter_file(path: Path) -> None:
         raise ExportError(
             "every lora_B of the saved adapter is zero: nothing was learned",
             str(path),
-            "train for at least one step with a learning rate above zero",
+            "train for more steps, or with train.warmup_steps: 0 (a warm-up begins at rate zero)",
         )
 
 

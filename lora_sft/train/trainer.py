@@ -107,7 +107,8 @@ def _library_defaults(recipe: Recipe) -> dict[str, Any]:
 
 def default_optimizer(recipe: Recipe) -> str:
     """Paged 8-bit AdamW for a 4-bit base on CUDA (QLoRA, section 3), else fused AdamW."""
-    if recipe.quantization and find_device().type == "cuda":
+    four_bit = (recipe.quantization or {}).get("load_in_4bit")
+    if four_bit and find_device().type == "cuda":
         return "paged_adamw_8bit"
     return "adamw_torch_fused"
 
