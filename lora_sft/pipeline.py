@@ -35,7 +35,12 @@ from lora_sft.export.merging import make_merge_plan, merge
 from lora_sft.export.model_card import make_adapter_card
 from lora_sft.log import make_console, say
 from lora_sft.model.adapter import add_adapter, load_adapter
-from lora_sft.model.base_model import CausalModel, load_base_model
+from lora_sft.model.base_model import (
+    CausalModel,
+    load_base_model,
+    parse_dtype,
+    read_stored_dtype,
+)
 from lora_sft.model.census import Census, take_census
 from lora_sft.plan.batch import BatchPlan, make_batch_plan
 from lora_sft.recipe import ModelSection, Recipe, read_recipe
@@ -266,7 +271,9 @@ def load_speaker(path: Path) -> Speaker:
         folder = run.adapter
         kwargs = recipe.data.chat_template_kwargs
     else:
-        model = load_base_model(ModelSection(model_name_or_path=str(path), dtype="float32"))
+        section = ModelSection(model_name_or_path=str(path))
+        dtype = read_stored_dtype(section, str(path)) or "float32"
+        model = load_base_model(section, dtype=parse_dtype(dtype), where=str(path))
         folder, kwargs = path, {}
     model.eval()
     tokenizer = load_saved_tokenizer(folder)

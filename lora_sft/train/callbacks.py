@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,7 +39,7 @@ class MetricsFile(TrainerCallback):
         kept = [
             line
             for line in (self.path.read_text().splitlines() if self.path.exists() else [])
-            if line and json.loads(line)["step"] <= state.global_step
+            if _read_step(line) <= state.global_step
         ]
         write_text_atomically(self.path, "".join(f"{line}\n" for line in kept))
 
@@ -54,6 +55,14 @@ class MetricsFile(TrainerCallback):
         if state.is_world_process_zero and logs:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+def _read_step(line: str) -> float:
+    """The step of a record; past every step for a line that a killed run left half written."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 class ProgressDisplay(TrainerCallback):

@@ -22,7 +22,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from lora_sft.errors import NonFiniteLoss
+from lora_sft.errors import CapabilityError, NonFiniteLoss, RecipeError
 from lora_sft.model.adapter import restore_adapter_dtype
 from lora_sft.model.base_model import CausalModel, find_device
 from lora_sft.plan.batch import BatchPlan
@@ -74,6 +74,9 @@ def make_sft_config(recipe: Recipe, batch: BatchPlan, run: RunDirectory) -> SFTC
 
     Building it starts the process group where a launcher asked for one, so it comes before the
     model is loaded.
+
+    Raises: CapabilityError where the device lacks the dtype; RecipeError for settings that the
+    library itself refuses.
     """
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.path / "tensorboard"))
     written = {name: value for name, value in recipe.train.items() if name not in OWN_FIELDS}
@@ -87,7 +90,24 @@ def make_sft_config(recipe: Recipe, batch: BatchPlan, run: RunDirectory) -> SFTC
         "packing": False,
         "dataset_kwargs": {"skip_prepare_dataset": True},
     }
-    return SFTConfig(**{**_library_defaults(recipe), **written, **decided_elsewhere})
+    if recipe.deepspeed_location is not None:
+        written["deepspeed"] = recipe.deepspeed_location
+    settings = {**_library_defaults(recipe), **written, **decided_elsewhere}
+    if settings["bf16"] and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        raise CapabilityError(
+            f"bfloat16 is asked for, and {torch.cuda.get_device_name()} does not compute it",
+            recipe.where("model.dtype"),
+            "write model.dtype: float16 (or float32)",
+        )
+    try:
+        return SFTConfig(**settings)
+    except (ValueError, TypeError) as error:  # the library's own cross-field rules
+        reason = " ".join(str(error).split())
+        raise RecipeError(
+            f"SFTConfig refuses these settings: {reason}",
+            recipe.where("train"),
+            "change the field that the message names (under train, without the dashes)",
+        ) from error
 
 
 def _library_defaults(recipe: Recipe) -> dict[str, Any]:

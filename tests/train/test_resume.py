@@ -114,6 +114,8 @@ def test_an_incomplete_checkpoint_is_passed_over(command, write_recipe, tmp_path
     recipe = write_recipe()
     assert command("train", recipe).code == 0
     losses = read_metrics(tmp_path / "run", "loss")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')  # killed while it wrote
     (tmp_path / "run" / "status.json").unlink()
     (tmp_path / "run" / "checkpoints" / "checkpoint-4" / "optimizer.pt").unlink()
     again = command("train", recipe)

@@ -171,3 +171,18 @@ def test_a_signalled_run_saves_its_state_and_goes_on_to_the_same_end(
     assert command("train", recipe).code == 0
     assert command("train", straight).code == 0
     assert read_metrics(tmp_path / "run", "loss") == read_metrics(tmp_path / "s", "loss")
+
+
+def test_what_the_library_itself_refuses_is_a_recipe_error(command, write_recipe):
+    outcome = command(
+        "train", write_recipe(train={"optim": "adamw_torch", "save_strategy": "best"})
+    )
+    assert outcome.code == 2
+    assert len(outcome.stderr.strip().splitlines()) == 3
+
+
+def test_accumulation_may_be_given_instead_of_a_global_batch(command, write_recipe, tmp_path):
+    recipe = write_recipe(train={"global_batch_size": None, "gradient_accumulation_steps": 4})
+    assert command("train", recipe).code == 0
+    plan = json.loads((tmp_path / "run" / "manifest.json").read_text())["plan"]
+    assert plan == {"micro_batch_size": 2, "accumulation_steps": 4, "global_batch_size": 8}
