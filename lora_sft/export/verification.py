@@ -16,12 +16,13 @@ from transformers import PreTrainedTokenizerBase
 
 from lora_sft.model.base_model import CausalModel
 
-# What rounding the merged weights to the dtype may cost: measured on merges known to be right
-# (tests/export), with an order of magnitude of room. A wrong merge is orders beyond.
+# What rounding the merged weights to the dtype may cost, with an order of magnitude of room: a
+# right bfloat16 merge of a much changed 260 k model had a mean KL of 3.6e-4 nats and a top-1
+# agreement of 0.945 (near ties flip), one that forgot the adapter is orders beyond.
 TOLERANCES: dict[str, tuple[float, float]] = {  # dtype: (largest mean KL in nats, least top-1)
     "float32": (1e-6, 0.999),
     "float16": (1e-4, 0.98),
-    "bfloat16": (2e-3, 0.95),
+    "bfloat16": (5e-3, 0.90),
 }
 
 PROMPTS = (

@@ -95,7 +95,13 @@ def _refuse_missing(text: str, origin: Origin, faults: FaultList, dotted: str = 
 
 
 def _merge(parent: Written, child: Written, section: str) -> Written:
-    """`child` laid over `parent`."""
+    """`child` laid over `parent`.
+
+    `model: NAME` names another model and leaves the rest of the section (its dtype, say) as the
+    parent has it; a quantization preset is a whole section, and replaces.
+    """
+    if section == "model" and isinstance(parent.value, dict):
+        child = expand_short_form(section, child)
     if isinstance(child.value, dict):
         parent = expand_short_form(section, parent)
     if not (isinstance(parent.value, dict) and isinstance(child.value, dict)):
@@ -138,7 +144,7 @@ class _CannotSetError(Exception):
 def _set(node: Written, names: list[str], value: Written, path: str) -> Written:
     """`node` with the value at `names` replaced; sections on the way are made if need be."""
     if not names:
-        return value
+        return _merge(node, value, path) if isinstance(value.value, str) else value
     node = expand_short_form(path, node)
     name, rest = names[0], names[1:]
     inner = join(path, name)

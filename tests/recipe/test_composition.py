@@ -120,3 +120,17 @@ def test_an_override_can_write_the_whole_data_section(tmp_path):
 
 def test_the_last_override_of_a_setting_wins(child):
     assert read_recipe(child, ["train.seed=3", "train.seed=4"]).train["seed"] == 4
+
+
+def test_naming_another_model_keeps_the_rest_of_the_section(tmp_path):
+    """A dtype that was written must not fall back to the default because the model changed."""
+    parent = tmp_path / "parent.yaml"
+    parent.write_text(
+        "model: {model_name_or_path: org/one, dtype: float32}\n"
+        "data: {datasets: [{path: org/rows}], max_length: 64}\n"
+    )
+    child = tmp_path / "child.yaml"
+    child.write_text("extends: parent.yaml\nmodel: org/two\n")
+    for recipe in (read_recipe(child), read_recipe(parent, ["model=org/two"])):
+        assert recipe.model.model_name_or_path == "org/two"
+        assert recipe.model.dtype == "float32"
