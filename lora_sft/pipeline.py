@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,18 @@ from lora_sft.data.tokenizer import (
     load_saved_tokenizer,
     load_tokenizer,
 )
-from lora_sft.errors import EXIT_INTERRUPTED, EXIT_UNEXPECTED, LoraSftError, RecipeError
+from lora_sft.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_UNEXPECTED,
+    LoraSftError,
+    ModelError,
+    RecipeError,
+    ResumeMismatch,
+)
 from lora_sft.evaluate.generation import make_generation_config, stream_answer
 from lora_sft.evaluate.scoring import Evaluation, evaluate_split
 from lora_sft.export.adapter_files import AdapterOrigin, write_adapter_folder
-from lora_sft.export.merging import make_merge_plan, merge
+from lora_sft.export.merging import check_output_is_free, make_merge_plan, merge
 from lora_sft.export.model_card import make_adapter_card
 from lora_sft.log import make_console, say
 from lora_sft.model.adapter import add_adapter, load_adapter
@@ -62,12 +69,13 @@ def run_training(
         step = (run.read_status() or {}).get("step", 0)
         say(f"{run.path}: this run is finished (step {step}); nothing to do")
         return TrainResult(step)
+    if recipe.export.merge is not None:
+        check_output_is_free(Path(recipe.export.merge))  # now, not after hours of training
     with _status_written(run, processes):
         result = _train(recipe, run, start, processes)
         if processes.is_main:
             if result.is_complete and recipe.export.merge is not None:
-                output, dtype = Path(recipe.export.merge), recipe.export.dtype
-                merge(make_merge_plan(run.path, output, dtype=dtype))
+                merge(make_merge_plan(run.path, Path(recipe.export.merge)))
             run.write_status(result.exit_code, result.reason, result.step)
     return result
 
@@ -77,24 +85,23 @@ def _train(
 ) -> TrainResult:
     batch = make_batch_plan(recipe, processes.world_size)
     arguments = make_sft_config(recipe, batch, run)
-    _open_run(run, start, arguments, processes)
     tokenizer, corpus = load_data(recipe)
     show_accounts(corpus)
+    check_same_rows(run, start, corpus)
     set_seed(recipe.train["seed"])  # the adapter's random A matrices come from it
     model, census = build_model(recipe)
+    check_vocabulary(model, tokenizer, corpus)
+    _open_run(run, start, arguments, processes)
     if processes.is_main:
         write_text_atomically(run.recipe, recipe.resolved_text())
         write_json(run.manifest, make_manifest(recipe, batch, corpus, census))
+    origin = make_adapter_origin(recipe, corpus)
     rows = (corpus.train, corpus.validation)
-    result = fit(recipe, arguments, model, tokenizer, rows, run, start.checkpoint)
+    result = fit(recipe, arguments, model, tokenizer, rows, run, asdict(origin), start.checkpoint)
     if result.is_complete and processes.is_main:
-        card = make_adapter_card(
-            recipe.model.model_name_or_path,
-            recipe.train,
-            recipe.adapter.lora,
-            corpus.accounts["train"].as_dict(),
-        )
-        origin = make_adapter_origin(recipe, corpus)
+        account = corpus.accounts["train"].as_dict()
+        base, lora = recipe.model.model_name_or_path, recipe.adapter.lora
+        card = make_adapter_card(base, recipe.train, lora, account)
         write_adapter_folder(model, tokenizer, run.adapter, origin, card)
     return result
 
@@ -102,7 +109,8 @@ def _train(
 def _open_run(
     run: RunDirectory, start: StartingPoint, arguments: TrainingArguments, processes: Processes
 ) -> None:
-    """Clear what the user gave up; only once every process has looked at the directory."""
+    """Clear what the user gave up: once every process has looked at it, and everything that can
+    be wrong with recipe, data and model is known to be right."""
     arguments.distributed_state.wait_for_everyone()
     if processes.is_main:
         if start.discard:
@@ -110,6 +118,33 @@ def _open_run(
         run.clear_status()
     if start.checkpoint is not None:
         say(f"going on from {start.checkpoint}")
+
+
+def check_same_rows(run: RunDirectory, start: StartingPoint, corpus: Corpus) -> None:
+    """Raises: ResumeMismatch where the data changed since the checkpoint was written."""
+    before = ((run.read_json(run.manifest) or {}).get("data") or {}).get("fingerprint")
+    if start.checkpoint is not None and before not in (None, corpus.fingerprint):
+        raise ResumeMismatch(
+            f"the training rows are not those of the checkpoint ({before[:12]} then, "
+            f"{corpus.fingerprint[:12]} now)",
+            f"{start.checkpoint}  data.datasets",
+            "put the data back, or train anew into another output_dir",
+        )
+
+
+def check_vocabulary(
+    model: CausalModel, tokenizer: PreTrainedTokenizerBase, corpus: Corpus
+) -> None:
+    """Raises: ModelError where a token id has no row in the model's embedding."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    largest = max(corpus.largest_token_id, tokenizer.pad_token_id or 0)
+    if largest >= rows:
+        raise ModelError(
+            f"token id {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}) is past the "
+            f"model's {rows} embedding rows",
+            "tokenizer",
+            "use the tokenizer that belongs to the model",
+        )
 
 
 @contextmanager
@@ -183,7 +218,6 @@ def make_manifest(
 
 def make_adapter_origin(recipe: Recipe, corpus: Corpus) -> AdapterOrigin:
     """What the merge must know of this run."""
-    chosen = recipe.is_written("export.dtype")
     return AdapterOrigin(
         model_name_or_path=recipe.model.location,
         revision=recipe.model.revision,
@@ -192,13 +226,22 @@ def make_adapter_origin(recipe: Recipe, corpus: Corpus) -> AdapterOrigin:
         quantization=recipe.quantization,
         stop_token_ids=sorted(corpus.stop_token_ids),
         chat_template_kwargs=recipe.data.chat_template_kwargs,
-        export_dtype=recipe.export.dtype if chosen else None,
+        export_dtype=recipe.export.dtype,
     )
 
 
 def is_run(path: Path) -> bool:
-    """Whether `path` is a run directory with a trained adapter (else it is a model)."""
+    """Whether `path` is a run directory with a trained adapter (else it is a model).
+
+    Raises: ModelError for a run that has not been trained to its end.
+    """
     run = RunDirectory(path)
+    if run.manifest.exists() and not (run.adapter / "adapter_config.json").exists():
+        raise ModelError(
+            "this run has no adapter yet: its training has not come to an end",
+            str(path),
+            f"go on with it: lora-sft train {run.recipe}",
+        )
     return run.recipe.exists() and run.adapter.is_dir()
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from lora_sft.errors import RecipeError
 
 CHECKPOINT_PREFIX = "checkpoint-"
+ORIGIN_FILE = "lora_sft.json"  # beside an adapter: the base it was trained on, and how
 
 
 def write_text_atomically(path: Path, text: str) -> None:

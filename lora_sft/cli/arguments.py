@@ -62,6 +62,14 @@ def add_model_folder(parser: Parser) -> None:
     )
 
 
+def positive(text: str) -> int:
+    """A whole number from 1, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
 def print_json(document: Any) -> None:
     """Put exactly one JSON document on stdout."""
     print(json.dumps(document, indent=2, ensure_ascii=False))

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from lora_sft.cli.arguments import Commands, add_command, add_model_folder
+from lora_sft.cli.arguments import Commands, add_command, add_model_folder, positive
 from lora_sft.errors import EXIT_DONE
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def add_parser(commands: Commands) -> None:
     )
     add_model_folder(parser)
     parser.add_argument("--system", metavar="TEXT", help="a system message to begin with")
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", default=512)
+    parser.add_argument("--max-new-tokens", type=positive, metavar="N", default=512)
 
 
 def run(arguments: argparse.Namespace) -> int:

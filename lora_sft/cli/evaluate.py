@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lora_sft.cli.arguments import Commands, add_command, add_json, add_model_folder, print_json
+from lora_sft.cli.arguments import (
+    Commands,
+    add_command,
+    add_json,
+    add_model_folder,
+    positive,
+    print_json,
+)
 from lora_sft.errors import EXIT_DONE
 
 
@@ -21,7 +28,7 @@ def add_parser(commands: Commands) -> None:
     add_model_folder(parser)
     parser.add_argument("--recipe", type=Path, help="whose data and metrics to use")
     parser.add_argument("--split", choices=("validation", "test", "train"), default="validation")
-    parser.add_argument("--rows", type=int, metavar="N", help="only the first N rows")
+    parser.add_argument("--rows", type=positive, metavar="N", help="only the first N rows")
     add_json(parser)
 
 

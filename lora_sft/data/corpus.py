@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -54,6 +55,13 @@ class Corpus:
     template_sha256: str
     stop_token_ids: frozenset[int]
     fingerprint: str
+
+    @property
+    def largest_token_id(self) -> int:
+        """The largest id in any split: the model's embedding must have a row for it."""
+        splits = [split for split in (self.train, self.validation, self.test) if split is not None]
+        columns = [split.data.column("input_ids") for split in splits]
+        return max(pc.max(pc.list_flatten(column)).as_py() or 0 for column in columns)
 
 
 def build_corpus(

@@ -78,16 +78,23 @@ def stream_answer(
     """The greedy answer to one prompt, piece by piece as it is made."""
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     ids = torch.tensor([list(prompt_ids)], device=model.device)
-    worker = threading.Thread(
-        target=model.generate,
-        kwargs={
-            "input_ids": ids,
-            "attention_mask": torch.ones_like(ids),
-            "generation_config": config,
-            "streamer": streamer,
-        },
-        daemon=True,
-    )
+    failures: list[BaseException] = []
+
+    def generate() -> None:
+        try:
+            model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=config,
+                streamer=streamer,
+            )
+        except BaseException as error:  # carried to the reader, who would wait for ever
+            failures.append(error)
+            streamer.end()
+
+    worker = threading.Thread(target=generate, daemon=True)
     worker.start()
     yield from streamer
     worker.join()
+    if failures:
+        raise failures[0]

@@ -19,9 +19,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from lora_sft.errors import ExportError
 from lora_sft.model.base_model import CausalModel
-from lora_sft.run_directory import write_json
-
-ORIGIN_FILE = "lora_sft.json"
+from lora_sft.run_directory import ORIGIN_FILE, write_json
 
 
 @dataclass(frozen=True)

@@ -36,15 +36,25 @@ def add_adapter(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
     if recipe.adapter.init_from is not None:
         return _continue_adapter(model, recipe)
     fields = dict(recipe.adapter.lora)
-    check_targets(model, fields.get("target_modules"), recipe)
+    for name in ("target_modules", "modules_to_save"):
+        check_targets(model, fields.get(name), recipe, f"adapter.{name}")
     _sort_targets(fields)
-    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **fields))
+    try:
+        return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **fields))
+    except (ValueError, TypeError) as error:
+        raise ModelError(
+            f"PEFT refuses this adapter: {' '.join(str(error).split())[:300]}",
+            recipe.where("adapter"),
+            "give layers that LoRA can adapt (linear, embedding, convolution), or all-linear",
+        ) from error
 
 
-def check_targets(model: torch.nn.Module, targets: Any, recipe: Recipe) -> None:
+def check_targets(
+    model: torch.nn.Module, targets: Any, recipe: Recipe, field: str = "adapter.target_modules"
+) -> None:
     """Refuse a target name that matches no module, with the nearest one that does.
 
-    Raises: ModelError at `adapter.target_modules[i]`. PEFT's own matching rule is used: a listed
+    Raises: ModelError at `field.i`. PEFT's own matching rule is used: a listed
     name matches a module of that name or one that ends in `.name`; a string is a regular
     expression over the whole name (peft 0.21 `check_target_module_exists`).
     """
@@ -53,13 +63,13 @@ def check_targets(model: torch.nn.Module, targets: Any, recipe: Recipe) -> None:
     names = [name for name, _ in model.named_modules() if name]
     if isinstance(targets, str):
         if not any(re.fullmatch(targets, name) for name in names):
-            _refuse_target(targets, "adapter.target_modules", names, "", model, recipe)
+            _refuse_target(targets, field, names, "", model, recipe)
         return
     matched = [_count_matches(target, names) for target in targets]
     for index, (target, count) in enumerate(zip(targets, matched, strict=True)):
         if count == 0:
             share = f" ({sum(n > 0 for n in matched)} of {len(targets)} targets matched)"
-            _refuse_target(target, f"adapter.target_modules.{index}", names, share, model, recipe)
+            _refuse_target(target, f"{field}.{index}", names, share, model, recipe)
 
 
 def _count_matches(target: str, names: Sequence[str]) -> int:

@@ -15,8 +15,12 @@ from typing import Any, TypeAlias
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from lora_sft.errors import ModelError
-from lora_sft.model.quantization import keep_codes_unpacked, make_quantization_config
+from lora_sft.errors import CapabilityError, ModelError
+from lora_sft.model.quantization import (
+    is_quantized,
+    keep_codes_unpacked,
+    make_quantization_config,
+)
 from lora_sft.recipe import ModelSection
 
 # A transformers model, or PEFT's wrapper around one, which forwards what it does not know itself.
@@ -65,7 +69,7 @@ def load_base_model(
             quantization, dtype, "quantization"
         )
     model = _load(section, arguments, where)
-    if quantization is not None:
+    if is_quantized(model):
         keep_codes_unpacked(model)
     return model
 
@@ -88,13 +92,23 @@ def _load(section: ModelSection, arguments: dict[str, Any], where: str) -> PreTr
             "write quantization: null to train on it as stored",
         )
     with _as_model_error(section, where):
-        return AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             section.location,
             revision=section.revision,
             trust_remote_code=section.trust_remote_code,
             use_safetensors=True,
+            output_loading_info=True,
             **arguments,
         )
+    model, loading = loaded
+    lost = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
+    if lost:
+        raise ModelError(  # transformers fills them with random numbers and goes on
+            f"{len(lost)} tensors of the model are not in its files (first: {lost[0]})",
+            f"{where} ({section.model_name_or_path})",
+            "download the model again, or name the model that config.json describes",
+        )
+    return model
 
 
 def _load_config(section: ModelSection, where: str) -> Any:
@@ -111,6 +125,12 @@ def _as_model_error(section: ModelSection, where: str) -> Iterator[None]:
     """What transformers raises where a folder or hub id cannot be loaded, as a ModelError."""
     try:
         yield
+    except ImportError as error:
+        raise CapabilityError(
+            f"the model asks for a library that is missing: {' '.join(str(error).split())[:300]}",
+            f"{where} ({section.model_name_or_path})",
+            "install it, or set model.attn_implementation: null",
+        ) from error
     except (OSError, ValueError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         folder = Path(section.location).is_dir()

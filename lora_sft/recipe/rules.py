@@ -81,6 +81,17 @@ def settings_of_a_later_version(recipe: Recipe) -> Iterator[Finding]:
         ),
         (bool(recipe.tokenizer.new_tokens), "tokenizer.new_tokens", "tokenizer.new_tokens: []"),
         (bool(recipe.export.push_to_hub), "export.push_to_hub", "export.push_to_hub: null"),
+        (
+            bool(train.get("save_only_model")),
+            "train.save_only_model: true",
+            "train.save_only_model: false",
+        ),
+        (
+            isinstance(recipe.adapter.lora.get("init_lora_weights"), str)
+            and recipe.adapter.lora["init_lora_weights"] not in ("gaussian", "orthogonal"),
+            "adapter.init_lora_weights",
+            "adapter.init_lora_weights: true",
+        ),
         (bool(train.get("push_to_hub")), "train.push_to_hub: true", "train.push_to_hub: false"),
         (
             train["per_device_train_batch_size"] == "auto",

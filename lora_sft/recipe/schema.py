@@ -228,8 +228,8 @@ class ExportSection(RecipeSection):
         None,
         help="Also write merged weights into this folder (relative to the current directory).",
     )
-    dtype: Literal["bfloat16", "float16", "float32"] = setting(
-        "bfloat16", help="Type of the merged weights."
+    dtype: Dtype | None = setting(
+        None, help="Type of the merged weights. Null: that of the base in training (model.dtype)."
     )
     push_to_hub: str | None = setting(None, help="Repository to push to; not in this version.")
 

@@ -7,6 +7,7 @@ together and watched, and a checkpoint is left whenever the run must stop.
 from __future__ import annotations
 
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,11 @@ from lora_sft.train.trainer import build_trainer
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How training ended: the step, the exit code it stands for, and why it stopped early."""
+    """How training ended: the step, the exit code it stands for, and why it stopped."""
 
     step: int
     exit_code: int = EXIT_DONE
     reason: str = ""
-    best_checkpoint: str | None = None
 
     @property
     def is_complete(self) -> bool:
@@ -50,9 +50,12 @@ def fit(
     tokenizer: PreTrainedTokenizerBase,
     rows: tuple[Dataset, Dataset | None],
     run: RunDirectory,
+    origin: Mapping[str, Any],
     checkpoint: Path | None = None,
 ) -> TrainResult:
     """Train `model`'s adapter on `rows` (train, validation), from `checkpoint` if one is given.
+
+    `origin` says what base the adapter belongs to; it is saved with every checkpoint.
 
     Raises: NonFiniteLoss before the step that would have used a loss that is no number.
     """
@@ -62,9 +65,10 @@ def fit(
     if patience is not None:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=patience))
     trainer = build_trainer(arguments, model, tokenizer, *rows, callbacks)
+    trainer.origin = origin
     if checkpoint is not None and _has_nothing_left(checkpoint, trainer):
         say(f"{checkpoint.name} is the last step already; nothing is left to train")
-        trainer._load_from_checkpoint(str(checkpoint))
+        trainer._load_from_checkpoint(_find_final_weights(checkpoint, trainer))
         return TrainResult(read_checkpoint_state(checkpoint)["global_step"])
     with stop.listening():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -82,10 +86,16 @@ def _has_nothing_left(checkpoint: Path, trainer: Any) -> bool:
     return bool(read_checkpoint_state(checkpoint)["global_step"] >= steps)
 
 
+def _find_final_weights(checkpoint: Path, trainer: Any) -> str:
+    """The best checkpoint where the run was to end with it, else the last."""
+    best = read_checkpoint_state(checkpoint).get("best_model_checkpoint")
+    return best if best and trainer.args.load_best_model_at_end else str(checkpoint)
+
+
 def _make_result(trainer: Any, stop: StopOnSignal) -> TrainResult:
     state = trainer.state
     if not stop.stopped or state.global_step >= state.max_steps:
-        return TrainResult(state.global_step, best_checkpoint=state.best_model_checkpoint)
+        return TrainResult(state.global_step)
     name = stop.received.name if stop.received else "a signal to another process"
     code = EXIT_INTERRUPTED if stop.received == signal.SIGINT else EXIT_RESUME_ME
     return TrainResult(state.global_step, code, f"stopped by {name}, state saved")

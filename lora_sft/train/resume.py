@@ -11,13 +11,11 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from lora_sft.errors import RecipeError, TrainingError
+from lora_sft.errors import RecipeError, ResumeMismatch, TrainingError
 from lora_sft.recipe import Recipe
-from lora_sft.run_directory import RunDirectory
-
-ResumeMode = Literal["auto", "never"]
+from lora_sft.run_directory import CHECKPOINT_PREFIX, RunDirectory
 
 # What may differ between two starts of the same run: how it is watched and saved.
 FREE_PREFIXES = ("train.logging_", "train.save_", "train.eval_", "train.report_to")
@@ -49,13 +47,16 @@ def find_starting_point(
     Raises: RecipeError where another run is in the way; TrainingError where the checkpoint
     asked for is incomplete.
     """
-    if resume not in ("auto", "never"):
-        return StartingPoint(_check_complete(Path(resume)))
+    _refuse_own_sources(run, recipe)
     if overwrite:
+        _refuse_both(run, resume)
         return StartingPoint(discard=True)
+    if run.is_run:
+        _refuse_other_run(run, recipe)
+    if resume not in ("auto", "never"):
+        return StartingPoint(_check_chosen(Path(resume), run, recipe))
     if not run.is_run:
         return StartingPoint()
-    _refuse_other_run(run, recipe)
     if resume == "never":
         raise RecipeError(
             "the output directory holds this run already, and --resume never was given",
@@ -65,7 +66,66 @@ def find_starting_point(
     if run.is_finished and not _is_longer(run, recipe):
         return StartingPoint(finished=True)
     complete = [folder for folder in run.list_checkpoints() if is_complete(folder)]
-    return StartingPoint(complete[-1] if complete else None)
+    if not complete:
+        raise RecipeError(
+            "the output directory holds this run, but no complete checkpoint to go on from",
+            f"{run.path}  output_dir",
+            "add --overwrite to train it again from step 0, or choose another output_dir",
+        )
+    return StartingPoint(complete[-1])
+
+
+def _refuse_own_sources(run: RunDirectory, recipe: Recipe) -> None:
+    """Refuse an output directory in which a run would write over what it is made from."""
+    own_recipe = recipe.source.resolve() == run.recipe.resolve()
+    if own_recipe and not run.manifest.exists():
+        raise RecipeError(
+            "the run would write its resolved recipe over this recipe",
+            recipe.where("output_dir"),
+            "set output_dir to another folder than the recipe's",
+        )
+    start = recipe.adapter.init_from_location
+    if recipe.adapter.init_from and Path(start).resolve().is_relative_to(run.path.resolve()):
+        raise RecipeError(
+            "the run would write over the adapter that it continues from",
+            recipe.where("adapter.init_from"),
+            "set output_dir to another folder than that adapter's run",
+        )
+
+
+def _refuse_both(run: RunDirectory, resume: str) -> None:
+    if resume not in ("auto", "never"):
+        raise RecipeError(
+            "--overwrite gives up a run, and --resume goes on with one",
+            f"{run.path}  --resume {resume}",
+            "give one of the two",
+        )
+
+
+def _check_chosen(checkpoint: Path, run: RunDirectory, recipe: Recipe) -> Path:
+    """The checkpoint that the user named, if it is of this very run and nothing is past it."""
+    _check_complete(checkpoint)
+    own = RunDirectory(checkpoint.resolve().parent.parent)
+    fields = find_differences(_recorded_recipe(own), recipe.to_dict(absolute_paths=True))
+    if fields:
+        raise ResumeMismatch(
+            f"the checkpoint is of another run; these fields differ: {', '.join(fields[:8])}",
+            f"{checkpoint}  --resume",
+            "use the recipe of its run, or continue its adapter with adapter.init_from",
+        )
+    step = read_checkpoint_state(checkpoint)["global_step"]
+    later = [
+        folder.name
+        for folder in run.list_checkpoints()
+        if int(folder.name.removeprefix(CHECKPOINT_PREFIX)) > step
+    ]
+    if later:
+        raise RecipeError(
+            f"later checkpoints are in the way: {', '.join(later)}",
+            f"{run.checkpoints}  --resume {checkpoint}",
+            "move or delete them: the run cannot go on from two places",
+        )
+    return checkpoint
 
 
 def remove_run(run: RunDirectory) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,12 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from lora_sft.errors import CapabilityError, NonFiniteLoss, RecipeError
+from lora_sft.log import say
 from lora_sft.model.adapter import restore_adapter_dtype
 from lora_sft.model.base_model import CausalModel, find_device
 from lora_sft.plan.batch import BatchPlan
 from lora_sft.recipe import Recipe
-from lora_sft.run_directory import RunDirectory
+from lora_sft.run_directory import ORIGIN_FILE, RunDirectory, write_json
 
 # Fields of the recipe's `train` section that are ours, not SFTConfig's.
 OWN_FIELDS = frozenset({"global_batch_size", "early_stopping_patience"})
@@ -35,6 +36,8 @@ OWN_FIELDS = frozenset({"global_batch_size", "early_stopping_patience"})
 
 class LoraTrainer(SFTTrainer):
     """SFTTrainer that leaves nothing behind but what a run directory promises."""
+
+    origin: Mapping[str, Any] = {}  # the base that the adapter belongs to, saved beside it
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Save adapter and tokenizer; the stock method also pickles the arguments.
@@ -47,6 +50,7 @@ class LoraTrainer(SFTTrainer):
         if self.args.should_save:
             assert self.processing_class is not None
             self.processing_class.save_pretrained(folder)
+            write_json(folder / ORIGIN_FILE, self.origin)
             (folder / "README.md").unlink(missing_ok=True)  # PEFT's placeholder card
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -93,14 +97,18 @@ def make_sft_config(recipe: Recipe, batch: BatchPlan, run: RunDirectory) -> SFTC
     if recipe.deepspeed_location is not None:
         written["deepspeed"] = recipe.deepspeed_location
     settings = {**_library_defaults(recipe), **written, **decided_elsewhere}
-    if settings["bf16"] and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+    if (
+        settings["bf16"]
+        and torch.cuda.is_available()
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
         raise CapabilityError(
             f"bfloat16 is asked for, and {torch.cuda.get_device_name()} does not compute it",
             recipe.where("model.dtype"),
             "write model.dtype: float16 (or float32)",
         )
     try:
-        return SFTConfig(**settings)
+        arguments = SFTConfig(**settings)
     except (ValueError, TypeError) as error:  # the library's own cross-field rules
         reason = " ".join(str(error).split())
         raise RecipeError(
@@ -108,6 +116,19 @@ def make_sft_config(recipe: Recipe, batch: BatchPlan, run: RunDirectory) -> SFTC
             recipe.where("train"),
             "change the field that the message names (under train, without the dashes)",
         ) from error
+    _use_one_gpu(arguments, batch)
+    return arguments
+
+
+def _use_one_gpu(arguments: SFTConfig, batch: BatchPlan) -> None:
+    """Keep the Trainer from multiplying the batch by the GPUs it sees without a launcher."""
+    if arguments.n_gpu > 1:
+        say(
+            f"{arguments.n_gpu} GPUs are visible and this process uses the first; to use them all: "
+            f"torchrun --nproc_per_node {arguments.n_gpu} -m lora_sft train RECIPE"
+        )
+        arguments._n_gpu = 1
+    assert arguments.train_batch_size == batch.micro_batch_size
 
 
 def _library_defaults(recipe: Recipe) -> dict[str, Any]:
@@ -122,6 +143,10 @@ def _library_defaults(recipe: Recipe) -> dict[str, Any]:
         "report_to": "none",
         "logging_nan_inf_filter": False,
         "ddp_find_unused_parameters": False,
+        # Patience counted before an interruption counts after it.
+        "restore_callback_states_from_checkpoint": bool(
+            recipe.train.get("early_stopping_patience")
+        ),
     }
 
 
@@ -142,14 +167,24 @@ def build_trainer(
     callbacks: Sequence[TrainerCallback],
 ) -> LoraTrainer:
     """The trainer over tokenised rows (`input_ids`, `labels`), its adapter weights in float32."""
-    trainer = LoraTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=train,
-        eval_dataset=validation if arguments.eval_strategy != "no" else None,
-        processing_class=tokenizer,
-        callbacks=list(callbacks),
-    )
+    evaluates = arguments.eval_strategy != "no" or arguments.eval_on_start
+    try:
+        trainer = LoraTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=train,
+            eval_dataset=validation if evaluates else None,
+            processing_class=tokenizer,
+            callbacks=list(callbacks),
+        )
+    except (ImportError, RuntimeError) as error:
+        if "install" not in str(error):
+            raise
+        raise CapabilityError(
+            f"a library that the recipe asks for is missing: {' '.join(str(error).split())}",
+            "train",
+            "install it, for instance with pip install 'lora-sft[track]', or leave it out",
+        ) from error
     trainer.remove_callback(PrinterCallback)  # it writes to stdout, which is not ours to fill
     restore_adapter_dtype(model)
     return trainer

@@ -195,7 +195,7 @@ FULL = """\
 model: {model_name_or_path: base, dtype: float16}
 tokenizer: {path: ./base}
 quantization: {load_in_4bit: true}
-adapter: {r: 8, target_modules: [q_proj], init_lora_weights: pissa_niter_16}
+adapter: {r: 8, target_modules: [q_proj], init_lora_weights: gaussian}
 data:
   datasets:
     - {path: rows.jsonl, repeat: 0.5, rename_columns: {q: prompt}}

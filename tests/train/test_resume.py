@@ -132,3 +132,77 @@ def test_a_folder_with_an_adapter_of_something_else_is_refused(command, write_re
     assert outcome.code == 2
     assert "something else" in outcome.stderr
     assert (tmp_path / "run" / "adapter" / "adapter_config.json").read_text() == "{}"
+
+
+def test_a_checkpoint_of_another_run_is_refused(command, write_recipe, tmp_path):
+    assert command("train", write_recipe()).code == 0
+    checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-2"
+    other = command(
+        "train",
+        write_recipe(),
+        "train.learning_rate=5e-4",
+        f"output_dir={tmp_path / 'other'}",
+        "--resume",
+        checkpoint,
+    )
+    assert other.code == 6
+    assert "train.learning_rate" in other.stderr
+    assert not (tmp_path / "other" / "adapter").exists()
+
+
+def test_changed_data_is_not_gone_on_with(command, write_recipe, tmp_path):
+    recipe = write_recipe()
+    assert command("train", recipe).code == 0
+    rows = (tmp_path / "train.jsonl").read_text().replace("Oslo", "Bonn")
+    (tmp_path / "train.jsonl").write_text(rows)
+    outcome = command("train", recipe, "train.max_steps=8")
+    assert outcome.code == 6
+    assert "the training rows are not those of the checkpoint" in outcome.stderr
+
+
+def test_overwrite_loses_nothing_while_the_new_run_cannot_start(command, write_recipe, tmp_path):
+    recipe = write_recipe()
+    assert command("train", recipe).code == 0
+    adapter = tmp_path / "run" / "adapter" / "adapter_model.safetensors"
+    before = adapter.read_bytes()
+    (tmp_path / "train.jsonl").write_text('{"messages": [')
+    assert command("train", recipe, "--overwrite").code == 3
+    assert adapter.read_bytes() == before
+
+
+def test_a_recipe_is_never_written_over_by_its_own_run(command, write_recipe, tmp_path):
+    recipe = write_recipe(output_dir=str(tmp_path))
+    text = recipe.read_text()
+    outcome = command("train", recipe)
+    assert outcome.code == 2
+    assert "would write its resolved recipe over this recipe" in outcome.stderr
+    assert recipe.read_text() == text
+
+
+def test_a_finished_run_without_checkpoints_is_not_trained_again_from_zero(
+    command, write_recipe, tmp_path
+):
+    recipe = write_recipe(train={"save_strategy": "no"})
+    assert command("train", recipe).code == 0
+    adapter = tmp_path / "run" / "adapter" / "adapter_model.safetensors"
+    before = adapter.read_bytes()
+    outcome = command("train", recipe, "train.max_steps=8")
+    assert outcome.code == 2
+    assert "no complete checkpoint to go on from" in outcome.stderr
+    assert adapter.read_bytes() == before
+
+
+def test_the_export_of_a_trained_run_is_tried_again_alone(command, write_recipe, tmp_path):
+    """A merge that failed after training is made up for without training a step."""
+    merged = tmp_path / "merged"
+    recipe = write_recipe(export={"merge": str(merged)})
+    assert command("train", recipe).code == 0
+    assert (merged / "merge_report.json").exists()
+    for path in merged.iterdir():
+        path.unlink()
+    status = tmp_path / "run" / "status.json"
+    status.write_text(status.read_text().replace('"exit_code": 0', '"exit_code": 7'))
+    again = command("train", recipe)
+    assert again.code == 0, again.stderr
+    assert "nothing is left to train" in again.stderr
+    assert (merged / "merge_report.json").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.commands import read_metrics
+from tests.tiny import make_tokenizer
 
 
 def test_a_run_directory_has_what_the_contract_says(command, write_recipe, tmp_path):
@@ -186,3 +188,50 @@ def test_accumulation_may_be_given_instead_of_a_global_batch(command, write_reci
     assert command("train", recipe).code == 0
     plan = json.loads((tmp_path / "run" / "manifest.json").read_text())["plan"]
     assert plan == {"micro_batch_size": 2, "accumulation_steps": 4, "global_batch_size": 8}
+
+
+def test_a_base_with_missing_tensors_is_refused(command, write_recipe, tmp_path, tiny_model):
+    """transformers would fill them with random numbers and train on."""
+    holed = tmp_path / "holed"
+    shutil.copytree(tiny_model, holed)
+    tensors = load_file(holed / "model.safetensors")
+    lost = [name for name in tensors if "layers.1.mlp" in name]
+    save_file({k: v for k, v in tensors.items() if k not in lost}, holed / "model.safetensors")
+    outcome = command("train", write_recipe(model={"model_name_or_path": str(holed)}))
+    assert outcome.code == 4
+    assert f"{len(lost)} tensors of the model are not in its files" in outcome.stderr
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(command, write_recipe, tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["Paris", "Oslo"])
+    tokenizer.save_pretrained(tmp_path / "larger")
+    outcome = command("train", write_recipe(tokenizer={"path": str(tmp_path / "larger")}))
+    assert outcome.code == 4
+    assert "is past the model's 400 embedding rows" in outcome.stderr
+
+
+def test_a_merge_target_that_is_taken_is_refused_before_training(command, write_recipe, tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine").write_text("mine")
+    outcome = command("train", write_recipe(export={"merge": str(tmp_path / "taken")}))
+    assert outcome.code == 7
+    assert not (tmp_path / "run" / "adapter").exists()
+
+
+def test_a_checkpoint_of_a_qlora_run_knows_its_base(command, write_recipe, tmp_path):
+    recipe = write_recipe(model={"dtype": "bfloat16"}, quantization="nf4")
+    assert command("train", recipe).code == 0
+    checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-2"
+    report = command("merge", checkpoint, tmp_path / "merged", "--json")
+    assert report.code == 0, report.stderr
+    assert report.json["onto"] == "dequantized"
+
+
+def test_an_unfinished_run_says_so(command, write_recipe, tmp_path):
+    assert command("train", write_recipe()).code == 0
+    shutil.rmtree(tmp_path / "run" / "adapter")
+    for name in ("evaluate", "chat"):
+        outcome = command(name, tmp_path / "run")
+        assert outcome.code == 4
+        assert "its training has not come to an end" in outcome.stderr
