@@ -53,7 +53,7 @@ from lora_sft.plan.batch import BatchPlan, make_batch_plan
 from lora_sft.recipe import ModelSection, Recipe, read_recipe
 from lora_sft.run_directory import RunDirectory, write_json, write_text_atomically
 from lora_sft.train.fit import TrainResult, fit
-from lora_sft.train.processes import Processes
+from lora_sft.train.processes import Processes, leave_process_group
 from lora_sft.train.resume import StartingPoint, find_starting_point, remove_run
 from lora_sft.train.trainer import make_sft_config
 from lora_sft.versions import read_versions
@@ -73,6 +73,7 @@ def run_training(
         check_output_is_free(Path(recipe.export.merge))  # now, not after hours of training
     with _status_written(run, processes):
         result = _train(recipe, run, start, processes)
+        leave_process_group()
         if processes.is_main:
             if result.is_complete and recipe.export.merge is not None:
                 merge(make_merge_plan(run.path, Path(recipe.export.merge)))

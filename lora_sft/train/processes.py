@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+import torch.distributed
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -32,3 +34,15 @@ class Processes:
             local_process_rank=int(os.environ.get("LOCAL_RANK", "0")),
             world_size=int(os.environ.get("WORLD_SIZE", "1")),
         )
+
+
+def leave_process_group() -> None:
+    """Wait until every process is here, then close the group.
+
+    A process that ends while its group is open may abort at the interpreter's end (gloo:
+    `terminate called without an active exception`), and the launcher then kills the main one,
+    which is still writing the adapter. Nothing collective may follow.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
