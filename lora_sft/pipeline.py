@@ -78,7 +78,17 @@ def run_training(
             if result.is_complete and recipe.export.merge is not None:
                 merge(make_merge_plan(run.path, Path(recipe.export.merge)))
             run.write_status(result.exit_code, result.reason, result.step)
+    say(describe_end(run, result))
     return result
+
+
+def describe_end(run: RunDirectory, result: TrainResult) -> str:
+    """What a person wants to know when training ends: where it stands, and what to type next."""
+    if not result.is_complete:
+        again = f"go on with it: lora-sft train {run.recipe}"
+        return f"{result.reason} at step {result.step}; {again}"
+    commands = (f"lora-sft evaluate {run.path}", f"lora-sft merge {run.path} OUT")
+    return f"done at step {result.step}; adapter: {run.adapter}; next: {', '.join(commands)}"
 
 
 def _train(
@@ -234,8 +244,10 @@ def make_adapter_origin(recipe: Recipe, corpus: Corpus) -> AdapterOrigin:
 def is_run(path: Path) -> bool:
     """Whether `path` is a run directory with a trained adapter (else it is a model).
 
-    Raises: ModelError for a run that has not been trained to its end.
+    Raises: ModelError for no folder at all, and for a run not trained to its end.
     """
+    if not path.exists():
+        raise ModelError("no such folder", str(path), "give a run directory or a model folder")
     run = RunDirectory(path)
     if run.manifest.exists() and not (run.adapter / "adapter_config.json").exists():
         raise ModelError(

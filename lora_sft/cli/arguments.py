@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises: UsageError, printed by `app` like every other error."""
-        raise UsageError(message)
+        raise UsageError(message.replace(", FIELD=VALUE", ""))
 
 
 def add_command(commands: Commands, name: str, run: Run, summary: str, detail: str = "") -> Parser:

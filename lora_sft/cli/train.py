@@ -18,7 +18,10 @@ def add_parser(commands: Commands) -> None:
     )
     add_recipe(parser)
     parser.add_argument(
-        "--resume", metavar="WHERE", default="auto", help="auto, never, or a checkpoint's path"
+        "--resume",
+        metavar="WHERE",
+        default="auto",
+        help="auto (default): go on if there is something; never: refuse to; or a checkpoint",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="give up the run in the output directory"

@@ -8,6 +8,7 @@ The merge reads it; an adapter trained elsewhere has none and is merged all the 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,6 +55,20 @@ def write_adapter_folder(
     write_json(folder / ORIGIN_FILE, asdict(origin))
     (folder / "README.md").write_text(card, encoding="utf-8")
     check_adapter_file(folder / "adapter_model.safetensors")
+    let_others_read(folder)
+
+
+def let_others_read(folder: Path) -> None:
+    """Give every file the mode that the user's umask allows.
+
+    safetensors writes its files for the owner alone (0600), and a server under another user could
+    then read everything but the weights.
+    """
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in folder.iterdir():
+        if path.is_file():
+            path.chmod(0o666 & ~umask)
 
 
 def make_stop_config(

@@ -22,7 +22,12 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from lora_sft.data.tokenizer import load_saved_tokenizer
 from lora_sft.errors import ExportError, VerificationError
-from lora_sft.export.adapter_files import AdapterOrigin, make_stop_config, read_origin
+from lora_sft.export.adapter_files import (
+    AdapterOrigin,
+    let_others_read,
+    make_stop_config,
+    read_origin,
+)
 from lora_sft.export.model_card import make_merged_card
 from lora_sft.export.verification import (
     LogitDifference,
@@ -74,6 +79,8 @@ def make_merge_plan(
     Raises: ExportError where the adapter, its base, the choice or the output cannot be.
     """
     output = output.resolve() if output.name == "" else output
+    if not adapter.exists():
+        raise ExportError("no such folder", str(adapter), "give an adapter folder or a run")
     folder = adapter / "adapter" if (adapter / "adapter").is_dir() else adapter
     origin = read_origin(folder)
     if base is not None:
@@ -153,6 +160,7 @@ def merge(plan: MergePlan) -> dict[str, Any]:
     report["peak_rss_bytes"] = measure_peak_rss()
     write_json(staged / REPORT_FILE, report)
     (staged / "README.md").write_text(make_merged_card(plan.origin.model_name_or_path, report))
+    let_others_read(staged)
     _put_in_place(plan, staged, report)
     return report
 

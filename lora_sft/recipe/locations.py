@@ -116,4 +116,7 @@ def find_similar(text: str, folder: Path) -> str | None:
     except OSError:
         return None
     matches = get_close_matches(path.name, names, n=1, cutoff=0.6)
-    return str(Path(text).parent / matches[0]) if matches else None
+    if not matches:
+        return None
+    head, slash, _ = text.rstrip("/").rpartition("/")  # not Path: it would fold `lora_sft://`
+    return f"{head}{slash}{matches[0]}"

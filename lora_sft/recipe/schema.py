@@ -154,7 +154,12 @@ class SplitSection(RecipeSection):
     """Held-out rows: a fraction of the training rows, or data sets of their own."""
 
     fraction: float | None = setting(
-        None, above=0, below=1, example=0.05, help="Share of the training rows to hold out."
+        None,
+        above=0,
+        below=1,
+        example=0.05,
+        help="Share of the training rows to hold out, by a hash of the row: equal rows stay "
+        "together, so the share is approximate, and no row moves when others are added.",
     )
     datasets: list[DatasetSection] | None = setting(None, help="Data sets of their own.")
 

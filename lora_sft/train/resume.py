@@ -205,7 +205,8 @@ def _refuse_other_run(run: RunDirectory, recipe: Recipe) -> None:
     raise RecipeError(
         f"the output directory holds another run; {len(fields)} fields differ: {shown}",
         f"{run.path}  output_dir",
-        "choose another output_dir, or add --overwrite to lose that run",
+        f"to go on with that run: lora-sft train {run.recipe}; else choose another output_dir, "
+        "or add --overwrite to lose it",
     )
 
 
