@@ -118,5 +118,5 @@ def find_similar(text: str, folder: Path) -> str | None:
     matches = get_close_matches(path.name, names, n=1, cutoff=0.6)
     if not matches:
         return None
-    head, slash, _ = text.rstrip("/").rpartition("/")  # not Path: it would fold `lora_sft://`
-    return f"{head}{slash}{matches[0]}"
+    prefix = PREFIX if text.startswith(PREFIX) else ""  # a Path would fold its two slashes
+    return prefix + str(Path(text.removeprefix(prefix)).parent / matches[0])

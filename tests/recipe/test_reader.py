@@ -308,6 +308,12 @@ def test_a_misspelt_file_gets_its_neighbour(tmp_path):
     assert fault.fix == "did you mean train.jsonl?"
 
 
+def test_a_misspelt_shipped_file_keeps_its_prefix(tmp_path):
+    written = SMALLEST.replace("some/data", "lora_sft://quickstart/data/trian.jsonl")
+    fault = fault_of(tmp_path, written)
+    assert fault.fix == "did you mean lora_sft://quickstart/data/train.jsonl?"
+
+
 def test_a_recipe_that_is_not_there_is_a_recipe_error(tmp_path, monkeypatch):
     write(tmp_path, SMALLEST)
     monkeypatch.chdir(tmp_path)
