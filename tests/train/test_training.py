@@ -20,6 +20,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.commands import read_metrics
 from tests.tiny import make_tokenizer
 
+# A rate at which a tiny model soon gets worse, with the best checkpoint kept.
+DIVERGING = {
+    "learning_rate": 0.5,
+    "lr_scheduler_type": "constant",
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "save_steps": 2,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "eval_loss",
+}
+
 
 def test_a_run_directory_has_what_the_contract_says(command, write_recipe, tmp_path):
     outcome = command("train", write_recipe(train={"eval_strategy": "steps", "eval_steps": 2}))
@@ -99,18 +110,7 @@ def test_a_loss_that_is_no_number_stops_before_the_step(command, write_recipe, t
 
 def test_the_best_checkpoint_is_what_is_exported(command, write_recipe, tmp_path):
     """At a rate that soon diverges the first checkpoint is the best one."""
-    recipe = write_recipe(
-        train={
-            "max_steps": 6,
-            "learning_rate": 0.5,
-            "lr_scheduler_type": "constant",
-            "eval_strategy": "steps",
-            "eval_steps": 2,
-            "save_steps": 2,
-            "load_best_model_at_end": True,
-            "metric_for_best_model": "eval_loss",
-        }
-    )
+    recipe = write_recipe(train={**DIVERGING, "max_steps": 6})
     assert command("train", recipe).code == 0
     losses = read_metrics(tmp_path / "run", "eval_loss")
     best = min(losses, key=losses.__getitem__)
@@ -122,19 +122,7 @@ def test_the_best_checkpoint_is_what_is_exported(command, write_recipe, tmp_path
 
 
 def test_early_stopping_ends_a_run_that_no_longer_improves(command, write_recipe, tmp_path):
-    recipe = write_recipe(
-        train={
-            "max_steps": 40,
-            "learning_rate": 0.5,
-            "lr_scheduler_type": "constant",
-            "eval_strategy": "steps",
-            "eval_steps": 2,
-            "save_steps": 2,
-            "load_best_model_at_end": True,
-            "metric_for_best_model": "eval_loss",
-            "early_stopping_patience": 2,
-        }
-    )
+    recipe = write_recipe(train={**DIVERGING, "max_steps": 40, "early_stopping_patience": 2})
     assert command("train", recipe).code == 0
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["exit_code"] == 0
