@@ -104,7 +104,7 @@ class TrainingError(LoraSftError, RuntimeError):
 
 
 class NonFiniteLoss(TrainingError):
-    """The loss or gradient norm is NaN or infinite."""
+    """The loss is NaN or infinite."""
 
 
 class ResumeMismatch(TrainingError):

@@ -35,8 +35,3 @@ def make_result_console() -> Console:
 def say(message: str, *, style: str | None = None) -> None:
     """Print one line to stderr from the main process. The text is never read as markup."""
     make_console().print(message, style=style, markup=False, soft_wrap=True)
-
-
-def warn(message: str) -> None:
-    """Print one warning line to stderr from the main process."""
-    say(f"warning: {message}", style="yellow")

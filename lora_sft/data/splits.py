@@ -16,7 +16,6 @@ from lora_sft.errors import DataError
 if TYPE_CHECKING:
     from lora_sft.recipe import DataSection, SplitSection
 
-SPLIT_NAMES = ("train", "validation", "test")
 DRAW_BYTES = 8
 DRAW_RANGE = 2 ** (8 * DRAW_BYTES)
 

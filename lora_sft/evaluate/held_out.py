@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-IGNORED = -100
+from lora_sft.data.supervised_row import IGNORED_LABEL
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Question:
 def find_learned_spans(labels: Sequence[int]) -> Iterator[tuple[int, int]]:
     """(start, end) of each run of learned tokens, `end` exclusive."""
     start = None
-    for position, label in enumerate([*labels, IGNORED]):
-        if label != IGNORED and start is None:
+    for position, label in enumerate([*labels, IGNORED_LABEL]):
+        if label != IGNORED_LABEL and start is None:
             start = position
-        elif label == IGNORED and start is not None:
+        elif label == IGNORED_LABEL and start is not None:
             yield start, position
             start = None
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from lora_sft.evaluate.held_out import IGNORED
+from lora_sft.data.supervised_row import IGNORED_LABEL
 from lora_sft.model.base_model import CausalModel
 
 
@@ -35,13 +35,13 @@ def compute_loss(
     ordered = sorted(rows, key=lambda row: len(row["input_ids"]))
     for first in range(0, len(ordered), batch_size):
         batch = ordered[first : first + batch_size]
-        ids_BT, labels_BT = _pad(batch, "input_ids", pad_id), _pad(batch, "labels", IGNORED)
+        ids_BT, labels_BT = _pad(batch, "input_ids", pad_id), _pad(batch, "labels", IGNORED_LABEL)
         mask_BT = _pad([{"ones": [1] * len(row["input_ids"])} for row in batch], "ones", 0)
         logits_BTV = model(
             input_ids=ids_BT.to(model.device), attention_mask=mask_BT.to(model.device)
         ).logits
         targets_BT = labels_BT[:, 1:].to(model.device)
-        learned = targets_BT != IGNORED
+        learned = targets_BT != IGNORED_LABEL
         nats = cross_entropy(
             logits_BTV[:, :-1][learned].float(), targets_BT[learned], reduction="sum"
         )

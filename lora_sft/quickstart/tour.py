@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
+from lora_sft.data.supervised_row import IGNORED_LABEL
 from lora_sft.data.tokenizer import load_saved_tokenizer
 from lora_sft.errors import EXIT_DONE
 from lora_sft.evaluate.metrics import compute_loss
@@ -60,7 +61,7 @@ def measure_plain_text_loss(recipe: Recipe) -> float:
 
 
 def _all_learned(ids: list[int]) -> dict[str, list[int]]:
-    return {"input_ids": ids, "labels": [-100, *ids[1:]]}
+    return {"input_ids": ids, "labels": [IGNORED_LABEL, *ids[1:]]}
 
 
 def _merge_once(run: Path, merged: Path) -> dict[str, Any]:

@@ -15,10 +15,9 @@ import torch.distributed
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's place in the run: global rank, rank on its node, number of processes."""
+    """This process's place in the run: global rank and number of processes."""
 
     process_rank: int = 0
-    local_process_rank: int = 0
     world_size: int = 1
 
     @property
@@ -28,10 +27,9 @@ class Processes:
 
     @classmethod
     def from_environment(cls) -> Processes:
-        """Read RANK, LOCAL_RANK and WORLD_SIZE; alone where no launcher set them."""
+        """Read RANK and WORLD_SIZE; alone where no launcher set them."""
         return cls(
             process_rank=int(os.environ.get("RANK", "0")),
-            local_process_rank=int(os.environ.get("LOCAL_RANK", "0")),
             world_size=int(os.environ.get("WORLD_SIZE", "1")),
         )
 
