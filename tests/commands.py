@@ -39,13 +39,15 @@ def run_command(capfd: pytest.CaptureFixture[str], *arguments: object) -> Outcom
     return Outcome(code, captured.out, captured.err)
 
 
-def run_process(*command: object, **environment: str) -> Outcome:
+def run_process(
+    *command: object, timeout_seconds: float = TIMEOUT_SECONDS, **environment: str
+) -> Outcome:
     """Run a command line in a process of its own, one thread a process."""
     finished = subprocess.run(
         [str(part) for part in command],
         capture_output=True,
         text=True,
-        timeout=TIMEOUT_SECONDS,
+        timeout=timeout_seconds,
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )

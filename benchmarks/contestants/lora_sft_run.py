@@ -1,0 +1,52 @@
+"""lora-sft: the stages of its own pipeline from recipe to trainer, on rows that are tokens.
+
+The options are overrides of the recipe (`{"train.activation_checkpointing": "false"}`); without
+any, everything that the job does not fix is lora-sft's default.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from datasets import Dataset
+from transformers import set_seed
+
+from benchmarks.contestants.job import LORA_ALPHA, LORA_RANK, Job, Run, TrainerRun
+from lora_sft.data.tokenizer import load_saved_tokenizer
+from lora_sft.pipeline import build_model
+from lora_sft.plan.batch import make_batch_plan
+from lora_sft.recipe import Recipe, read_recipe
+from lora_sft.run_directory import RunDirectory
+from lora_sft.train.callbacks import MetricsFile, ProgressDisplay, StopOnSignal
+from lora_sft.train.trainer import build_trainer, make_sft_config
+
+
+def build(job: Job) -> Run:
+    """A run as `lora-sft train` builds it, but for reading rows."""
+    recipe = _make_recipe(job)
+    run = RunDirectory(job.work_folder / "run").create()
+    batch = make_batch_plan(recipe, world_size=1)
+    arguments = make_sft_config(recipe, batch, run)
+    set_seed(recipe.train["seed"])
+    model, _ = build_model(recipe)
+    callbacks = [MetricsFile(run), ProgressDisplay(), StopOnSignal()]
+    rows = Dataset.from_list(job.documents.to_rows())
+    tokenizer = load_saved_tokenizer(job.model_folder)
+    return TrainerRun(build_trainer(arguments, model, tokenizer, rows, None, callbacks))
+
+
+def _make_recipe(job: Job) -> Recipe:
+    row = job.work_folder / "row.jsonl"  # a recipe must name data; the rows come from the job
+    row.write_text('{"prompt": "a", "completion": "b"}\n')
+    recipe: dict[str, Any] = {
+        "model": {"model_name_or_path": str(job.model_folder)},
+        "quantization": "nf4" if job.method == "qlora" else None,
+        "adapter": {"r": LORA_RANK, "lora_alpha": LORA_ALPHA},
+        "data": {"datasets": [{"path": str(row)}], "max_length": job.max_length},
+        "train": {"max_steps": job.steps, "logging_first_step": True, "save_strategy": "no"},
+        "output_dir": str(job.work_folder / "run"),
+    }
+    path = job.work_folder / "recipe.yaml"
+    path.write_text(json.dumps(recipe))  # JSON is YAML
+    return read_recipe(path, [f"{name}={value}" for name, value in job.options.items()])

@@ -1,0 +1,57 @@
+"""One lane's work in a process that has the libraries; called by tools/gpu/run.py.
+
+--list    the lane's tasks, as JSON on the last line
+--judge   apply the lane's gates to its record
+--task    do one task and leave its case in --answer
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks.gpu.lane import SCALES, Lane, Place, Task
+from benchmarks.record import Record
+
+
+def load_lane(name: str) -> Lane:
+    """The lane's module."""
+    lane: Lane = importlib.import_module(f"benchmarks.gpu.{name}")  # type: ignore[assignment]
+    return lane
+
+
+def main() -> None:
+    """Read the arguments and do what they ask."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--lane", required=True)
+    parser.add_argument("--scale", choices=SCALES, default="full")
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--judge", action="store_true")
+    parser.add_argument("--task", type=json.loads)
+    for name in ("record", "models", "work", "answer"):
+        parser.add_argument(f"--{name}", type=Path)
+    given = parser.parse_args()
+    lane = load_lane(given.lane)
+    if given.list:
+        print(json.dumps([task.to_dict() for task in lane.list_tasks(SCALES[given.scale])]))
+    elif given.judge:
+        judge = getattr(lane, "judge", None)
+        if judge is not None:
+            judge(Record.read(given.record))
+    else:
+        _perform(lane, given)
+
+
+def _perform(lane: Lane, given: argparse.Namespace) -> None:
+    known = given.record.exists()
+    record = Record.read(given.record) if known else Record(given.record, given.lane)
+    place = Place(record, given.models, given.work, SCALES[given.scale])
+    case = lane.perform(Task(**given.task), place)
+    given.answer.write_text(json.dumps(asdict(case), default=str))
+
+
+if __name__ == "__main__":
+    main()
