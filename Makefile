@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 
 
-.PHONY: help quickstart test test-all check format snapshot reference base wheel clean
+.PHONY: help quickstart test test-all check format bench snapshot reference base wheel clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -40,6 +40,10 @@ check: $(VENV)/.dev ## ruff, mypy, import-linter
 format: $(VENV)/.dev ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev ## the CPU benchmarks beside their peers (about 10 minutes), then their page
+	$(BIN)/python -m benchmarks.cpu
+	$(BIN)/python -m benchmarks.tables
 
 snapshot: $(VENV)/.dev ## remake the snapshot of library fields after an upgrade
 	$(BIN)/python tools/snapshot_library_fields.py

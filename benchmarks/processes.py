@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import subprocess
 import tempfile
 import time
@@ -22,6 +24,8 @@ QUIET_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "WANDB_MODE": "disabled",
 }
+
+POLL_SECONDS = 0.002
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,9 @@ def run_measured(
 ) -> Usage:
     """Run a command to its end, or kill it (with all it started) at the time limit: code 124.
 
-    CPU seconds are user + system of the process and every child it waited for; the peak is the
-    largest resident set of any one of them (`wait4`, getrusage(2)).
+    CPU seconds are user + system of the process and every child it waited for (`wait4`). The peak
+    is the process's own high-water mark, read while it runs: the one of getrusage(2) begins at
+    that of the process which started it.
     """
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         started = time.perf_counter()
@@ -65,7 +70,7 @@ def run_measured(
             env={**os.environ, **QUIET_ENVIRONMENT, **(environment or {})},
             start_new_session=True,
         )
-        code, usage = _wait(process, started + timeout_seconds)
+        code, usage, peak = _wait(process, started + timeout_seconds)
         wall = time.perf_counter() - started
         out.seek(0)
         err.seek(0)
@@ -73,20 +78,33 @@ def run_measured(
             exit_code=code,
             cpu_seconds=usage.ru_utime + usage.ru_stime,
             wall_seconds=wall,
-            peak_rss_bytes=usage.ru_maxrss * 1024,
+            peak_rss_bytes=peak,
             stdout=out.read(),
             stderr=err.read(),
         )
 
 
-def _wait(process: subprocess.Popen[bytes], deadline: float):  # type: ignore[no-untyped-def]
-    killed = False
+def _wait(
+    process: subprocess.Popen[bytes], deadline: float
+) -> tuple[int, resource.struct_rusage, int]:
+    killed, peak = False, 0
     while True:
+        peak = max(peak, _read_peak_rss_bytes(process.pid))
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
         if pid:
             process.returncode = os.waitstatus_to_exitcode(status)
-            return (124 if killed else process.returncode), usage
+            return (124 if killed else process.returncode), usage, peak
         if time.perf_counter() > deadline and not killed:
-            os.killpg(process.pid, 9)
+            os.killpg(process.pid, signal.SIGKILL)
             killed = True
-        time.sleep(0.002)
+        time.sleep(POLL_SECONDS)
+
+
+def _read_peak_rss_bytes(pid: int) -> int:
+    """The high-water mark of a process's resident set (0 once it has ended)."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    marks = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(marks[0]) * 1024 if marks else 0

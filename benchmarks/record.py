@@ -16,7 +16,7 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -165,12 +165,6 @@ class Record:
         self.environments[environment.key] = environment
         self._write()
 
-    def count_samples(self, key: tuple[str, str], environment: Environment) -> int:
-        """How many samples of a case this environment has given already."""
-        case = self.cases.get(key)
-        same = case is not None and case.environment == environment.key
-        return case.num_samples if case is not None and same else 0
-
     def _write(self) -> None:
         used = {case.environment for case in self.cases.values()}
         self.environments = {k: each for k, each in self.environments.items() if k in used}
@@ -288,11 +282,6 @@ def _read_cpu_name() -> str:
         return platform.processor() or "unknown"
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else "unknown"
-
-
-def find_ours(cases: Sequence[Case], subject: str) -> Case | None:
-    """Our own case of a subject."""
-    return next((each for each in cases if each.subject == subject and each.role == "ours"), None)
 
 
 if __name__ == "__main__":  # asked by tools/gpu/run.py for each set of libraries

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.record import RESULTS, ROOT, Case, Environment, Measurement, Record, find_ours
+from benchmarks.record import RESULTS, ROOT, Case, Environment, Measurement, Record
 
 README = ROOT / "benchmarks" / "README.md"
 
@@ -124,6 +124,11 @@ def _render_record(record: Record, presentation: Presentation) -> Iterator[str]:
     yield ""
 
 
+def find_ours(cases: Sequence[Case], subject: str) -> Case | None:
+    """Our own case of a subject."""
+    return next((each for each in cases if each.subject == subject and each.role == "ours"), None)
+
+
 def _find_shown(cases: Sequence[Case], presentation: Presentation) -> dict[str, Measurement]:
     """The quantities of a table, the main one first, each with an example of its unit."""
     shown = {}
@@ -139,7 +144,9 @@ def _name_column(name: str) -> str:
     return name.replace("_", " ").removesuffix(" bytes")
 
 
-def _render_row(case: Case, subject: str, shown: Mapping[str, Measurement], ours: Case | None) -> str:
+def _render_row(
+    case: Case, subject: str, shown: Mapping[str, Measurement], ours: Case | None
+) -> str:
     cells = [subject, _name_contestant(case)]
     if case.status in ("skipped", "failed"):
         cells += [f"not measured: {_escape(case.reason)}", ""]
@@ -201,7 +208,13 @@ def _scale(value: float, unit: str) -> tuple[float, str]:
 def _round(value: float) -> str:
     if value == int(value) and abs(value) < 1e6:
         return str(int(value))
-    return f"{value:.3f}" if abs(value) < 1 else f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
+    return (
+        f"{value:.3f}"
+        if abs(value) < 1
+        else f"{value:.3g}"
+        if abs(value) < 100
+        else f"{value:,.0f}"
+    )
 
 
 def _describe(environment: Environment) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, PeftConfig
 from transformers import BitsAndBytesConfig
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
 
@@ -68,7 +68,7 @@ def _name_job(job: Job) -> dict[str, Any]:
 
 
 def _build(
-    job: Job, lora: LoraConfig, settings: Mapping[str, Any], dtype: torch.dtype | None
+    job: Job, lora: PeftConfig | None, settings: Mapping[str, Any], dtype: torch.dtype | None
 ) -> Run:
     model_init: dict[str, Any] = {"dtype": dtype} if dtype is not None else {}
     if job.method == "qlora":

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contestants import CONTESTANTS, LORA_SFT, PLAIN_LOOP, TRL_DEFAULT
+from benchmarks.cpu.sampling import ONE_THREAD
 from benchmarks.processes import run_measured
 from benchmarks.record import Case, Measurement, Role
 from benchmarks.shapes import ModelShape, build_random_model
@@ -63,7 +64,7 @@ def _measure_once(name: str, role: Role, options: dict[str, Any], toy: bool) -> 
     question = json.dumps([name, options, toy])
     asked = run_measured(
         [sys.executable, "-m", "benchmarks.cpu.step_overhead", question],
-        environment={"OMP_NUM_THREADS": "1"},
+        environment=ONE_THREAD,
     )
     if asked.exit_code:
         return Case(SUBJECT, name, role, status="failed", reason=asked.last_words)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contestants import CONTESTANTS, LORA_SFT, PLAIN_LOOP, TRL_DEFAULT, TRL_TUNED
+from benchmarks.cpu.sampling import ONE_THREAD
 from benchmarks.processes import run_measured
 from benchmarks.record import Case, Measurement
 from benchmarks.shapes import SHAPES, ModelShape, build_random_model
@@ -52,7 +53,7 @@ def measure(toy: bool) -> Iterator[Case]:
             question = json.dumps([subject, contestant, options])
             asked = run_measured(
                 [sys.executable, "-m", "benchmarks.cpu.step_traffic", question],
-                environment={"OMP_NUM_THREADS": "1"},
+                environment=ONE_THREAD,
             )
             role = CONTESTANTS[contestant].role
             if asked.exit_code:

@@ -123,7 +123,7 @@ def measure_varlen_attention(toy: bool) -> tuple[str, str, list[float]]:
     )
 
     def work() -> None:
-        out = varlen_attn(query, key, value, ends, ends, length, length, window_size=CAUSAL)
+        out: Any = varlen_attn(query, key, value, ends, ends, length, length, window_size=CAUSAL)
         out.backward(out.detach())
 
     flops = 7 * length * width * total

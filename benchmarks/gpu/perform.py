@@ -19,7 +19,7 @@ from benchmarks.record import Record
 
 def load_lane(name: str) -> Lane:
     """The lane's module."""
-    lane: Lane = importlib.import_module(f"benchmarks.gpu.{name}")  # type: ignore[assignment]
+    lane: Lane = importlib.import_module(f"benchmarks.gpu.{name}")
     return lane
 
 

@@ -89,11 +89,11 @@ class ProfiledStep:
         """Kernels (on a CPU: operators) by time, launches, busy share, wall time."""
         on_gpu = torch.cuda.is_available()
         events = self._profile.events()
-        wanted = torch.autograd.DeviceType.CUDA if on_gpu else torch.autograd.DeviceType.CPU
+        wanted = "CUDA" if on_gpu else "CPU"
         spans = [
             (event.name, event.time_range.start, event.time_range.end)
             for event in events
-            if event.device_type == wanted and (on_gpu or event.cpu_parent is None)
+            if event.device_type.name == wanted and (on_gpu or event.cpu_parent is None)
         ]
         start = min(event.time_range.start for event in events)
         end = max(event.time_range.end for event in events)

@@ -147,11 +147,14 @@ def _run_lane(visit: Visit, lane: str) -> None:
             continue
         _file_case(visit, record, lane, task, tree)
     _judge(visit, lane, record)
-    if record.path.exists():  # for the next call on this host
-        known.joinpath(device).mkdir(parents=True, exist_ok=True)
-        shutil.copy(record.path, known / device / record.path.name)
+    _keep_for_the_next_call(record.path, known / device)
     rest = f"; {left} tasks not reached" if left else ""
     print(f"{lane}: {_count_statuses(record)}{rest}", flush=True)
+
+
+def _keep_for_the_next_call(path: Path, known: Path) -> None:
+    if path.exists() and path.parent != known:
+        shutil.copy(path, _make_folder(known) / path.name)
 
 
 def _list_tasks(visit: Visit, lane: str) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,244 @@
+"""One contestant's preparation of every subject's rows, measured inside its own process.
+
+`python -m benchmarks.cpu.data_preparation_worker lora-sft|trl|tokenizer TOKENIZER TEMPLATE
+SUBJECT=ROWS...` prints `{subject: {"values": ..., "facts": ...}}`. The facts hold digests of the
+rows whatever their order, so that the contestants can be compared without keeping what they made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.cpu.data_folder import MAX_LENGTH_TOKENS
+from benchmarks.cpu.own_cost import OwnCost
+from benchmarks.cpu.sampling import Sample
+
+NUM_WARM_UP_ROWS = 8
+NOT_LEARNED = -100
+STOP, NEWLINE = "<|im_end|>", "\n"
+
+# A file of rows, and whether the tokenizer's own template is used, which rewrites history.
+Prepare: TypeAlias = Callable[[Path, bool], Sample]
+Array: TypeAlias = NDArray[Any]
+# Token ids of a row, and its labels where there are any.
+Row: TypeAlias = tuple[Sequence[int], Sequence[int] | None]
+
+
+def main(kind: str, tokenizer: str, template: str, *subjects: str) -> None:
+    """Warm up, prepare each subject and print what it cost."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["HF_DATASETS_CACHE"] = folder  # before `datasets` is imported: nothing is kept
+        makers = {
+            "lora-sft": make_lora_sft_prepare,
+            "trl": make_trl_prepare,
+            "tokenizer": make_tokenizer_prepare,
+        }
+        pairs = [subject.split("=", 1) for subject in subjects]
+        few = _write_first_rows(Path(pairs[0][1]), Path(folder) / "warm_up.jsonl")
+        prepare = makers[kind](Path(tokenizer), Path(template), Path(folder), few)
+        fixed = {"eight_rows_cpu_seconds": prepare(few, False).values["cpu_seconds"]}
+        samples = {name: prepare(Path(path), "rewritten" in name) for name, path in pairs}
+    answer = {
+        name: {"values": {**each.values, **fixed}, "facts": each.facts}
+        for name, each in samples.items()
+    }
+    print(json.dumps(answer))
+
+
+def make_lora_sft_prepare(
+    tokenizer_folder: Path, template: Path, folder: Path, few: Path
+) -> Prepare:
+    """lora-sft: a recipe, and what `pipeline.load_data` calls once it has the tokenizer."""
+    from lora_sft.data.corpus import build_corpus
+    from lora_sft.data.tokenizer import find_stop_token_ids, load_tokenizer
+    from lora_sft.recipe import read_recipe
+
+    def prepare(rows: Path, own_template: bool) -> Sample:
+        path = _write_recipe(folder, tokenizer_folder, rows, None if own_template else template)
+        recipe = read_recipe(path)
+        tokenizer = load_tokenizer(recipe.model, recipe.tokenizer, recipe.data)
+        stops = find_stop_token_ids(tokenizer, recipe.model, recipe.data.stop_tokens)
+        with OwnCost() as cost:
+            corpus = build_corpus(recipe.data, tokenizer, stops)
+        account = corpus.accounts["train"]
+        return _describe(
+            cost,
+            corpus.train,
+            tokenizer,
+            source_rows_kept=account.kept,
+            source_rows_read=account.read,
+        )
+
+    prepare(few, False)
+    return prepare
+
+
+def make_trl_prepare(tokenizer_folder: Path, template: Path, folder: Path, few: Path) -> Prepare:
+    """TRL: the trainer's own preparation; the trainer is made with the rows to warm up."""
+    from datasets import Dataset, load_dataset
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from trl import SFTConfig, SFTTrainer
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+    )
+    arguments = SFTConfig(
+        output_dir=str(folder / "trl"),
+        assistant_only_loss=True,
+        max_length=MAX_LENGTH_TOKENS,
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+    )
+
+    def read(rows: Path) -> Dataset:
+        return load_dataset("json", data_files=str(rows), split="train")
+
+    trainer = SFTTrainer(
+        LlamaForCausalLM(config), arguments, processing_class=tokenizer, train_dataset=read(few)
+    )
+
+    assert trainer.chat_template == template.read_text(), "everyone has the same template"
+
+    def prepare(rows: Path, own_template: bool) -> Sample:
+        assert not own_template, "TRL replaces the template"
+        with OwnCost() as cost:
+            read_rows = read(rows)
+            prepared = trainer._prepare_dataset(
+                read_rows, tokenizer, arguments, False, None, "train"
+            )
+        return _describe(
+            cost,
+            prepared,
+            tokenizer,
+            source_rows_kept=len(prepared),
+            source_rows_read=len(read_rows),
+        )
+
+    return prepare
+
+
+def make_tokenizer_prepare(
+    tokenizer_folder: Path, template: Path, folder: Path, few: Path
+) -> Prepare:
+    """The floor: the tokenizer's fastest call on texts that are rendered already."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    twin = template.read_text()
+
+    def prepare(rows: Path, own_template: bool) -> Sample:
+        chats = [json.loads(line)["messages"] for line in rows.read_text().splitlines()]
+        texts = [
+            tokenizer.apply_chat_template(
+                messages, tokenize=False, chat_template=None if own_template else twin
+            )
+            for chat in chats
+            for messages in (_list_served(chat) if own_template else [chat])
+        ]
+        with OwnCost() as cost:
+            encodings = tokenizer.backend_tokenizer.encode_batch_fast(
+                texts, add_special_tokens=False
+            )
+        return _make_sample(cost, ((encoding.ids, None) for encoding in encodings), tokenizer)
+
+    prepare(few, False)
+    return prepare
+
+
+def _list_served(chat: list[dict[str, str]]) -> list[list[dict[str, str]]]:
+    """The conversation up to each answer."""
+    return [chat[: index + 1] for index, each in enumerate(chat) if each["role"] == "assistant"]
+
+
+def _write_first_rows(rows: Path, path: Path) -> Path:
+    lines = rows.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:NUM_WARM_UP_ROWS]))
+    return path
+
+
+def _write_recipe(folder: Path, tokenizer: Path, rows: Path, template: Path | None) -> Path:
+    data: dict[str, Any] = {
+        "datasets": [{"path": str(rows), "format": "messages"}],
+        "loss_on": "assistant",
+        "max_length": MAX_LENGTH_TOKENS,
+        "chat_template": None if template is None else str(template),
+    }
+    recipe = {
+        "model": {"model_name_or_path": str(tokenizer)},  # only its tokenizer is read
+        "data": data,
+        "output_dir": str(folder / "run"),
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(recipe))  # JSON is YAML
+    return path
+
+
+def _describe(cost: OwnCost, dataset: Any, tokenizer: Any, **facts: int) -> Sample:
+    rows = zip(dataset["input_ids"], dataset["labels"], strict=True)
+    sample = _make_sample(cost, rows, tokenizer)
+    return Sample(sample.values, {**facts, **sample.facts})
+
+
+def _make_sample(cost: OwnCost, rows: Iterable[Row], tokenizer: Any) -> Sample:
+    """The cost, and what was made: counts, and digests of ids and labels."""
+    stop = tokenizer.convert_tokens_to_ids(STOP)
+    newline = tokenizer.encode(NEWLINE, add_special_tokens=False)[-1]
+    kept = list(rows)
+    all_ids = [np.asarray(ids) for ids, _ in kept]
+    all_labels = [np.asarray(labels) for _, labels in kept if labels is not None]
+    tokens = sum(len(ids) for ids in all_ids)
+    values = {**cost.values, "tokens_per_cpu_second": tokens / cost.values["cpu_seconds"]}
+    facts = {"rows": len(kept), "tokens": tokens, "tokens_sha256": _hash(all_ids)}
+    if all_labels:
+        facts |= _describe_labels(all_ids, all_labels, stop, newline)
+    return Sample(values, facts)
+
+
+def _describe_labels(
+    all_ids: Sequence[Array], all_labels: Sequence[Array], stop: int, newline: int
+) -> dict[str, Any]:
+    pairs = zip(all_ids, all_labels, strict=True)
+    without = [_unlearn_newlines(ids, labels, stop, newline) for ids, labels in pairs]
+    learned = sum(_count_learned(labels) for labels in all_labels)
+    return {
+        "learned_tokens": learned,
+        "learned_newlines": learned - sum(_count_learned(labels) for labels in without),
+        "labels_sha256": _hash(all_labels),
+        "labels_but_newlines_sha256": _hash(without),
+    }
+
+
+def _unlearn_newlines(ids: Array, labels: Array, stop: int, newline: int) -> Array:
+    """The labels without those newlines that follow a stop token at once."""
+    follows_stop = np.concatenate([[False], ids[:-1] == stop])
+    return np.where(follows_stop & (labels == newline), NOT_LEARNED, labels)
+
+
+def _count_learned(labels: Array) -> int:
+    return int((labels != NOT_LEARNED).sum())
+
+
+def _hash(rows: Sequence[Array]) -> str:
+    """One digest of all rows, whatever their order."""
+    digests = sorted(hashlib.sha256(row.astype(np.int64).tobytes()).digest() for row in rows)
+    return hashlib.sha256(b"".join(digests)).hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

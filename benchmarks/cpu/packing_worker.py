@@ -1,0 +1,119 @@
+"""One contestant's rows for every set of documents, measured inside its own process.
+
+`python -m benchmarks.cpu.packing_worker trl|padding|least-rows NUM_DOCUMENTS` prints
+`{subject: {"values": ..., "facts": ...}}`. Only lengths matter, so every token is the same.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from benchmarks.cpu.own_cost import OwnCost
+from benchmarks.cpu.packing import CAPS_TOKENS, MEAN_TOKENS, name_subject
+from benchmarks.cpu.sampling import Sample
+from benchmarks.documents import DocumentSet
+
+SIGMA = 0.726  # as the chat documents of the GPU lanes
+SEED = 0
+BATCH_ROWS = 8
+NO_CAP = 2**31
+WARM_UP_LENGTHS = (8,) * 8
+
+Lengths: TypeAlias = Sequence[int]
+
+
+def main(kind: str, num_documents: int) -> None:
+    """Put the documents of every set into rows of every cap and print what came of it."""
+    makers: dict[str, Callable[[Lengths], list[Sample]]] = {
+        "trl": pack_with_trl,
+        "padding": lambda lengths: [pad(lengths, cap) for cap in CAPS_TOKENS],
+        "least-rows": lambda lengths: [count_least_rows(lengths, cap) for cap in CAPS_TOKENS],
+    }
+    answer = {}
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["HF_DATASETS_CACHE"] = folder  # before `datasets` is imported: nothing is kept
+        makers[kind](WARM_UP_LENGTHS)
+        for name, mean in MEAN_TOKENS.items():
+            lengths = DocumentSet(name, mean, NO_CAP, SIGMA).draw_lengths(num_documents, SEED)
+            for cap, sample in zip(CAPS_TOKENS, makers[kind](lengths), strict=True):
+                facts = {**sample.facts, **_describe(lengths, cap)}
+                answer[name_subject(name, cap)] = {"values": sample.values, "facts": facts}
+    print(json.dumps(answer))
+
+
+def pack_with_trl(lengths: Lengths) -> list[Sample]:
+    """TRL's packing of a data set that lies on disk, as `SFTTrainer`'s does when it packs."""
+    from datasets import load_from_disk
+
+    with tempfile.TemporaryDirectory() as folder:
+        _make_dataset(lengths).save_to_disk(folder)
+        documents = load_from_disk(folder)
+        return [_pack_once(documents, lengths, cap) for cap in CAPS_TOKENS]
+
+
+def _pack_once(documents: Any, lengths: Lengths, cap: int) -> Sample:
+    from trl import pack_dataset
+
+    with OwnCost() as cost:
+        packed = pack_dataset(documents, cap, "bfd", {})
+    row_lengths = [sum(row) for row in packed["seq_lengths"]]
+    assert sum(row_lengths) == _count_kept(lengths, cap), "no token is lost or doubled"
+    per_100k = cost.values["cpu_seconds"] * 100_000 / len(lengths)
+    values = {**cost.values, "cpu_seconds_per_100k_documents": per_100k}
+    used = sum(row_lengths) / (len(row_lengths) * cap)
+    return Sample({"utilisation": used, **values}, {"rows": len(row_lengths)})
+
+
+def pad(lengths: Lengths, cap: int) -> Sample:
+    """Random batches, each document padded to the longest of its batch."""
+    kept = np.minimum(lengths, cap)
+    shuffled = np.random.default_rng(SEED).permutation(kept)
+    batches = np.array_split(shuffled, math.ceil(len(kept) / BATCH_ROWS))
+    slots = sum(int(batch.max()) * len(batch) for batch in batches)
+    return Sample({"utilisation": float(kept.sum() / slots)}, {"rows": len(lengths)})
+
+
+def count_least_rows(lengths: Lengths, cap: int) -> Sample:
+    """No way of packing needs fewer rows than this (it may need more)."""
+    tokens = _count_kept(lengths, cap)
+    rows = math.ceil(tokens / cap)
+    return Sample({"utilisation": tokens / (rows * cap)}, {"rows": rows})
+
+
+def _make_dataset(lengths: Lengths) -> Any:
+    """`input_ids` and `labels` in the types that TRL's own preparation gives them."""
+    import pyarrow as pa
+    from datasets import Dataset
+
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    tokens = int(np.sum(lengths))
+    columns = {
+        "input_ids": pa.ListArray.from_arrays(offsets, pa.array(np.ones(tokens, np.int32))),
+        "labels": pa.ListArray.from_arrays(offsets, pa.array(np.ones(tokens, np.int64))),
+    }
+    return Dataset(pa.table(columns))
+
+
+def _count_kept(lengths: Lengths, cap: int) -> int:
+    return int(np.minimum(lengths, cap).sum())
+
+
+def _describe(lengths: Lengths, cap: int) -> dict[str, Any]:
+    tokens, kept = int(np.sum(lengths)), _count_kept(lengths, cap)
+    return {
+        "documents": len(lengths),
+        "tokens": kept,
+        "share_of_tokens_cut_at_the_cap": round(1 - kept / tokens, 4),
+    }
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

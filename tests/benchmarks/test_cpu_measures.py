@@ -1,0 +1,157 @@
+"""The measures of CPU cost, with toy inputs: every contestant runs, and does the same work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from benchmarks.cpu import data_preparation, merge, packing, start_up
+from benchmarks.cpu.sampling import (
+    Contestant,
+    CouldNotRun,
+    Sample,
+    run_whole,
+    take_turns,
+)
+from benchmarks.record import Case
+
+MEASURES = {each.MEASURE: each for each in (start_up, data_preparation, packing, merge)}
+COSTS = ("cpu_seconds", "wall_seconds")
+
+
+@cache
+def measure(name: str) -> tuple[Case, ...]:
+    return tuple(MEASURES[name].measure(toy=True))
+
+
+def select(cases: Iterable[Case], **fields: str) -> list[Case]:
+    return [
+        case
+        for case in cases
+        if all(getattr(case, name) == value for name, value in fields.items())
+    ]
+
+
+def check_costs(cases: Iterable[Case]) -> None:
+    for case in cases:
+        for cost in COSTS:
+            assert all(sample > 0 for sample in case.measurements[cost].samples), case
+
+
+def check_same_number_of_samples(cases: Iterable[Case]) -> None:
+    assert len({case.num_samples for case in cases}) == 1
+
+
+def test_help_and_version_and_a_faulty_recipe_are_timed_beside_trl_and_bare_python() -> None:
+    cases = measure("start_up")
+    measured = select(cases, status="measured")
+    check_costs(measured)
+    check_same_number_of_samples(measured)
+    assert [case.reason for case in cases if case.status != "measured"] == [
+        "TRL's command line has no --version"
+    ]
+    for subject in ("--help", "--version", "recipe with five faults"):
+        assert len(select(measured, subject=subject, role="ours")) == 1
+        assert len(select(measured, subject=subject, role="limit")) == 1
+    refused = select(measured, subject="recipe with five faults", role="ours")[0]
+    assert refused.facts["faults_named"] == 5
+
+
+@pytest.mark.usefixtures("shared_data")
+def test_everyone_prepares_the_same_tokens_and_learns_the_same_but_for_a_known_newline() -> None:
+    cases = measure("data_preparation")
+    measured = select(cases, status="measured")
+    check_costs(measured)
+    check_same_number_of_samples(measured)
+    assert [case.contestant for case in cases if case.status != "measured"] == ["TRL"]
+    for case in measured:
+        assert case.measurements["tokens_per_cpu_second"].median > 0
+    for case in select(measured, role="ours"):
+        assert case.facts["source_rows_kept"] == case.facts["source_rows_read"]
+    for case in [*select(measured, role="peer"), *select(measured, role="limit")]:
+        assert case.facts["same_rows_and_tokens_as_lora_sft"]
+    for case in select(measured, role="peer"):
+        assert case.facts["labels"].startswith("the same tokens are learned, but for the newline")
+
+
+@pytest.mark.usefixtures("shared_data")
+def test_rewritten_history_makes_more_rows_and_no_more_learned_tokens() -> None:
+    ours = {case.subject: case.facts for case in select(measure("data_preparation"), role="ours")}
+    whole, rewritten = ours["multi-turn chats"], ours["multi-turn chats, history rewritten"]
+    assert rewritten["rows"] > whole["rows"]
+    assert rewritten["learned_tokens"] == whole["learned_tokens"]
+
+
+def test_without_the_data_folder_every_case_is_skipped_and_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LORA_SFT_DATA", str(tmp_path / "missing"))
+    cases = list(data_preparation.measure(toy=True))
+    assert {case.status for case in cases} == {"skipped"}
+    assert {case.reason for case in cases} == {"needs the data folder LORA_SFT_DATA"}
+    assert {case.role for case in cases} == {"ours", "peer", "limit"}
+
+
+def test_no_packing_is_better_than_the_limit_or_worse_than_padding() -> None:
+    cases = measure("packing")
+    subjects = {case.subject for case in cases}
+    assert len(subjects) == 6
+    assert all(case.reason == "lora-sft does not pack yet" for case in select(cases, role="ours"))
+    assert {case.status for case in select(cases, role="ours")} == {"skipped"}
+    for subject in subjects:
+        packed, padded = (
+            case.measurements["utilisation"].median
+            for case in select(cases, subject=subject, role="peer")
+        )
+        least = select(cases, subject=subject, role="limit")[0]
+        assert 0 < padded < packed <= least.measurements["utilisation"].median <= 1
+    check_costs(select(cases, contestant="TRL, best fit decreasing"))
+
+
+def test_lora_sft_and_peft_merge_to_the_same_model() -> None:
+    cases = measure("merge")
+    assert {case.status for case in cases} == {"measured"}
+    check_costs(cases)
+    check_same_number_of_samples(cases)
+    for case in [*select(cases, role="ours"), *select(cases, role="peer")]:
+        apart = case.facts["largest_difference_between_outputs"]
+        moved = case.facts["largest_difference_from_base"]
+        assert moved > 0
+        assert apart <= moved / 50
+        assert case.facts["tensors_compared"] == 21
+        assert case.facts["base_shards"] == 3
+
+
+def test_a_contestant_that_breaks_is_a_failed_case_and_the_others_go_on() -> None:
+    def break_down() -> dict[str, Sample]:
+        raise CouldNotRun("it broke")
+
+    contestants = (
+        Contestant("broken", "peer", ("a",), break_down),
+        Contestant("whole", "ours", ("a",), lambda: {"a": Sample({"cpu_seconds": 1.0})}),
+    )
+    broken, whole = take_turns(contestants, 2)
+    assert (broken.status, broken.reason, broken.num_samples) == ("failed", "it broke", 0)
+    assert whole.measurements["cpu_seconds"].samples == (1.0, 1.0)
+
+
+def test_contestants_take_turns() -> None:
+    order: list[str] = []
+
+    def make(name: str) -> Contestant:
+        def run() -> dict[str, Sample]:
+            order.append(name)
+            return {"a": Sample({"cpu_seconds": 1.0})}
+
+        return Contestant(name, "peer", ("a",), run)
+
+    assert len(list(take_turns([make("one"), make("two")], 2))) == 2
+    assert order == ["one", "two", "one", "two"]
+
+
+def test_another_exit_code_than_the_expected_one_counts_as_not_run() -> None:
+    with pytest.raises(CouldNotRun, match="exit code 1, not 0"):
+        run_whole(["false"])
