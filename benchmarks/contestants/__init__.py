@@ -35,6 +35,8 @@ LORA_SFT = Contestant("lora-sft", "ours", "lora_sft_run")
 TRL_DEFAULT = Contestant("TRL, its defaults", "peer", "trl_run", "build_default")
 TRL_TUNED = Contestant("TRL, tuned", "peer", "trl_run", "build_tuned")
 PLAIN_LOOP = Contestant("plain PEFT loop", "peer", "plain_loop")
-UNSLOTH = Contestant("unsloth", "peer", "unsloth_run", needs_cuda=True, tree="unsloth")
+UNSLOTH = Contestant(
+    "unsloth, its defaults", "peer", "unsloth_run", needs_cuda=True, tree="unsloth"
+)
 
 CONTESTANTS = {each.name: each for each in (LORA_SFT, TRL_DEFAULT, TRL_TUNED, PLAIN_LOOP, UNSLOTH)}

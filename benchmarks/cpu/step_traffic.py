@@ -22,7 +22,7 @@ from benchmarks.shapes import SHAPES, ModelShape, build_random_model
 
 MEASURE = "step_traffic"
 
-SUBJECTS = ("Llama-3.2-1B", "Llama-3.1-8B")
+SUBJECT = "Llama-3.2-1B"
 VOCABULARY = 1024
 TOKENS = (32, 64)
 COUNTED_STEP = 2  # the first one makes the optimizer's state
@@ -47,36 +47,38 @@ ENTRIES: tuple[tuple[str, str, dict[str, Any]], ...] = (
 
 
 def measure(toy: bool) -> Iterator[Case]:
-    """One case an entry and shape, each counted in a process of its own."""
-    for subject in ("toy",) if toy else SUBJECTS:
-        for name, contestant, options in ENTRIES[:1] if toy else ENTRIES:
-            question = json.dumps([subject, contestant, options])
-            asked = run_measured(
-                [sys.executable, "-m", "benchmarks.cpu.step_traffic", question],
-                environment=ONE_THREAD,
-            )
-            role = CONTESTANTS[contestant].role
-            if asked.exit_code:
-                reason = asked.last_words
-                yield Case(subject, name, role, status="failed", reason=reason)
-                continue
-            counts = json.loads(asked.stdout.splitlines()[-1])
-            measured = {
-                "launches_per_layer": Measurement("launches", (counts["launches"],)),
-                "element_wise_kib_per_token": Measurement("KiB", (counts["element_wise"] / 1024,)),
-                "kept_kib_per_token": Measurement("KiB", (counts["saved"] / 1024,)),
-            }
-            facts = {"options": options, "synchronisations_a_step": counts["synchronisations"]}
-            yield Case(subject, name, role, measured, facts=facts)
+    """One case an entry, each counted in a process of its own."""
+    subject = "toy" if toy else SUBJECT
+    for name, contestant, options in ENTRIES[:1] if toy else ENTRIES:
+        question = json.dumps([subject, contestant, options])
+        asked = run_measured(
+            [sys.executable, "-m", "benchmarks.cpu.step_traffic", question],
+            environment=ONE_THREAD,
+        )
+        role = CONTESTANTS[contestant].role
+        if asked.exit_code:
+            reason = asked.last_words
+            yield Case(subject, name, role, status="failed", reason=reason)
+            continue
+        counts = json.loads(asked.stdout.splitlines()[-1])
+        measured = {
+            "launches_per_layer": Measurement("launches", (counts["launches"],)),
+            "element_wise_kib_per_token": Measurement("KiB", (counts["element_wise"] / 1024,)),
+            "kept_kib_per_token": Measurement("KiB", (counts["saved"] / 1024,)),
+        }
+        facts = {"options": options, "synchronisations_a_step": counts["synchronisations"]}
+        yield Case(subject, name, role, measured, facts=facts)
 
 
 def count_layer(shape: ModelShape, contestant: str, options: dict[str, Any]) -> dict[str, float]:
     """Launches of one layer; bytes of one token in it; synchronisations of the whole step."""
-    counts = {
-        (layers, tokens): count_step(shape, layers, tokens, contestant, options)
-        for layers in (1, 2)
-        for tokens in TOKENS
-    }
+    counts = {}
+    for layers in (1, 2):
+        with tempfile.TemporaryDirectory() as folder:
+            small = shape.with_layers(layers, VOCABULARY)
+            model_folder = build_random_model(small, Path(folder) / "model")
+            for tokens in TOKENS:
+                counts[layers, tokens] = count_step(model_folder, tokens, contestant, options)
     few, many = TOKENS
     per_token = {
         name: (_a_layer(counts, many, name) - _a_layer(counts, few, name)) / (many - few)
@@ -94,17 +96,15 @@ def _a_layer(counts: dict[tuple[int, int], dict[str, float]], tokens: int, name:
 
 
 def count_step(
-    shape: ModelShape, layers: int, tokens: int, contestant: str, options: dict[str, Any]
+    model_folder: Path, tokens: int, contestant: str, options: dict[str, Any]
 ) -> dict[str, float]:
     """The counts of one whole step of one row."""
     from benchmarks.contestants.job import Job
     from benchmarks.documents import DocumentSet, make_documents
     from benchmarks.traffic import CountedStep
 
-    small = shape.with_layers(layers, VOCABULARY)
+    row = DocumentSet("row", tokens, tokens, 0.0)
     with tempfile.TemporaryDirectory() as folder:
-        model_folder = build_random_model(small, Path(folder) / "model")
-        row = DocumentSet("row", tokens, tokens, 0.0)
         job = Job(
             model_folder=model_folder,
             method="lora",

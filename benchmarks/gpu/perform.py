@@ -10,8 +10,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from benchmarks.gpu.lane import SCALES, Lane, Place, Task
 from benchmarks.record import Record
@@ -34,6 +36,7 @@ def main() -> None:
     for name in ("record", "models", "work", "answer"):
         parser.add_argument(f"--{name}", type=Path)
     given = parser.parse_args()
+    _patch_first(given.task, given.work)
     lane = load_lane(given.lane)
     if given.list:
         print(json.dumps([task.to_dict() for task in lane.list_tasks(SCALES[given.scale])]))
@@ -43,6 +46,13 @@ def main() -> None:
             judge(Record.read(given.record))
     else:
         _perform(lane, given)
+
+
+def _patch_first(task: dict[str, Any] | None, work_folder: Path) -> None:
+    """Where a task runs with unsloth's libraries: import it before all that it patches."""
+    if task is not None and task["tree"] == "unsloth":
+        os.environ["UNSLOTH_COMPILE_LOCATION"] = str(work_folder / "unsloth_compiled")
+        importlib.import_module("unsloth")
 
 
 def _perform(lane: Lane, given: argparse.Namespace) -> None:

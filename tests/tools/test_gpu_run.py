@@ -18,7 +18,7 @@ SECONDS = 900
 
 # What a machine without CUDA cannot do, and nothing else.
 NEEDS_CUDA = {
-    ("throughput", "toy, lora, toy", "unsloth"),
+    ("throughput", "toy, lora, toy", "unsloth, its defaults"),
     ("ablation", "toy, lora, toy", "train.optim=paged_adamw_8bit"),
     ("ceilings", "attention over packed documents", "this device"),
 }

@@ -37,6 +37,7 @@ from benchmarks.record import (  # noqa: E402
     name_device,
     open_record,
 )
+from tools.gpu.installed import install, list_library_folders  # noqa: E402
 
 LANES = ("tests", "throughput", "memory", "ablation", "profile", "ceilings")
 PACK = ROOT / ".gpu_pack"
@@ -112,13 +113,14 @@ def _find_work_folder(toy: bool) -> Path:
 def _open_tree(name: str, work: Path, toy: bool) -> Tree:
     """Unpack a tree of libraries (not for toys, which use what is installed) and describe it."""
     paths = [str(ROOT)]
+    variables = {}
     if not toy and (PACK / name).is_dir():
-        from tools.gpu.installed import install
-
         site = work / "site" / name
         install(PACK / name, site)
         paths.insert(0, str(site))
-    variables = {"PYTHONPATH": os.pathsep.join(paths)}
+        libraries = [*map(str, list_library_folders(site)), os.environ.get("LD_LIBRARY_PATH", "")]
+        variables["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, libraries))
+    variables["PYTHONPATH"] = os.pathsep.join(paths)
     asked = run_measured([sys.executable, "-m", "benchmarks.record"], environment=variables)
     if asked.exit_code:
         raise SystemExit(f"cannot describe this host: {asked.last_words}")
