@@ -96,18 +96,23 @@ def _render_kind(
         titles = ", ".join(each.title.lower() for each in measures.values())
         yield f"Not measured yet: {titles}.\n"
     for device in devices:
-        yield f"## {kind}: {device.replace('-', ' ')}\n"
+        described: set[str] = set()
+        yield f"## {device.replace('-', ' ')}\n"
         for name, presentation in measures.items():
             yield f"### {presentation.title}\n"
             path = results / device / f"{name}.json"
             if path.exists():
-                yield from _render_record(Record.read(path), presentation)
+                yield from _render_record(Record.read(path), presentation, described)
             else:
                 yield "Not measured.\n"
 
 
-def _render_record(record: Record, presentation: Presentation) -> Iterator[str]:
-    cases = [case for case in record.cases.values() if case.role != "reference"]
+def _render_record(
+    record: Record, presentation: Presentation, described: set[str]
+) -> Iterator[str]:
+    contestants = [case for case in record.cases.values() if case.role != "reference"]
+    subjects = list(dict.fromkeys(case.subject for case in contestants))
+    cases = [case for subject in subjects for case in contestants if case.subject == subject]
     shown = _find_shown(cases, presentation)
     header = ["subject", "who", *map(_name_column, shown)]
     header.insert(3, "lora-sft ÷ this")
@@ -120,7 +125,11 @@ def _render_record(record: Record, presentation: Presentation) -> Iterator[str]:
         yield _render_row(case, subject, shown, find_ours(cases, case.subject))
     yield ""
     for environment in record.environments.values():
-        yield _describe(environment)
+        place = _describe_place(environment)
+        yield f"Measured {environment.date} at commit {environment.commit}" + (
+            "." if place in described else f", {place}."
+        )
+        described.add(place)
     yield ""
 
 
@@ -217,16 +226,13 @@ def _round(value: float) -> str:
     )
 
 
-def _describe(environment: Environment) -> str:
+def _describe_place(environment: Environment) -> str:
     machine, versions = environment.machine, environment.versions
     where = machine["gpu"] or machine["cpu"]
     if machine["gpu"]:
         where += f", driver {machine['driver']}"
     named = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return (
-        f"{environment.date}, commit {environment.commit}; {where}, {machine['cores']} cores, "
-        f"{machine['memory_gib']} GiB; {named}"
-    )
+    return f"on {where} with {machine['cores']} cores and {machine['memory_gib']} GiB: {named}"
 
 
 def main() -> int:
