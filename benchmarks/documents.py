@@ -81,7 +81,7 @@ def make_documents(
     document_set: DocumentSet, vocabulary: int, total_tokens: int, seed: int = 0
 ) -> Documents:
     """At least `total_tokens` of documents with ids below `vocabulary`."""
-    base = 64 if vocabulary >= 8192 else 16
+    base = 128 if vocabulary >= 8192 else 16
     mean = min(document_set.mean_tokens, document_set.cap_tokens)
     count = min(base * base, math.ceil(total_tokens / mean * 1.3) + 8)
     first_digit = vocabulary - 2 * base

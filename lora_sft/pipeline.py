@@ -2,6 +2,8 @@
 
     recipe -> data -> plan -> model -> train -> evaluate -> export
 
+Rows are packed between model and training: whether that is safe is asked of the model.
+
 Each stage takes what came before and returns the next; nothing is handed back.
 """
 
@@ -9,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from transformers import (
     PreTrainedTokenizerBase,
     TrainingArguments,
@@ -20,7 +23,8 @@ from transformers import (
 )
 
 from lora_sft.data.account import render_account_table
-from lora_sft.data.corpus import Corpus, build_corpus
+from lora_sft.data.corpus import Corpus
+from lora_sft.data.corpus_cache import CachedCorpus, load_or_build_corpus
 from lora_sft.data.tokenizer import (
     find_saved_stop_token_ids,
     find_stop_token_ids,
@@ -53,9 +57,10 @@ from lora_sft.plan.batch import BatchPlan, make_batch_plan
 from lora_sft.recipe import ModelSection, Recipe, read_recipe
 from lora_sft.run_directory import RunDirectory, write_json, write_text_atomically
 from lora_sft.train.fit import TrainResult, fit
+from lora_sft.train.packing import Packing, decide_packing
 from lora_sft.train.processes import Processes, leave_process_group
 from lora_sft.train.resume import StartingPoint, find_starting_point, remove_run
-from lora_sft.train.trainer import make_sft_config
+from lora_sft.train.trainer import make_collator, make_sft_config
 from lora_sft.versions import read_versions
 
 
@@ -96,18 +101,21 @@ def _train(
 ) -> TrainResult:
     batch = make_batch_plan(recipe, processes.world_size)
     arguments = make_sft_config(recipe, batch, run)
-    tokenizer, corpus = load_data(recipe)
+    kept_day = read_template_date(run) if start.checkpoint is not None else None
+    tokenizer, corpus = load_data(recipe, kept_day)
     show_accounts(corpus)
     check_same_rows(run, start, corpus)
     set_seed(recipe.train["seed"])  # the adapter's random A matrices come from it
     model, census = build_model(recipe)
     check_vocabulary(model, tokenizer, corpus)
+    packing = pack_rows(recipe, batch, corpus.train, model, tokenizer, arguments)
+    check_same_packing(run, start, packing)
     _open_run(run, start, arguments, processes)
     if processes.is_main:
         write_text_atomically(run.recipe, recipe.resolved_text())
-        write_json(run.manifest, make_manifest(recipe, batch, corpus, census))
+        write_json(run.manifest, make_manifest(recipe, batch, corpus, census, packing))
     origin = make_adapter_origin(recipe, corpus)
-    rows = (corpus.train, corpus.validation)
+    rows = (packing, corpus.validation)
     result = fit(recipe, arguments, model, tokenizer, rows, run, asdict(origin), start.checkpoint)
     if result.is_complete and processes.is_main:
         account = corpus.accounts["train"].as_dict()
@@ -143,6 +151,24 @@ def check_same_rows(run: RunDirectory, start: StartingPoint, corpus: Corpus) -> 
         )
 
 
+def check_same_packing(run: RunDirectory, start: StartingPoint, packing: Packing) -> None:
+    """Raises: ResumeMismatch where `data.packing: auto` decides otherwise than it did before."""
+    plan = (run.read_json(run.manifest) or {}).get("plan") or {}
+    before = plan.get("packing") or {"on": False, "rows": len(packing.rows)}
+    if start.checkpoint is None or (before["on"], before["rows"]) == packing.identity:
+        return
+    then, now = (
+        f"{rows} {'packed' if is_on else 'single'} rows"
+        for is_on, rows in ((before["on"], before["rows"]), packing.identity)
+    )
+    raise ResumeMismatch(
+        f"the checkpoint was trained on {then}, and this start would train on {now}"
+        + (f" ({packing.reason})" if packing.reason else ""),
+        f"{start.checkpoint}  data.packing",
+        "go on where the model attends as it did then, or train anew into another output_dir",
+    )
+
+
 def check_vocabulary(
     model: CausalModel, tokenizer: PreTrainedTokenizerBase, corpus: Corpus
 ) -> None:
@@ -176,16 +202,40 @@ def _status_written(run: RunDirectory, processes: Processes) -> Iterator[None]:
         raise
 
 
-def load_data(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, Corpus]:
-    """The recipe's tokenizer and its rows as tokens and labels."""
+def load_data(
+    recipe: Recipe, kept_day: str | None = None
+) -> tuple[PreTrainedTokenizerBase, Corpus]:
+    """The recipe's tokenizer and its rows as tokens and labels.
+
+    `kept_day`: the date that a template which reads the clock was shown when the run began.
+    """
     tokenizer = load_tokenizer(recipe.model, recipe.tokenizer, recipe.data)
+    return tokenizer, _load_corpus(recipe, tokenizer, kept_day).corpus
+
+
+def prepare_data(recipe: Recipe) -> CachedCorpus:
+    """The recipe's rows as tokens and labels, and where they are kept for the next time."""
+    return _load_corpus(recipe, load_tokenizer(recipe.model, recipe.tokenizer, recipe.data))
+
+
+def _load_corpus(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, kept_day: str | None = None
+) -> CachedCorpus:
     stops = find_stop_token_ids(tokenizer, recipe.model, recipe.data.stop_tokens)
-    return tokenizer, build_corpus(recipe.data, tokenizer, stops)
+    data = replace(recipe.data, template_date=recipe.data.template_date or kept_day)
+    return load_or_build_corpus(data, tokenizer, stops)
+
+
+def read_template_date(run: RunDirectory) -> str | None:
+    """The date that the run's template was shown, where it reads the clock."""
+    return ((run.read_json(run.manifest) or {}).get("data") or {}).get("template_date")
 
 
 def show_accounts(corpus: Corpus) -> None:
-    """Print what became of every row that was read."""
+    """Print what became of every row that was read, and what a person should know of it."""
     make_console().print(render_account_table(corpus.accounts))
+    for warning in corpus.warnings:
+        say(f"warning: {warning}")
 
 
 def build_model(recipe: Recipe) -> tuple[CausalModel, Census]:
@@ -203,8 +253,26 @@ def build_model(recipe: Recipe) -> tuple[CausalModel, Census]:
     return model, census
 
 
+def pack_rows(
+    recipe: Recipe,
+    batch: BatchPlan,
+    documents: Dataset,
+    model: CausalModel,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: Any,
+) -> Packing:
+    """The rows to train on, packed where the recipe and the model allow it; says which."""
+
+    def collate(rows: Sequence[Mapping[str, Any]], apart: bool) -> Mapping[str, Any]:
+        return make_collator(tokenizer, arguments, keeps_rows_apart=apart)(list(rows))
+
+    packing = decide_packing(recipe, batch, documents, model, arguments, collate)
+    say(packing.describe(batch))
+    return packing
+
+
 def make_manifest(
-    recipe: Recipe, batch: BatchPlan, corpus: Corpus, census: Census
+    recipe: Recipe, batch: BatchPlan, corpus: Corpus, census: Census, packing: Packing
 ) -> dict[str, Any]:
     """What is needed to tell two runs apart, written before step one."""
     return {
@@ -215,11 +283,14 @@ def make_manifest(
             "micro_batch_size": batch.micro_batch_size,
             "accumulation_steps": batch.accumulation_steps,
             "global_batch_size": batch.global_batch_size,
+            **packing.count_a_step(batch),
+            "packing": packing.to_dict(),
         },
         "data": {
             "fingerprint": corpus.fingerprint,
             "template_sha256": corpus.template_sha256,
             "stop_token_ids": sorted(corpus.stop_token_ids),
+            "template_date": corpus.template_date,
         },
         "account": {split: account.as_dict() for split, account in corpus.accounts.items()},
         "census": census.to_dict(),
@@ -273,7 +344,7 @@ def run_evaluation(
             "add --recipe RECIPE, whose data to use",
         )
     recipe = read_recipe(recipe_path)
-    tokenizer, corpus = load_data(recipe)
+    tokenizer, corpus = load_data(recipe, read_template_date(RunDirectory(path)))
     rows = {"train": corpus.train, "validation": corpus.validation, "test": corpus.test}[split]
     if rows is None:
         raise RecipeError(

@@ -42,6 +42,12 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Prepared data is kept in a folder of the tests, also by the processes that they start."""
+    os.environ["LORA_SFT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real data sets, tokenizers and a real model, beside the repository and never inside it."""
@@ -73,6 +79,7 @@ def write_recipe(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
                 "datasets": [{"path": "train.jsonl"}],
                 "validation": {"fraction": 0.2},
                 "max_length": 128,
+                "packing": False,
             },
             "train": {
                 "learning_rate": 1e-3,

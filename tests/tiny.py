@@ -94,6 +94,24 @@ NO_END_OF_TURN = """\
 {%- if add_generation_prompt -%}{{- '<|h|>assistant\\n' -}}{%- endif -%}
 """
 
+# Writes headers in words, so that no token ends a turn.
+NO_SPECIAL_TOKENS = """\
+{%- for message in messages -%}
+{{- '### ' + message.role + '\\n' + message.content + '\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '### assistant\\n' -}}{%- endif -%}
+"""
+
+# Renders the first of several parallel calls, as gpt-oss does.
+FIRST_CALL_ONLY = """\
+{%- for message in messages -%}
+{{- '<|im_start|>' + message.role + '\\n' + (message.content or '') -}}
+{%- if message.tool_calls -%}{{- message.tool_calls[0].function | tojson -}}{%- endif -%}
+{{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
+"""
+
 # Drops the text that stands beside a tool call, as Llama-3.1 does, and refuses the role "odd".
 TEXT_LOST_BESIDE_CALLS = """\
 {%- for message in messages -%}

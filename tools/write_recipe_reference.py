@@ -19,10 +19,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_sft.errors import DataError, Fault, RecipeError
+from lora_sft.errors import Fault, RecipeError
 from lora_sft.recipe import (
     DatasetSection,
-    Recipe,
     SplitSection,
     read_recipe,
     recipe_json_schema,
@@ -138,7 +137,6 @@ SHOWN_VALUES: dict[str, Any] = {
 }
 # Values that no list of choices holds, and that the recipe knows before the run can do them.
 ASKED_FOR = (
-    "data.packing=true",
     'data.template_date="2026-01-31"',
     "tokenizer.new_tokens=[<tool>]",
     "export.push_to_hub=me/mine",
@@ -323,16 +321,11 @@ def _all_choices() -> Iterator[str]:
 
 
 def _ask(recipe: Path, override: str) -> str | None:
-    """The fix, if reading the recipe or its data says that this is not there yet."""
-    from lora_sft.data.corpus import check_is_available  # imports datasets and transformers
-
+    """The fix, if reading the recipe says that this is not there yet."""
     try:
-        read: Recipe = read_recipe(recipe, [override])
-        check_is_available(read.data)
+        read_recipe(recipe, [override])
     except RecipeError as error:
         faults: Sequence[Fault] = error.faults
-    except DataError as error:
-        faults = [Fault(error.what, error.where, error.fix)]
     else:
         return None
     return next(

@@ -94,5 +94,11 @@ class TrainerRun:
         return float(first[0]) if first else None
 
     def first_batch(self) -> dict[str, Any]:
-        """The first micro-batch of the trainer's own loader."""
-        return dict(next(iter(self.trainer.get_train_dataloader())))
+        """The first micro-batch of the trainer's own loader; of packed rows, the first with two
+        documents in a row."""
+        batches = iter(self.trainer.get_train_dataloader())
+        first = next(batches)
+        if "position_ids" not in first:
+            return dict(first)
+        several = (batch for batch in batches if (batch["position_ids"][0] == 0).sum() > 1)
+        return dict(first if (first["position_ids"][0] == 0).sum() > 1 else next(several, first))

@@ -1,7 +1,8 @@
 """lora-sft: the stages of its own pipeline from recipe to trainer, on rows that are tokens.
 
 The options are overrides of the recipe (`{"train.activation_checkpointing": "false"}`); without
-any, everything that the job does not fix is lora-sft's default.
+any, everything that the job does not fix is lora-sft's default. Only `data.packing` is set: a job
+has no more documents than its steps need, which `auto` leaves alone for their small number.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from transformers import set_seed
 
 from benchmarks.contestants.job import LORA_ALPHA, LORA_RANK, Job, Run, TrainerRun
 from lora_sft.data.tokenizer import load_saved_tokenizer
-from lora_sft.pipeline import build_model
+from lora_sft.pipeline import build_model, pack_rows
 from lora_sft.plan.batch import make_batch_plan
 from lora_sft.recipe import Recipe, read_recipe
 from lora_sft.run_directory import RunDirectory
@@ -33,7 +34,14 @@ def build(job: Job) -> Run:
     callbacks = [MetricsFile(run), ProgressDisplay(), StopOnSignal()]
     rows = Dataset.from_list(job.documents.to_rows())
     tokenizer = load_saved_tokenizer(job.model_folder)
-    return TrainerRun(build_trainer(arguments, model, tokenizer, rows, None, callbacks))
+    packing = pack_rows(recipe, batch, rows, model, tokenizer, arguments)
+    return TrainerRun(build_trainer(arguments, model, tokenizer, packing, None, callbacks))
+
+
+def _wants_packing(job: Job) -> bool:
+    """Whether `auto` would pack documents like these, if there were more of them."""
+    shortest = sorted(len(ids) for ids in job.documents.ids)[:2]
+    return sum(shortest) <= job.max_length
 
 
 def _make_recipe(job: Job) -> Recipe:
@@ -43,7 +51,11 @@ def _make_recipe(job: Job) -> Recipe:
         "model": {"model_name_or_path": str(job.model_folder)},
         "quantization": "nf4" if job.method == "qlora" else None,
         "adapter": {"r": LORA_RANK, "lora_alpha": LORA_ALPHA},
-        "data": {"datasets": [{"path": str(row)}], "max_length": job.max_length},
+        "data": {
+            "datasets": [{"path": str(row)}],
+            "max_length": job.max_length,
+            "packing": _wants_packing(job),
+        },
         "train": {"max_steps": job.steps, "logging_first_step": True, "save_strategy": "no"},
         "output_dir": str(job.work_folder / "run"),
     }

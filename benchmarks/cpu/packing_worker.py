@@ -1,6 +1,6 @@
 """One contestant's rows for every set of documents, measured inside its own process.
 
-`python -m benchmarks.cpu.packing_worker trl|padding|least-rows NUM_DOCUMENTS` prints
+`python -m benchmarks.cpu.packing_worker lora-sft|trl|padding|least-rows NUM_DOCUMENTS` prints
 `{subject: {"values": ..., "facts": ...}}`. Only lengths matter, so every token is the same.
 """
 
@@ -11,7 +11,8 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -33,6 +34,7 @@ Lengths: TypeAlias = Sequence[int]
 def main(kind: str, num_documents: int) -> None:
     """Put the documents of every set into rows of every cap and print what came of it."""
     makers: dict[str, Callable[[Lengths], list[Sample]]] = {
+        "lora-sft": pack_with_lora_sft,
         "trl": pack_with_trl,
         "padding": lambda lengths: [pad(lengths, cap) for cap in CAPS_TOKENS],
         "least-rows": lambda lengths: [count_least_rows(lengths, cap) for cap in CAPS_TOKENS],
@@ -49,21 +51,46 @@ def main(kind: str, num_documents: int) -> None:
     print(json.dumps(answer))
 
 
+def pack_with_lora_sft(lengths: Lengths) -> list[Sample]:
+    """lora-sft's packing of a data set whose documents its length policy has cut."""
+    from lora_sft.data.packing import count_tokens, lay_out_rows, pack_documents
+
+    def pack(documents: Any, cap: int) -> Any:
+        return pack_documents(documents, lay_out_rows(count_tokens(documents), cap))
+
+    samples = []
+    for cap in CAPS_TOKENS:
+        with _on_disk(np.minimum(lengths, cap).tolist(), np.int32) as documents:
+            samples.append(_pack_once(pack, documents, lengths, cap))
+    return samples
+
+
 def pack_with_trl(lengths: Lengths) -> list[Sample]:
     """TRL's packing of a data set that lies on disk, as `SFTTrainer`'s does when it packs."""
+    from trl import pack_dataset
+
+    def pack(documents: Any, cap: int) -> Any:
+        return pack_dataset(documents, cap, "bfd", {})
+
+    with _on_disk(lengths, np.int64) as documents:
+        return [_pack_once(pack, documents, lengths, cap) for cap in CAPS_TOKENS]
+
+
+@contextmanager
+def _on_disk(lengths: Lengths, label_type: Any) -> Iterator[Any]:
+    """A data set of these documents, read from disk while it lasts."""
     from datasets import load_from_disk
 
     with tempfile.TemporaryDirectory() as folder:
-        _make_dataset(lengths).save_to_disk(folder)
-        documents = load_from_disk(folder)
-        return [_pack_once(documents, lengths, cap) for cap in CAPS_TOKENS]
+        _make_dataset(lengths, label_type).save_to_disk(folder)
+        yield load_from_disk(folder)
 
 
-def _pack_once(documents: Any, lengths: Lengths, cap: int) -> Sample:
-    from trl import pack_dataset
-
+def _pack_once(
+    pack: Callable[[Any, int], Any], documents: Any, lengths: Lengths, cap: int
+) -> Sample:
     with OwnCost() as cost:
-        packed = pack_dataset(documents, cap, "bfd", {})
+        packed = pack(documents, cap)
     row_lengths = [sum(row) for row in packed["seq_lengths"]]
     assert sum(row_lengths) == _count_kept(lengths, cap), "no token is lost or doubled"
     per_100k = cost.values["cpu_seconds"] * 100_000 / len(lengths)
@@ -88,8 +115,8 @@ def count_least_rows(lengths: Lengths, cap: int) -> Sample:
     return Sample({"utilisation": tokens / (rows * cap)}, {"rows": rows})
 
 
-def _make_dataset(lengths: Lengths) -> Any:
-    """`input_ids` and `labels` in the types that TRL's own preparation gives them."""
+def _make_dataset(lengths: Lengths, label_type: Any) -> Any:
+    """`input_ids` and `labels` in the types that the packer's own preparation gives them."""
     import pyarrow as pa
     from datasets import Dataset
 
@@ -97,7 +124,7 @@ def _make_dataset(lengths: Lengths) -> Any:
     tokens = int(np.sum(lengths))
     columns = {
         "input_ids": pa.ListArray.from_arrays(offsets, pa.array(np.ones(tokens, np.int32))),
-        "labels": pa.ListArray.from_arrays(offsets, pa.array(np.ones(tokens, np.int64))),
+        "labels": pa.ListArray.from_arrays(offsets, pa.array(np.ones(tokens, label_type))),
     }
     return Dataset(pa.table(columns))
 

@@ -25,6 +25,7 @@ MEASURE = "ablation"
 SWITCHES: tuple[dict[str, str], ...] = (
     {},
     {"train.activation_checkpointing": "false"},
+    {"data.packing": "false"},
     {"train.per_device_train_batch_size": "4"},
     {"train.per_device_train_batch_size": "16"},
     {"adapter.lora_dropout": "0.05"},
@@ -35,7 +36,7 @@ SWITCHES: tuple[dict[str, str], ...] = (
     {"train.torch_compile": "true"},
     {"quantization": "nf4"},
 )
-TOY_SWITCHES = (*SWITCHES[:2], {"train.optim": "paged_adamw_8bit"})
+TOY_SWITCHES = (*SWITCHES[:3], {"train.optim": "paged_adamw_8bit"})
 CUDA_ONLY = ("train.torch_compile", "paged_adamw_8bit")
 
 

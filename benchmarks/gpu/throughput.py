@@ -47,6 +47,7 @@ SWEEP = [
     for checkpointing in (False, True)
     for rows in (1, 2, 4, 8)
 ]
+LARGEST_STEP_ROWS = 16  # lora-sft's default step, of packed rows as long as the longest document
 SWEEP_STEPS = 5
 SWEEP_WARMUP_STEPS = 2
 
@@ -138,7 +139,7 @@ def perform(task: Task, place: Place) -> Case:
 def make_subject_documents(subject: Subject, scale: Scale) -> Documents:
     """The documents of a subject: enough that no contestant begins a second pass."""
     document_set = DOCUMENT_SETS[subject.documents]
-    total = scale.steps * max(scale.tokens_per_step, 16 * document_set.mean_tokens)
+    total = scale.steps * max(scale.tokens_per_step, LARGEST_STEP_ROWS * document_set.cap_tokens)
     return make_documents(document_set, SHAPES[subject.shape].vocabulary, total)
 
 

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Sequence
 
 from lora_sft import __version__
-from lora_sft.cli import chat, evaluate, merge, quickstart, recipes, show, train
+from lora_sft.cli import chat, evaluate, merge, prepare, preview, quickstart, recipes, show, train
 from lora_sft.cli.arguments import Parser, UsageError
 from lora_sft.errors import (
     EXIT_DONE,
@@ -27,7 +27,7 @@ from lora_sft.errors import (
 )
 from lora_sft.log import is_main_process
 
-COMMANDS = (quickstart, recipes, show, train, evaluate, merge, chat)
+COMMANDS = (quickstart, recipes, show, preview, prepare, train, evaluate, merge, chat)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

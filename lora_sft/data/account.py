@@ -129,8 +129,8 @@ def _list_counts(accounts: Mapping[str, Account]) -> list[tuple[str, list[int]]]
         (name, [int(getattr(account, name)) for account in accounts.values()])
         for name in (*always, *if_any)
     ]
-    boundary = [account.built.get("boundary", 0) for account in accounts.values()]
-    lines.append(("boundary", boundary))
+    ways = sorted({way for account in accounts.values() for way in account.built} - {"rendered"})
+    lines += [(way, [each.built.get(way, 0) for each in accounts.values()]) for way in ways]
     return [(name, values) for name, values in lines if name in always or any(values)]
 
 

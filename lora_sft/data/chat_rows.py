@@ -8,19 +8,32 @@ user's words. No template needs markers for this, and none is known by name.
 One row holds the whole conversation only where the conversation's own render begins with P and
 target of every trained turn. Templates that rewrite history (drop earlier thinking, end earlier
 turns otherwise) fail that; `rewritten_history` says what happens then.
+
+Two kinds of template do not render what is served, and the row is then put together (`spliced`):
+where the prompt opens a thinking block that the render drops, the target is written from the
+message; where no turn has an end of its own, the token that begins the matching next turn is the
+stop (a server stops at it), and it is appended.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lora_sft.data.conversation import Conversation, Message
 from lora_sft.data.drops import RowDropped
-from lora_sft.data.messages import find_call_name
-from lora_sft.data.rendering import ChatRenderer
+from lora_sft.data.escaping import escape_special_tokens
+from lora_sft.data.messages import find_call_arguments, find_call_name
+from lora_sft.data.rendering import PROBE_QUESTION, ChatRenderer, OpenedChat
+from lora_sft.data.thinking import (
+    has_thinking,
+    is_thinking_closed,
+    without_thinking,
+    write_rest_of_turn,
+)
 from lora_sft.errors import DataError
 
 TRAINED_ROLE = "assistant"
@@ -40,19 +53,27 @@ class LearnedText:
 
 @dataclass(frozen=True)
 class RenderedRow:
-    """A text to be tokenised once, and the parts of it that are learned."""
+    """A text to be tokenised once, and the parts of it that are learned.
+
+    `built`: `rendered` where the text is the template's own, else `spliced` or `escaped`.
+    `stand_ins`: private characters of the text, and the strings that they stand for.
+    """
 
     where: str
     text: str
     learned: tuple[LearnedText, ...]
+    built: str = "rendered"
+    stand_ins: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class ServedTurn:
-    """A trained turn as served: S, and where in it the target begins and ends."""
+    """A trained turn as served: P and target (and what the template puts after it), and where in
+    it the target begins and ends."""
 
     text: str
     learned: LearnedText
+    built: str = "rendered"
 
     def begins(self, text: str) -> bool:
         """Whether `text` starts with this turn's prompt and target, character by character."""
@@ -80,23 +101,86 @@ class ChatLabelRule:
         self._rewritten_history = rewritten_history
         self._special_tokens_in_content = special_tokens_in_content
         self.seen_stops: set[str] = set()
+        self.saw_thinking = False
+        self.lost_context: list[str] = []  # where, of each row whose context is not rendered whole
 
     def write_rows(self, conversation: Conversation, where: str) -> list[RenderedRow]:
         """One row for the conversation, or one a trained turn where history is rewritten.
 
         Raises: RowDropped for this row alone; DataError where the recipe forbids going on.
         """
-        self._check_special_tokens(conversation, where)
+        found = self._find_special_token(conversation)
+        if found is None:
+            return self._write_clean_rows(conversation, where)
+        if self._special_tokens_in_content != "escape":
+            refuse_special_token(found, where, self._special_tokens_in_content)
+        escaped = escape_special_tokens(conversation, self._special)
+        rows = self._write_clean_rows(escaped.conversation, where)
+        return [replace(row, built="escaped", stand_ins=escaped.stand_ins) for row in rows]
+
+    def _write_clean_rows(self, conversation: Conversation, where: str) -> list[RenderedRow]:
         trained = find_trained_messages(conversation, self._loss_on, where)
-        whole = self._renderer.render(conversation, len(conversation.messages), served=False)
+        chat = self._renderer.open(conversation)
+        whole = chat.render(len(conversation.messages), served=False)
+        self._look_around(conversation, trained, whole, where)
         if self._loss_on == "all":
             return [RenderedRow(where, whole, (LearnedText("text", None, 0, len(whole)),))]
         if not trained:
             raise RowDropped("no_target", "no assistant turn is to be learned")
-        turns = [self._find_served_turn(conversation, index, whole) for index in trained]
+        turns = [self._find_served_turn(chat, conversation, index, whole) for index in trained]
         if all(turn.begins(whole) for turn in turns):
             return [RenderedRow(where, whole, tuple(turn.learned for turn in turns))]
+        last = turns[-1]
+        if all(turn.begins(last.text) for turn in turns):  # all but an appended stop is there
+            learned = tuple(turn.learned for turn in turns)
+            return [RenderedRow(where, last.text, learned, last.built)]
+        if self._rewritten_history == "in_place":
+            return [self._write_in_place(chat, conversation, turns, whole, where)]
         return self._write_rewritten(turns, where)
+
+    def _look_around(
+        self, conversation: Conversation, trained: list[int], whole: str, where: str
+    ) -> None:
+        """Note what a person should be told of, though the row is right as it is."""
+        messages = conversation.messages
+        self.saw_thinking = self.saw_thinking or any(has_thinking(messages[i]) for i in trained)
+        context = (each for index, each in enumerate(messages) if index not in trained)
+        if any(
+            (each.content or "").strip() not in whole for each in context if not has_thinking(each)
+        ):
+            self.lost_context.append(where)
+
+    def _write_in_place(
+        self,
+        chat: OpenedChat,
+        conversation: Conversation,
+        turns: list[ServedTurn],
+        whole: str,
+        where: str,
+    ) -> RenderedRow:
+        """One row of the whole conversation, its earlier turns learned as history shows them.
+
+        Raises: RowDropped where a turn cannot be found there, or history lost what it holds.
+        """
+        learned, position = [], 0
+        for turn in turns:
+            index = turn.learned.message
+            assert index is not None
+            before = chat.render(index, served=False)
+            header = turn.text[find_first_difference(before, turn.text) : turn.learned.start]
+            start = whole.find(header, position) + len(header)
+            if turn.begins(whole):
+                start = turn.learned.start
+            end = self._find_stop_end(whole, start) if start >= position + len(header) else None
+            if end is None:
+                detail = f"history shows message {index} without its header or its stop"
+                raise RowDropped("not_prefix_stable", detail)
+            message = conversation.messages[index]
+            shown = message if turn.begins(whole) else without_thinking(message)
+            check_content_survives(shown, whole[start:end], index)
+            learned.append(LearnedText(TRAINED_ROLE, index, start, end))
+            position = end
+        return RenderedRow(where, whole, tuple(learned))
 
     def _write_rewritten(self, turns: list[ServedTurn], where: str) -> list[RenderedRow]:
         if self._rewritten_history == "error":
@@ -106,36 +190,80 @@ class ChatLabelRule:
                 "set data.rewritten_history: expand (one row a turn) or last",
             )
         kept = turns[-1:] if self._rewritten_history == "last" else turns
-        return [RenderedRow(where, turn.text, (turn.learned,)) for turn in kept]
+        return [RenderedRow(where, turn.text, (turn.learned,), turn.built) for turn in kept]
 
-    def _find_served_turn(self, conversation: Conversation, index: int, whole: str) -> ServedTurn:
-        prompt = self._renderer.render(conversation, index, served=True)
+    def _find_served_turn(
+        self, chat: OpenedChat, conversation: Conversation, index: int, whole: str
+    ) -> ServedTurn:
+        prompt = chat.render(index, served=True)
         is_last = index + 1 == len(conversation.messages)
-        text = whole if is_last else self._renderer.render(conversation, index + 1, served=False)
+        text = whole if is_last else chat.render(index + 1, served=False)
+        message, built = conversation.messages[index], "rendered"
         if not text.startswith(prompt):
-            raise RowDropped("not_prefix_stable", _describe_difference(prompt, text, index))
-        end = self._find_stop_end(text, len(prompt), index)
-        check_content_survives(conversation.messages[index], text[len(prompt) : end], index)
-        return ServedTurn(text, LearnedText(TRAINED_ROLE, index, len(prompt), end))
+            text, built = self._splice(chat, conversation, index, prompt, text), "spliced"
+        end = self._find_stop_end(text, len(prompt))
+        if end is None:
+            text, built = self._append_stop(chat, conversation, index, text), "spliced"
+            end = len(text)
+        check_content_survives(message, text[len(prompt) : end], index)
+        return ServedTurn(text, LearnedText(TRAINED_ROLE, index, len(prompt), end), built)
 
-    def _find_stop_end(self, text: str, start: int, index: int) -> int:
+    def _find_stop_end(self, text: str, start: int) -> int | None:
         """Where the target's stop token ends: the first known stop, else a final special token."""
         stop = self._stops.search(text, start)
         if stop is None:
             stop = self._special_at_end.search(text.rstrip(), start)
         if stop is None:
-            ending = text[start:][-EXCERPT_CHARACTERS:]
-            raise RowDropped("no_stop_token", f"message {index} ends in {ending!r}")
+            return None
         self.seen_stops.add(stop.group())
         return stop.end()
 
-    def _check_special_tokens(self, conversation: Conversation, where: str) -> None:
+    def _splice(
+        self, chat: OpenedChat, conversation: Conversation, index: int, prompt: str, text: str
+    ) -> str:
+        """P and the target, where the template renders the turn otherwise than it is served.
+
+        Raises: RowDropped where the turn holds tool calls, whose markup only the template knows,
+        or the template opens the answer otherwise than by adding to what came before.
+        """
+        message = conversation.messages[index]
+        before = chat.render(index, served=False)
+        if message.tool_calls or not prompt.startswith(before):
+            raise RowDropped("not_prefix_stable", _describe_difference(prompt, text, index))
+        generation_prompt = prompt[len(before) :]
+        if is_thinking_closed(generation_prompt) and has_thinking(message):
+            detail = f"message {index} thinks, and the prompt has closed its thinking block already"
+            raise RowDropped("content_lost", detail)
+        target = write_rest_of_turn(message, prompt, generation_prompt)
+        stop = self._stops.search(text, find_first_difference(prompt, text))
+        return prompt + target + (stop.group() if stop else "")
+
+    def _append_stop(
+        self, chat: OpenedChat, conversation: Conversation, index: int, text: str
+    ) -> str:
+        """The turn with the special token that begins what comes next: a tool's result after a
+        call, else a user's turn.
+
+        Raises: RowDropped where what comes next begins with none.
+        """
+        calls = conversation.messages[index].tool_calls
+        probe = Message("tool" if calls else "user", PROBE_QUESTION)
+        continued = chat.render(index + 1, served=False, then=[probe])
+        ending = text[-EXCERPT_CHARACTERS:].splitlines()[-1]  # all else may be rewritten by then
+        place = continued.rfind(ending, 0, continued.rfind(PROBE_QUESTION))
+        stop = self._special.match(continued, place + len(ending)) if place >= 0 else None
+        if stop is None:
+            ending = text[-EXCERPT_CHARACTERS:]
+            raise RowDropped("no_stop_token", f"message {index} ends in {ending!r}")
+        self.seen_stops.add(stop.group())
+        return text + stop.group()
+
+    def _find_special_token(self, conversation: Conversation) -> str | None:
         if self._special_tokens_in_content == "allow":
-            return
+            return None
         texts = find_texts(conversation)
         found = next((match for text in texts if (match := self._special.search(text))), None)
-        if found is not None:
-            refuse_special_token(found.group(), where, self._special_tokens_in_content)
+        return found.group() if found is not None else None
 
 
 def refuse_special_token(token: str, where: str, policy: str) -> None:
@@ -203,7 +331,16 @@ def _find_required(message: Message, target: str) -> Iterator[str]:
     else:
         yield from THINK_MARKS.split(content)
     yield message.reasoning
-    yield from (str(find_call_name(call)) for call in message.tool_calls)
+    for call in message.tool_calls:
+        yield str(find_call_name(call))
+        for value in _walk_texts(find_call_arguments(call)):
+            yield _find_written_form(value, target)
+
+
+def _find_written_form(value: str, target: str) -> str:
+    """A tool argument as the target may write it: plain, or escaped as in JSON."""
+    forms = (json.dumps(value, ensure_ascii=ascii_only)[1:-1] for ascii_only in (False, True))
+    return next((form for form in forms if form.strip() in target), value)
 
 
 def find_texts(conversation: Conversation) -> Iterator[str]:
@@ -228,8 +365,13 @@ def _walk_texts(value: Any) -> Iterator[str]:
             yield from _walk_texts(item)
 
 
+def find_first_difference(left: str, right: str) -> int:
+    """The first position at which two texts differ; the shorter's end where none does."""
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(left), len(right)))
+
+
 def _describe_difference(prompt: str, text: str, index: int) -> str:
-    pairs = enumerate(zip(prompt, text, strict=False))
-    at = next((i for i, (left, right) in pairs if left != right), min(len(prompt), len(text)))
+    at = find_first_difference(prompt, text)
     served, rendered = (side[at : at + EXCERPT_CHARACTERS // 2] for side in (prompt, text))
     return f"before message {index} the template serves {served!r} but renders {rendered!r}"

@@ -17,18 +17,20 @@ class ContinuationTokenizer:
         self._newline = self.encode_start("\n")
         self._adds_space = self.encode_start("x") != self.encode_start("\nx")[len(self._newline) :]
 
-    def encode_start(self, text: str) -> list[int]:
-        """The ids of `text` at the start of a text."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
+    def encode_start(self, text: str, *, plainly: bool = False) -> list[int]:
+        """The ids of `text` at the start of a text; `plainly`: special tokens as their spelling."""
+        ids: list[int] = self._tokenizer.encode(
+            text, add_special_tokens=False, verbose=False, split_special_tokens=plainly
+        )
         return ids
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, plainly: bool = False) -> list[int]:
         """The ids of `text` after some other text, which is not looked at.
 
         Where the tokenizer adds a space at the start, a newline takes it and is cut off again.
         """
         if self._adds_space and text:
-            ids = self.encode_start("\n" + text)
+            ids = self.encode_start("\n" + text, plainly=plainly)
             if ids[: len(self._newline)] == self._newline:
                 return ids[len(self._newline) :]
-        return self.encode_start(text)
+        return self.encode_start(text, plainly=plainly)

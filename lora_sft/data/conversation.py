@@ -1,7 +1,8 @@
 """What a source row becomes, whatever format it was written in.
 
-Three records, because three things are learned in different ways: a conversation goes through a
-chat template, a prompt with its completion and a plain text do not.
+Four records, because four things are learned in different ways: a conversation goes through a
+chat template, a prompt with its completion and a plain text do not, and tokens are left as they
+are.
 """
 
 from __future__ import annotations
@@ -73,4 +74,16 @@ class PlainText:
     text: str
 
 
-Example = Conversation | PromptCompletion | PlainText
+@dataclass(frozen=True)
+class TokenizedExample:
+    """Token ids that were made elsewhere, and which of them are learned.
+
+    `is_target` is None where the row does not say; `role` names what the targets are.
+    """
+
+    input_ids: tuple[int, ...]
+    is_target: tuple[bool, ...] | None
+    role: str
+
+
+Example = Conversation | PromptCompletion | PlainText | TokenizedExample

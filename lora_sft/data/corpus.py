@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -45,7 +45,8 @@ class Corpus:
 
     Each split has the columns `input_ids`, `labels`, `source` and `row`. `stop_token_ids` are
     all tokens that end a turn, the template's own among them. `fingerprint` covers ids and
-    labels of the training split in their order.
+    labels of the training split in their order. `warnings` are sentences for a person.
+    `template_date` is the day (YYYY-MM-DD) that a template which reads the clock was shown.
     """
 
     train: Dataset
@@ -55,6 +56,8 @@ class Corpus:
     template_sha256: str
     stop_token_ids: frozenset[int]
     fingerprint: str
+    warnings: tuple[str, ...] = ()
+    template_date: str | None = None
 
     @property
     def largest_token_id(self) -> int:
@@ -71,9 +74,9 @@ def build_corpus(
 
     Raises: DataError where something cannot be read or a split is left without rows.
     """
-    check_is_available(data)
     supervisor = Supervisor(data, tokenizer, stop_token_ids)
-    splits = _fill_splits(data, RowFollower(data, supervisor))
+    splits = {name: SplitBuilder() for name in list_splits(data)}
+    fill_splits(data, RowFollower(data, supervisor), splits)
     datasets = {name: split.finish() for name, split in splits.items()}
     for name, split in splits.items():
         _check_has_rows(name, split.account, data)
@@ -85,25 +88,19 @@ def build_corpus(
         template_sha256=hash_template(tokenizer),
         stop_token_ids=supervisor.stop_token_ids,
         fingerprint=hash_dataset(datasets["train"]),
+        warnings=tuple(supervisor.warnings),
+        template_date=supervisor.template_date,
     )
 
 
-def check_is_available(data: DataSection) -> None:
-    """Raises: DataError for a setting that the recipe knows and this version cannot do yet."""
-    unavailable = {
-        "rewritten_history": (data.rewritten_history == "in_place", "expand"),
-        "special_tokens_in_content": (data.special_tokens_in_content == "escape", "drop"),
-        "overlong": (data.overlong == "split", "keep_start"),
-        "packing": (data.packing is True, "auto"),
-        "template_date": (data.template_date is not None, "null"),
-    }
-    for field, (is_set, instead) in unavailable.items():
-        if is_set:
-            raise DataError(
-                f"data.{field}: {getattr(data, field)} is not available yet",
-                f"data.{field}",
-                f"set data.{field}: {instead}",
-            )
+class SplitSink(Protocol):
+    """Takes the source rows of one split, in their order."""
+
+    def begin_dataset(self, repeat: float) -> None:
+        """The rows of one data set follow, repeated as a whole."""
+
+    def add(self, outcome: RowOutcome, num_passes: int = 1) -> None:
+        """One source row, learned `num_passes` times an epoch."""
 
 
 class SplitBuilder:
@@ -123,24 +120,10 @@ class SplitBuilder:
 
     def add(self, outcome: RowOutcome, num_passes: int = 1) -> None:
         """Count one source row, and put its rows into the first `num_passes` passes."""
-        self._count(outcome, num_passes)
+        count_outcome(self._tally, outcome, num_passes)
         for each_pass in self._passes[:num_passes]:
             for row in outcome.rows:
                 each_pass.add(row, outcome)
-
-    def _count(self, outcome: RowOutcome, num_passes: int) -> None:
-        if outcome.drop is not None:
-            where = outcome.source_row.where
-            self._tally.count_dropped(outcome.drop, where, outcome.longest_tokens)
-            return
-        self._tally.count_kept(
-            expanded=outcome.num_supervised > 1,
-            truncated=outcome.is_truncated,
-            partly_overlong=len(outcome.rows) < outcome.num_supervised,
-            longest_tokens=outcome.longest_tokens,
-        )
-        for row in outcome.rows:
-            self._tally.count_row_out(row, num_passes)
 
     def _close_passes(self) -> None:
         for each_pass in self._passes:
@@ -152,6 +135,21 @@ class SplitBuilder:
         self._close_passes()
         self.account = self._tally.finish()
         return Dataset(pa.concat_tables(self._tables or [SCHEMA.empty_table()]))
+
+
+def count_outcome(tally: AccountTally, outcome: RowOutcome, num_passes: int) -> None:
+    """Enter one source row into the account of its split."""
+    if outcome.drop is not None:
+        tally.count_dropped(outcome.drop, outcome.source_row.where, outcome.longest_tokens)
+        return
+    tally.count_kept(
+        expanded=max(outcome.num_supervised, len(outcome.rows)) > 1,
+        truncated=outcome.is_truncated,
+        partly_overlong=len(outcome.rows) < outcome.num_supervised,
+        longest_tokens=outcome.longest_tokens,
+    )
+    for row in outcome.rows:
+        tally.count_row_out(row, num_passes)
 
 
 class Pass:
@@ -184,17 +182,19 @@ class Pass:
         return self._tables
 
 
-def _fill_splits(data: DataSection, follower: RowFollower) -> dict[str, SplitBuilder]:
-    splits = {"train": SplitBuilder()}
-    for name, section in (("validation", data.validation), ("test", data.test)):
-        if section is not None:
-            splits[name] = SplitBuilder()
+def list_splits(data: DataSection) -> list[str]:
+    """The names of the splits that the recipe asks for."""
+    held_out = (("validation", data.validation), ("test", data.test))
+    return ["train", *(name for name, section in held_out if section is not None)]
+
+
+def fill_splits(data: DataSection, follower: RowFollower, splits: Mapping[str, SplitSink]) -> None:
+    """Send every source row to its split; no work is done on rows of splits not in `splits`."""
     for dataset in data.datasets:
         _fill_from_training_dataset(dataset, follower, splits, SplitByFraction(data))
     for name, section in (("validation", data.validation), ("test", data.test)):
-        for dataset in _list_datasets(section):
+        for dataset in _list_datasets(section) if name in splits else ():
             _fill_from_own_dataset(dataset, follower, splits[name])
-    return splits
 
 
 def _list_datasets(section: SplitSection | None) -> Iterable[DatasetSection]:
@@ -204,7 +204,7 @@ def _list_datasets(section: SplitSection | None) -> Iterable[DatasetSection]:
 def _fill_from_training_dataset(
     dataset: DatasetSection,
     follower: RowFollower,
-    splits: dict[str, SplitBuilder],
+    splits: Mapping[str, SplitSink],
     by_fraction: SplitByFraction,
 ) -> None:
     """Repeat counts for training; rows held out of it are there once."""
@@ -212,16 +212,19 @@ def _fill_from_training_dataset(
         split.begin_dataset(dataset.repeat if name == "train" else 1)
 
     def count_own_passes(row_hash: bytes) -> int:
-        is_train = by_fraction.find_split(row_hash) == "train"
-        return count_passes(dataset.repeat, row_hash) if is_train else 1
+        name = by_fraction.find_split(row_hash)
+        if name not in splits:
+            return 0
+        return count_passes(dataset.repeat, row_hash) if name == "train" else 1
 
     for outcome in follower.follow(dataset, _leaves_out(count_own_passes)):
-        split = splits[by_fraction.find_split(outcome.row_hash)]
-        split.add(outcome, count_own_passes(outcome.row_hash))
+        wanted = splits.get(by_fraction.find_split(outcome.row_hash))
+        if wanted is not None:
+            wanted.add(outcome, count_own_passes(outcome.row_hash))
 
 
 def _fill_from_own_dataset(
-    dataset: DatasetSection, follower: RowFollower, split: SplitBuilder
+    dataset: DatasetSection, follower: RowFollower, split: SplitSink
 ) -> None:
     split.begin_dataset(dataset.repeat)
 

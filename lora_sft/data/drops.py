@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lora_sft.data.one_line import make_one_line
+
 # reason -> the lever that brings such rows back. `{longest}` and `{max_length}` are filled in.
 LEVERS = {
     "malformed": "mend the rows, or choose another format or rename_columns",
@@ -15,6 +17,8 @@ LEVERS = {
     "no_target": "check data.loss_on, and that rows hold an assistant turn after another message",
     "overlong": "set data.max_length to {longest} (it is {max_length}), or overlong: keep_start",
     "subsampled": "raise the data set's repeat",
+    "duplicate": "set data.duplicates: keep",
+    "overlap": "name training rows that are not held out",
 }
 
 
@@ -30,5 +34,5 @@ class RowDropped(ValueError):
     """Raised where a row turns out to be unusable; caught where rows are counted."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
-        self.drop = Drop(reason, detail)
-        super().__init__(detail)
+        self.drop = Drop(reason, make_one_line(detail))
+        super().__init__(self.drop.detail)

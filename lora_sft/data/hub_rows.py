@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from lora_sft.data.columnar_rows import BATCH_ROWS, VALUE_FAULTS, read_columns
 from lora_sft.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,7 +30,15 @@ def read_hub_rows(dataset: DatasetSection) -> Iterator[dict[str, Any]]:
         )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise _unreadable(dataset, error) from error
-    yield from rows
+    first_row = 0
+    try:
+        for batch in rows.with_format("arrow").iter(batch_size=BATCH_ROWS):
+            yield from read_columns(batch, dataset.path, first_row)
+            first_row += batch.num_rows
+    except (OSError, *VALUE_FAULTS) as error:
+        if isinstance(error, DataError):
+            raise
+        raise _unreadable(dataset, error) from error
 
 
 def _find_default_split(dataset: DatasetSection) -> str:
@@ -55,7 +64,7 @@ def _find_default_split(dataset: DatasetSection) -> str:
 
 
 def _unreadable(dataset: DatasetSection, error: Exception) -> DataError:
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
     revision = f" @ {dataset.revision}" if dataset.revision else ""
     return DataError(
         f"the hub's data set cannot be loaded: {first_line}",

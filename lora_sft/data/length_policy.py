@@ -1,7 +1,7 @@
-"""What happens to a row longer than `max_length`: left out, cut at its end, or an error.
+"""What happens to a row longer than `max_length`: left out, cut, cut into several, or an error.
 
-A cut keeps the start and adds nothing, so it never teaches a stop in the middle of a sentence,
-and a row that would be left without a learned token is left out.
+A cut adds nothing, so it never teaches a stop in the middle of a sentence, and what would be left
+without a learned token is left out.
 """
 
 from __future__ import annotations
@@ -12,28 +12,32 @@ from lora_sft.errors import DataError
 
 def fit_length(
     row: SupervisedRow, max_length: int, overlong: str, where: str
-) -> SupervisedRow | None:
-    """The row as it fits, or None where it has to be left out.
+) -> tuple[SupervisedRow, ...]:
+    """The row as it fits: itself, a part, several parts, or none where it has to be left out.
 
     Raises: DataError where `overlong` is `error`.
     """
-    if len(row.input_ids) <= max_length:
-        return row
+    num_tokens = len(row.input_ids)
+    if num_tokens <= max_length:
+        return (row,)
     if overlong == "error":
         raise DataError(
-            f"the row has {len(row.input_ids)} tokens, max_length is {max_length}",
+            f"the row has {num_tokens} tokens, max_length is {max_length}",
             where,
-            f"set data.max_length: {len(row.input_ids)}, or data.overlong: drop",
+            f"set data.max_length: {num_tokens}, or data.overlong: drop",
         )
-    return _keep_start(row, max_length) if overlong == "keep_start" else None
+    if overlong == "drop":
+        return ()
+    starts = range(0, num_tokens, max_length) if overlong == "split" else [0]
+    parts = (_cut(row, start, min(start + max_length, num_tokens)) for start in starts)
+    return tuple(part for part in parts if part.turns)
 
 
-def _keep_start(row: SupervisedRow, max_length: int) -> SupervisedRow | None:
+def _cut(row: SupervisedRow, start: int, end: int) -> SupervisedRow:
+    """The tokens [start, end) of a row with what is learned of them."""
     turns = [
-        Turn(turn.role, turn.message, turn.start, min(turn.end, max_length))
+        Turn(turn.role, turn.message, max(turn.start, start) - start, min(turn.end, end) - start)
         for turn in row.turns
-        if turn.start < max_length
+        if turn.start < end and turn.end > start
     ]
-    if not turns:
-        return None
-    return make_supervised_row(row.input_ids[:max_length], turns, row.built)
+    return make_supervised_row(row.input_ids[start:end], turns, row.built)

@@ -6,14 +6,14 @@ be understood makes its row malformed; nothing is guessed or filled in.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from lora_sft.data.conversation import Message
 from lora_sft.data.drops import RowDropped
+from lora_sft.data.plain_json import parse_json
 
-OWN_KEYS = {"role", "from", "content", "value", "tool_calls", "train", "weight"}
+OWN_KEYS = {"role", "from", "content", "value", "tool_calls", "function_call", "train", "weight"}
 
 SHAREGPT_ROLES = {
     "human": "user",
@@ -23,18 +23,24 @@ SHAREGPT_ROLES = {
     "assistant": "assistant",
     "model": "assistant",
     "chatgpt": "assistant",
+    "chatbot": "assistant",
     "bot": "assistant",
+    "ai": "assistant",
     "bard": "assistant",
     "bing": "assistant",
+    "claude": "assistant",
     "function_call": "assistant",
+    "tool_call": "assistant",
     "system": "system",
     "tool": "tool",
     "observation": "tool",
     "function": "tool",
     "function_response": "tool",
     "tool_response": "tool",
+    "tool_result": "tool",
     "ipython": "tool",
 }
+SHAREGPT_CALLS = frozenset(("function_call", "tool_call"))
 
 
 class MalformedRow(RowDropped):
@@ -45,10 +51,11 @@ class MalformedRow(RowDropped):
 
 
 def read_messages(value: Any, column: str, *, sharegpt: bool = False) -> tuple[Message, ...]:
-    """The messages of one row's `column`.
+    """The messages of one row's `column`: a list, or that list as a JSON text (a CSV's way).
 
     Raises: MalformedRow, with the message's index from 0 in its text.
     """
+    value = _parse_if_text(value, f'"{column}"')
     if not isinstance(value, list) or not value:
         raise MalformedRow(f'"{column}" is not a list of messages')
     return tuple(_read_message(message, index, sharegpt) for index, message in enumerate(value))
@@ -61,8 +68,8 @@ def _read_message(value: Any, index: int, sharegpt: bool) -> Message:
     if not isinstance(role, str) or not role:
         raise MalformedRow(f"message {index} has no role")
     written_content = _first_given(value, "content", "value")
-    tool_calls = _read_tool_calls(value.get("tool_calls"), index)
-    if sharegpt and role == "function_call":
+    tool_calls = _read_tool_calls(_find_calls(value), index)
+    if sharegpt and role.lower() in SHAREGPT_CALLS:
         tool_calls, written_content = _read_sharegpt_call(written_content, index), None
     message = Message(
         role=_known_role(role, index) if sharegpt else role,
@@ -107,6 +114,14 @@ def _read_part(part: Any, index: int) -> str:
     raise MalformedRow(f'the content of message {index} has a part of type "{kind}", not text')
 
 
+def _find_calls(value: Mapping[str, Any]) -> Any:
+    """The calls of a message; `function_call` is OpenAI's older form of a single one."""
+    call = value.get("function_call")
+    if value.get("tool_calls") or not call:
+        return value.get("tool_calls")
+    return [{"type": "function", "function": call}]
+
+
 def _read_tool_calls(value: Any, index: int) -> tuple[Mapping[str, Any], ...]:
     if not value:
         return ()
@@ -114,13 +129,37 @@ def _read_tool_calls(value: Any, index: int) -> tuple[Mapping[str, Any], ...]:
         raise MalformedRow(f"the tool calls of message {index} are not a list of objects")
     if not all(isinstance(find_call_name(call), str) for call in value):
         raise MalformedRow(f"a tool call of message {index} has no function name")
-    return tuple(value)
+    return tuple(_with_arguments(call, index) for call in value)
+
+
+def _with_arguments(call: Mapping[str, Any], index: int) -> Mapping[str, Any]:
+    """The call with its arguments as an object, as servers hand them to a template.
+
+    OpenAI writes them as a JSON text. A template that prints JSON would print that text as one
+    string, and the model would learn to quote its arguments.
+    """
+    function = call.get("function", call)
+    arguments = function.get("arguments")
+    if not isinstance(arguments, str):
+        return call
+    name = f"the arguments of a tool call of message {index}"
+    parsed = _parse_if_text(arguments, name) if arguments.strip() else {}
+    if not isinstance(parsed, dict):
+        raise MalformedRow(f"{name} are not an object")
+    filled = {**function, "arguments": parsed}
+    return {**call, "function": filled} if "function" in call else filled
 
 
 def find_call_name(call: Mapping[str, Any]) -> Any:
     """The name of the function that a tool call calls, in OpenAI's nested form or the flat one."""
     function = call.get("function", call)
     return function.get("name") if isinstance(function, Mapping) else None
+
+
+def find_call_arguments(call: Mapping[str, Any]) -> Any:
+    """What a tool call gives its function, in OpenAI's nested form or the flat one."""
+    function = call.get("function", call)
+    return function.get("arguments") if isinstance(function, Mapping) else None
 
 
 def _read_sharegpt_call(value: Any, index: int) -> tuple[Mapping[str, Any], ...]:
@@ -142,8 +181,10 @@ def _read_train(value: Mapping[str, Any], index: int) -> bool | None:
 
 
 def read_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
-    """The tools column: a list of objects, or that list as a JSON text; empty means none."""
+    """The tools column: a list of objects, it or each of them as a JSON text; empty means none."""
     tools = _parse_if_text(value, "tools") if value else []
+    if isinstance(tools, list):
+        tools = [_parse_if_text(tool, "a tool") for tool in tools]
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise MalformedRow("tools is not a list of objects")
     return tuple(tools)
@@ -153,6 +194,6 @@ def _parse_if_text(value: Any, name: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise MalformedRow(f"{name} is not valid JSON") from error
+        return parse_json(value)
+    except ValueError as error:
+        raise MalformedRow(f"{name} is not valid JSON: {error}") from error

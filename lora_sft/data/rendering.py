@@ -10,17 +10,29 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import cached_property
 from itertools import takewhile
 from typing import Any
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import (
+    _alias_reasoning_fields,
+    _compile_jinja_template,
+    _plain_template_data,
+)
 
 from lora_sft.data.conversation import Conversation, Message
 from lora_sft.data.drops import RowDropped
+from lora_sft.data.thinking import split_inline_thinking
 
 PROBE_QUESTION = "Kwestion"
 PROBE_ANSWER = "Ansswer"
+PROBE_THOUGHT = "Thougght"
+THINKING_SWITCH = "enable_thinking"
+CLOCK = "strftime_now"  # the function by which templates read the date
 
 
 # Templates are programs: these are what a conversation they did not expect makes them raise.
@@ -43,37 +55,93 @@ class TemplateRefusal(RowDropped):
 
 
 class ChatRenderer:
-    """One tokenizer's template with the recipe's template kwargs."""
+    """One tokenizer's template with the recipe's template kwargs, and a clock that stands still.
+
+    The text is that of `apply_chat_template`, rendered by its own compiled template (transformers
+    5.23 `render_jinja_template`; a test holds the two equal). Going there directly lets a
+    conversation be prepared once for all its prefixes, and lets `strftime_now` be set, which some
+    templates write into every prompt.
+    """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any]
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template_kwargs: Mapping[str, Any],
+        today: date | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._template_kwargs = dict(template_kwargs)
+        self.today = today or date.today()
 
     @property
     def has_template(self) -> bool:
         """Whether there is a template at all; base models often have none."""
         return bool(self._tokenizer.chat_template)
 
-    def render(self, conversation: Conversation, num_messages: int, *, served: bool) -> str:
-        """The first `num_messages` as text; `served` adds the prompt that opens the answer.
+    @property
+    def teaches_empty_thoughts(self) -> bool:
+        """Whether the template knows `enable_thinking` and the recipe leaves it open."""
+        known = self.has_template and THINKING_SWITCH in self._get_template(None)
+        return known and THINKING_SWITCH not in self._template_kwargs
 
-        Raises: TemplateRefusal.
+    def open(self, conversation: Conversation) -> OpenedChat:
+        """Prepare a conversation for rendering its prefixes.
+
+        Raises: TemplateRefusal where there is no template for a row with tools.
         """
-        kwargs = {**self._template_kwargs, **conversation.template_kwargs}
-        messages = [message.as_template_input() for message in conversation.messages[:num_messages]]
+        tools = [dict(tool) for tool in conversation.tools] or None
+        variables = {
+            **self._special_tokens,
+            **self._template_kwargs,
+            **conversation.template_kwargs,
+            "tools": tools,
+            "documents": None,
+        }
+        return OpenedChat(
+            _compile_jinja_template(self._get_template(tools)),
+            self._dialect.write_messages(conversation.messages),
+            {**_plain_template_data(variables), CLOCK: self.today.strftime},
+            self._dialect,
+        )
+
+    @cached_property
+    def _dialect(self) -> Dialect:
+        """What the template reads, found by rendering probes: plain texts unless only parts are
+        rendered; thinking inside the content unless only its own field is."""
+        if self._shows([_probe_answer()], Dialect()):
+            as_parts = False
+        else:
+            as_parts = self._shows([_probe_answer()], Dialect(as_parts=True))
+        in_field = _probe_answer(reasoning=PROBE_THOUGHT)
+        inline = _probe_answer(f"<think>\n{PROBE_THOUGHT}\n</think>\n\n{PROBE_ANSWER}")
+        plain = Dialect(as_parts=as_parts)
+        by_field, by_content = (self._try([each], plain) for each in (in_field, inline))
+        splits = PROBE_THOUGHT in by_field and by_field != by_content
+        return Dialect(as_parts=as_parts, splits_thinking=splits)
+
+    def _shows(self, answer: Sequence[Message], dialect: Dialect) -> bool:
+        return PROBE_ANSWER in self._try(answer, dialect)
+
+    def _try(self, answer: Sequence[Message], dialect: Dialect) -> str:
+        """A question and the answer as text, or nothing where the template refuses them."""
+        messages = dialect.write_messages([Message("user", PROBE_QUESTION), *answer])
+        variables = {**self._special_tokens, **self._template_kwargs, "tools": None}
         try:
-            rendered = self._tokenizer.apply_chat_template(
-                messages,
-                tools=[dict(tool) for tool in conversation.tools] or None,
-                add_generation_prompt=served,
-                tokenize=False,
-                **kwargs,
-            )
-        except TEMPLATE_FAULTS as error:
+            template = _compile_jinja_template(self._get_template(None))
+            variables = {**_plain_template_data(variables), CLOCK: self.today.strftime}
+            return OpenedChat(template, messages, variables, dialect).render(2, served=False)
+        except TemplateRefusal:
+            return ""
+
+    def _get_template(self, tools: list[dict[str, Any]] | None) -> str:
+        try:
+            return str(self._tokenizer.get_chat_template(None, tools))
+        except ValueError as error:  # several named templates, and none is the default
             raise TemplateRefusal(f"{type(error).__name__}: {error}") from error
-        return str(rendered)
+
+    @cached_property
+    def _special_tokens(self) -> dict[str, Any]:
+        return dict(self._tokenizer.special_tokens_map)
 
     def find_end_of_turn(self, special: re.Pattern[str], known: re.Pattern[str]) -> str | None:
         """The special token that the template itself ends an answer with, unless it is `known`.
@@ -100,10 +168,73 @@ class ChatRenderer:
             )
         )
         try:
-            text = self.render(probe, num_messages, served=False)
+            text = self.open(probe).render(num_messages, served=False)
         except TemplateRefusal:
             return ""
         return text.rpartition(PROBE_ANSWER)[2] if PROBE_ANSWER in text else ""
+
+
+class OpenedChat:
+    """A conversation ready to be rendered up to any of its messages."""
+
+    def __init__(
+        self,
+        template: Any,
+        messages: list[dict[str, Any]],
+        variables: Mapping[str, Any],
+        dialect: Dialect,
+    ) -> None:
+        self._template = template
+        self._messages = messages
+        self._variables = variables
+        self._dialect = dialect
+
+    def render(self, num_messages: int, *, served: bool, then: Sequence[Message] = ()) -> str:
+        """The first `num_messages` and those of `then`; `served` adds what opens the answer.
+
+        Raises: TemplateRefusal.
+        """
+        messages = self._messages[:num_messages] + self._dialect.write_messages(then)
+        try:
+            rendered = self._template.render(
+                messages=messages, add_generation_prompt=served, **self._variables
+            )
+        except TEMPLATE_FAULTS as error:
+            raise TemplateRefusal(f"{type(error).__name__}: {error}") from error
+        return str(rendered)
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a template wants to be given messages.
+
+    `as_parts`: content as a list of typed parts (templates of models that also see images).
+    `splits_thinking`: reasoning in its own field, not inside the content.
+    """
+
+    as_parts: bool = False
+    splits_thinking: bool = False
+
+    def write_messages(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """The messages as the template reads them."""
+        if self.splits_thinking:
+            messages = [split_inline_thinking(message) for message in messages]
+        views = [message.as_template_input() for message in messages]
+        if self.as_parts:
+            for view in views:
+                if isinstance(view.get("content"), str):
+                    view["content"] = [{"type": "text", "text": view["content"]}]
+        return list(_alias_reasoning_fields(_plain_template_data(views)))
+
+
+def _probe_answer(content: str = PROBE_ANSWER, reasoning: str = "") -> Message:
+    extras = {"reasoning_content": reasoning} if reasoning else {}
+    return Message("assistant", content, extras=extras)
+
+
+def reads_clock(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether what the template renders depends on the day."""
+    return CLOCK in str(tokenizer.chat_template or "")
 
 
 def hash_template(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -1,8 +1,8 @@
 """The formats a row can be written in: how each is recognised and how it is read.
 
-A new format is one function and one entry in `FORMATS`: the function takes a row's values and
-returns an example or raises `MalformedRow`; `needs` names the columns that must be there, each
-with its accepted spellings.
+A new format is one function and one entry in `FORMATS` (and its name in `RowFormat` of the
+recipe's schema): the function takes a row's values and returns an example or raises
+`MalformedRow`; `needs` names the columns that must be there, each with its accepted spellings.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from lora_sft.data.conversation import (
     PromptCompletion,
 )
 from lora_sft.data.messages import MalformedRow, read_messages, read_tools
+from lora_sft.data.one_line import make_one_line
+from lora_sft.data.tokenized_rows import read_tokenized_row
 from lora_sft.errors import DataError
 
 KWARGS_COLUMN = "chat_template_kwargs"
@@ -94,6 +96,7 @@ FORMATS: dict[str, RowFormat] = {
         RowFormat("alpaca", (("instruction",), ("output", "response")), read_alpaca_row),
         RowFormat("prompt_completion", (("prompt",), ("completion",)), read_prompt_completion_row),
         RowFormat("text", (("text",),), read_text_row),
+        RowFormat("tokenized", (("input_ids",),), read_tokenized_row),
     )
 }
 
@@ -162,7 +165,7 @@ def _undecided(columns: set[str], fitting: list[RowFormat], where: str) -> DataE
 
 
 def _list_columns(columns: set[str]) -> str:
-    return ", ".join(sorted(columns)) or "(none)"
+    return make_one_line(", ".join(sorted(columns))) or "(none)"
 
 
 def _as_conversation(

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from lora_sft.data.conversation import Conversation, Example
 from lora_sft.data.drops import Drop, RowDropped
 from lora_sft.data.length_policy import fit_length
+from lora_sft.data.repeated_rows import FindRepeat, RepeatedRows
 from lora_sft.data.row_formats import RowFormat, find_row_format
 from lora_sft.data.row_sources import SourceRow, read_rows
-from lora_sft.data.splits import hash_row
+from lora_sft.data.splits import make_row_hasher
 from lora_sft.data.supervised_row import SupervisedRow
 from lora_sft.data.supervision import Supervised, Supervisor
 
@@ -31,16 +32,23 @@ FORMAT_PROBE_ROWS = 20
 class RowOutcome:
     """One source row and what became of it: either `rows` or `drop` says so.
 
-    `num_supervised` counts its rows before the length policy.
+    `supervised_lengths` are the tokens of each of its rows before the length policy.
     """
 
     source_row: SourceRow
     row_hash: bytes
     rows: tuple[SupervisedRow, ...] = ()
     drop: Drop | None = None
-    num_supervised: int = 0
+    supervised_lengths: tuple[int, ...] = ()
     is_truncated: bool = False
-    longest_tokens: int = 0
+
+    @property
+    def num_supervised(self) -> int:
+        return len(self.supervised_lengths)
+
+    @property
+    def longest_tokens(self) -> int:
+        return max(self.supervised_lengths, default=0)
 
 
 class RowFollower:
@@ -49,6 +57,7 @@ class RowFollower:
     def __init__(self, data: DataSection, supervisor: Supervisor) -> None:
         self._data = data
         self._supervisor = supervisor
+        self._repeated = RepeatedRows(data, self._read_examples)
 
     def follow(
         self, dataset: DatasetSection, leaves_out: Callable[[bytes], bool] = lambda _: False
@@ -57,25 +66,25 @@ class RowFollower:
 
         `leaves_out` says by a row's hash that it is not wanted, before any work is done on it.
         """
-        rows = read_rows(dataset)
-        first_rows = list(islice(rows, FORMAT_PROBE_ROWS))
-        values = [row.values for row in first_rows]
-        row_format = find_row_format(dataset.format, values, dataset.path)
-        remaining = chain(first_rows, rows)
-        while batch := list(islice(remaining, BATCH_ROWS)):
-            yield from self._follow_batch(batch, row_format, leaves_out)
+        rows, row_format = _open_rows(dataset)
+        hash_row = make_row_hasher(self._data, dataset)
+        find_repeat = self._repeated.follow(dataset)
+        while batch := list(islice(rows, BATCH_ROWS)):
+            hashes = [hash_row(row) for row in batch]
+            converted = [
+                Drop("subsampled")
+                if leaves_out(row_hash)
+                else self._convert_new(row, row_hash, row_format, find_repeat)
+                for row, row_hash in zip(batch, hashes, strict=True)
+            ]
+            yield from self._supervise(batch, hashes, converted)
 
-    def _follow_batch(
+    def _supervise(
         self,
         batch: Sequence[SourceRow],
-        row_format: RowFormat,
-        leaves_out: Callable[[bytes], bool],
+        hashes: Sequence[bytes],
+        converted: Sequence[Example | Drop],
     ) -> Iterator[RowOutcome]:
-        hashes = [hash_row(row.values) for row in batch]
-        converted = [
-            Drop("subsampled") if leaves_out(row_hash) else self._convert(row, row_format)
-            for row, row_hash in zip(batch, hashes, strict=True)
-        ]
         examples = [
             (row.where, example)
             for row, example in zip(batch, converted, strict=True)
@@ -85,6 +94,23 @@ class RowFollower:
         for row, row_hash, example in zip(batch, hashes, converted, strict=True):
             result = example if isinstance(example, Drop) else next(supervised)
             yield self._fit(row, row_hash, result)
+
+    def _convert_new(
+        self, row: SourceRow, row_hash: bytes, row_format: RowFormat, find_repeat: FindRepeat
+    ) -> Example | Drop:
+        """The row's example, unless another row holds it already."""
+        example = self._convert(row, row_format)
+        if isinstance(example, Drop):
+            return example
+        return find_repeat(row, row_hash, example) or example
+
+    def _read_examples(self, dataset: DatasetSection) -> Iterator[tuple[SourceRow, Example]]:
+        """The rows of `dataset` that its format can read."""
+        rows, row_format = _open_rows(dataset)
+        for row in rows:
+            example = self._convert(row, row_format)
+            if not isinstance(example, Drop):
+                yield row, example
 
     def _convert(self, row: SourceRow, row_format: RowFormat) -> Example | Drop:
         try:
@@ -107,18 +133,26 @@ class RowFollower:
             return RowOutcome(row, row_hash, drop=result)
         max_length, overlong = self._data.max_length, self._data.overlong
         fitted = [fit_length(each, max_length, overlong, row.where) for each in result]
-        kept = tuple(each for each in fitted if each is not None)
-        longest = max(len(each.input_ids) for each in result)
-        detail = f"{longest} tokens, max_length is {max_length}"
+        kept = tuple(chain.from_iterable(fitted))
+        lengths = tuple(len(each.input_ids) for each in result)
+        detail = f"{max(lengths)} tokens, max_length is {max_length}"
         return RowOutcome(
             row,
             row_hash,
             rows=kept,
             drop=None if kept else Drop("overlong", detail),
-            num_supervised=len(result),
+            supervised_lengths=lengths,
             is_truncated=any(
-                after is not None and after is not before
-                for before, after in zip(result, fitted, strict=True)
+                0 < sum(len(part.input_ids) for part in parts) < length
+                for parts, length in zip(fitted, lengths, strict=True)
             ),
-            longest_tokens=longest,
         )
+
+
+def _open_rows(dataset: DatasetSection) -> tuple[Iterator[SourceRow], RowFormat]:
+    """The rows of `dataset`, and the format that the first of them are in."""
+    rows = read_rows(dataset)
+    first_rows = list(islice(rows, FORMAT_PROBE_ROWS))
+    values = [row.values for row in first_rows]
+    row_format = find_row_format(dataset.format, values, dataset.path)
+    return chain(first_rows, rows), row_format

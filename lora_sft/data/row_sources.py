@@ -1,26 +1,41 @@
 """Read the rows of one data set in their own order, each with the place it came from.
 
-Files are read by this module and not by a table library: a table gives every row the union of
-all columns, filled with null, and a broken line no name. What is read here stays as it was
+What a path means is tried in this order: something local, a URL, a data set of the hub. Rows
+stream: a line, or a batch of a table, is in memory at a time. What is read stays as it was
 written, and a fault names its file and line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
+from lora_sft.data.columnar_rows import read_arrow, read_parquet
+from lora_sft.data.data_files import DataFile
+from lora_sft.data.file_rows import NumberedRow, read_csv, read_json, read_json_lines, read_tsv
 from lora_sft.data.hub_rows import read_hub_rows
-from lora_sft.data.local_files import find_local_files
-from lora_sft.data.local_rows import READERS
+from lora_sft.data.local_files import check_files, find_local_files
+from lora_sft.data.one_line import make_one_line
+from lora_sft.data.remote_files import find_remote_files, is_url
 from lora_sft.errors import DataError
 
 if TYPE_CHECKING:
     from lora_sft.recipe import DatasetSection
 
 RENAME_PROBE_ROWS = 100
+
+# One reader for each of `data_files.KINDS`.
+READERS: dict[str, Callable[[DataFile], Iterator[NumberedRow]]] = {
+    ".jsonl": read_json_lines,
+    ".ndjson": read_json_lines,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".tsv": read_tsv,
+    ".parquet": read_parquet,
+    ".arrow": read_arrow,
+}
 
 
 @dataclass(frozen=True)
@@ -54,15 +69,24 @@ def read_rows(dataset: DatasetSection) -> Iterator[SourceRow]:
 
 
 def _read_unrenamed_rows(dataset: DatasetSection) -> Iterator[SourceRow]:
-    files = find_local_files(dataset)
+    files = _find_files(dataset)
     if files is None:
         for row, values in enumerate(read_hub_rows(dataset)):
             yield SourceRow(dataset.path, row, None, values)
         return
     for file in files:
-        numbered = enumerate(READERS[file.suffix](file))
+        numbered = enumerate(READERS[file.kind](file))
         for row, (line, values) in numbered:
             yield SourceRow(file.source, row, line, values)
+
+
+def _find_files(dataset: DatasetSection) -> list[DataFile] | None:
+    """The files of `dataset`, here or behind a URL; None where it is the hub's."""
+    if not is_url(dataset.location):
+        return find_local_files(dataset)
+    files = find_remote_files(dataset)
+    check_files(dataset, files)
+    return files
 
 
 def _rename_columns(rows: Iterator[SourceRow], dataset: DatasetSection) -> Iterator[SourceRow]:
@@ -80,7 +104,7 @@ def _check_renames(dataset: DatasetSection, columns: list[str]) -> None:
             raise DataError(
                 f'rename_columns names the column "{theirs}", which is not there',
                 f"{dataset.path}  rename_columns",
-                f"the columns are: {', '.join(columns)} (write it as theirs: ours)",
+                f"the columns are: {make_one_line(', '.join(columns))} (write it as theirs: ours)",
             )
         if ours in columns and ours not in dataset.rename_columns:
             raise DataError(
@@ -88,6 +112,18 @@ def _check_renames(dataset: DatasetSection, columns: list[str]) -> None:
                 f"{dataset.path}  rename_columns",
                 f"rename the other one away too, for example {{{ours}: unused_{ours}}}",
             )
+    _check_names_differ(dataset)
+
+
+def _check_names_differ(dataset: DatasetSection) -> None:
+    renamed = list(dataset.rename_columns.values())
+    twice = next((name for name in renamed if renamed.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(
+            f'rename_columns gives two columns the name "{twice}"',
+            f"{dataset.path}  rename_columns",
+            "keep one of them",
+        )
 
 
 def _renamed(row: SourceRow, renames: dict[str, str]) -> SourceRow:

@@ -1,20 +1,23 @@
 """Decide by a row's own content which split it belongs to and how often it is repeated.
 
 A row's place follows from the row alone: adding, removing or reordering others never moves it,
-and equal rows always share a split.
+and equal rows always share a split. With `group_by` the rows of one group share a split: the
+first bytes of a row's hash, which draw its split, are then the group's.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from lora_sft.data.one_line import make_one_line
 from lora_sft.errors import DataError
 
 if TYPE_CHECKING:
-    from lora_sft.recipe import DataSection, SplitSection
+    from lora_sft.data.row_sources import SourceRow
+    from lora_sft.recipe import DataSection, DatasetSection, SplitSection
 
 DRAW_BYTES = 8
 DRAW_RANGE = 2 ** (8 * DRAW_BYTES)
@@ -24,6 +27,40 @@ def hash_row(values: Mapping[str, Any]) -> bytes:
     """The fingerprint of a row's content, whatever the order of its keys."""
     text = json.dumps(values, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+def hash_grouped_row(values: Mapping[str, Any], group: Any) -> bytes:
+    """The row's fingerprint, whose split is drawn by `group`; 7 and "7" are the same group."""
+    text = group if isinstance(group, str) else json.dumps(group, sort_keys=True, default=str)
+    drawn = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:DRAW_BYTES]
+    return drawn + hash_row(values)[DRAW_BYTES:]
+
+
+def make_row_hasher(data: DataSection, dataset: DatasetSection) -> Callable[[SourceRow], bytes]:
+    """What hashes the rows of `dataset`: by group where a held-out fraction of it asks for that."""
+    column = _find_group_column(data)
+    is_divided = any(dataset is training for training in data.datasets)
+    if column is None or not is_divided:
+        return lambda row: hash_row(row.values)
+
+    def hash_in_group(row: SourceRow) -> bytes:
+        group = row.values.get(column)
+        if group is None:
+            raise DataError(
+                f'the row has no "{column}" to group by',
+                row.where,
+                f"the columns are: {make_one_line(', '.join(sorted(row.values)))}; "
+                f"name another in group_by, or give every row a {column}",
+            )
+        return hash_grouped_row(row.values, group)
+
+    return hash_in_group
+
+
+def _find_group_column(data: DataSection) -> str | None:
+    sections = (data.validation, data.test)
+    columns = (section.group_by for section in sections if section is not None)
+    return next((column for column in columns if column is not None), None)
 
 
 def get_split_draw(row_hash: bytes) -> float:

@@ -25,8 +25,10 @@ class Turn:
 class SupervisedRow:
     """Ids and unshifted labels: `labels[i] == input_ids[i]` where learned, else -100.
 
-    `built` says how the ids came about: `rendered` (one tokenisation of the whole text) or
-    `boundary` (prompt and target apart, because a token would have crossed their border).
+    `built` says how the ids came about: `rendered` (one tokenisation of the whole text),
+    `boundary` (prompt and target apart, because a token would have crossed their border),
+    `spliced` (the template does not render what is served), `escaped` (special tokens of the
+    content as ordinary text) or `given` (the row was tokens).
     """
 
     input_ids: list[int]

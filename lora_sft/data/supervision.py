@@ -9,17 +9,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from datetime import date
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
 from lora_sft.data.chat_rows import ChatLabelRule, RenderedRow, refuse_special_token
-from lora_sft.data.conversation import Conversation, Example, PlainText, PromptCompletion
+from lora_sft.data.conversation import (
+    Conversation,
+    Example,
+    PlainText,
+    PromptCompletion,
+    TokenizedExample,
+)
 from lora_sft.data.drops import Drop, RowDropped
-from lora_sft.data.rendering import ChatRenderer, find_special_names, make_token_pattern
+from lora_sft.data.rendering import (
+    ChatRenderer,
+    find_special_names,
+    make_token_pattern,
+    reads_clock,
+)
 from lora_sft.data.supervised_row import SupervisedRow
 from lora_sft.data.text_rows import TextRow, TextTokenizer, write_text_row
 from lora_sft.data.token_spans import SpanTokenizer
+from lora_sft.data.tokenized_rows import label_tokenized_row
 from lora_sft.errors import DataError
 
 if TYPE_CHECKING:
@@ -27,6 +41,8 @@ if TYPE_CHECKING:
 
 # Where an example came from, as a person reads it, and the example.
 PlacedExample = tuple[str, Example]
+# A row before its text becomes tokens, or one that came as tokens.
+WrittenRow = RenderedRow | TextRow | SupervisedRow
 # One or more rows, in turn order, or why there is none.
 Supervised = tuple[SupervisedRow, ...] | Drop
 
@@ -42,7 +58,7 @@ class Supervisor:
     ) -> None:
         self._data = data
         self._tokenizer = tokenizer
-        self._renderer = ChatRenderer(tokenizer, data.chat_template_kwargs)
+        self._renderer = ChatRenderer(tokenizer, data.chat_template_kwargs, read_day(data))
         self._special = make_token_pattern(find_special_names(tokenizer))
         self._stop_token_ids = frozenset(stop_token_ids)
         self._stop_token_ids |= self._find_template_stop()
@@ -57,6 +73,29 @@ class Supervisor:
         seen = {added[name] for name in self._chat_rule.seen_stops if name in added}
         return self._stop_token_ids | seen
 
+    @property
+    def template_date(self) -> str | None:
+        """The day that the template was shown, where it reads the clock."""
+        return self._renderer.today.isoformat() if reads_clock(self._tokenizer) else None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is right by the rule and may still not be what was meant."""
+        warnings = []
+        if self._renderer.teaches_empty_thoughts and not self._chat_rule.saw_thinking:
+            warnings.append(
+                "the template knows enable_thinking, it is not set, and no row reasons: the model "
+                "is taught to think nothing; set data.chat_template_kwargs: "
+                "{enable_thinking: false} to serve it without thinking"
+            )
+        lost = self._chat_rule.lost_context
+        if lost:
+            warnings.append(
+                f"the chat template leaves out or changes the content of context messages in "
+                f"{len(lost):,} rows (first: {lost[0]})"
+            )
+        return warnings
+
     def supervise(self, examples: Sequence[PlacedExample]) -> list[Supervised]:
         """The rows of each example, or its drop, in order.
 
@@ -68,7 +107,7 @@ class Supervisor:
         text = self._texts.tokenize([row for row in untokenized if isinstance(row, TextRow)])
         return list(_regroup(written, iter(chat), iter(text)))
 
-    def _write(self, where: str, example: Example) -> list[RenderedRow | TextRow] | Drop:
+    def _write(self, where: str, example: Example) -> list[WrittenRow] | Drop:
         try:
             rows = self._write_rows(where, example)
             for row in rows:
@@ -77,24 +116,28 @@ class Supervisor:
             return dropped.drop
         return rows
 
-    def _write_rows(self, where: str, example: Example) -> list[RenderedRow | TextRow]:
+    def _write_rows(self, where: str, example: Example) -> list[WrittenRow]:
         if isinstance(example, Conversation):
             self._check_has_template(where)
             return list(self._chat_rule.write_rows(example, where))
-        self._check_special_tokens(example, where)
-        return [write_text_row(example, self._data.loss_on, where)]
+        if isinstance(example, TokenizedExample):
+            return [label_tokenized_row(example, len(self._tokenizer), self._data.loss_on, where)]
+        row = write_text_row(example, self._data.loss_on, where)
+        return [replace(row, is_escaped=self._must_escape(example, where))]
 
-    def _check_special_tokens(self, example: PlainText | PromptCompletion, where: str) -> None:
+    def _must_escape(self, example: PlainText | PromptCompletion, where: str) -> bool:
+        """Whether a text holds special-token strings that are to be ordinary text."""
         policy = self._data.special_tokens_in_content
         if policy == "allow":
-            return
+            return False
         if isinstance(example, PlainText):
             texts = [example.text]
         else:
             texts = [example.prompt, example.completion]
         found = next((match for text in texts if (match := self._special.search(text))), None)
-        if found is not None:
+        if found is not None and policy != "escape":
             refuse_special_token(found.group(), where, policy)
+        return found is not None
 
     def _check_has_template(self, where: str) -> None:
         if not self._renderer.has_template:
@@ -128,8 +171,15 @@ class Supervisor:
         )
 
 
-def _check_is_unicode(row: RenderedRow | TextRow) -> None:
+def read_day(data: DataSection) -> date:
+    """The day that a template sees when it asks for the date."""
+    return date.fromisoformat(data.template_date) if data.template_date else date.today()
+
+
+def _check_is_unicode(row: WrittenRow) -> None:
     """Half a surrogate pair is legal among JSON's escapes, and no tokenizer takes it."""
+    if isinstance(row, SupervisedRow):
+        return
     text = row.text if isinstance(row, RenderedRow) else row.prompt + row.completion
     try:
         text.encode("utf-8")
@@ -139,7 +189,7 @@ def _check_is_unicode(row: RenderedRow | TextRow) -> None:
 
 
 def _regroup(
-    written: Sequence[list[RenderedRow | TextRow] | Drop],
+    written: Sequence[list[WrittenRow] | Drop],
     chat: Iterator[SupervisedRow],
     text: Iterator[SupervisedRow],
 ) -> Iterator[Supervised]:
@@ -148,6 +198,14 @@ def _regroup(
         if isinstance(rows, Drop):
             yield rows
             continue
-        done = [next(chat) if isinstance(row, RenderedRow) else next(text) for row in rows]
+        done = [_next_row(row, chat, text) for row in rows]
         learned = tuple(row for row in done if row.turns)
         yield learned or Drop("no_target", "no token is left to learn")
+
+
+def _next_row(
+    row: WrittenRow, chat: Iterator[SupervisedRow], text: Iterator[SupervisedRow]
+) -> SupervisedRow:
+    if isinstance(row, SupervisedRow):
+        return row
+    return next(chat) if isinstance(row, RenderedRow) else next(text)

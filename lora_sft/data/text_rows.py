@@ -23,7 +23,7 @@ class TextRow:
     """Two texts to be tokenised as one where that keeps the prompt as it is served.
 
     `moved_spaces`: the prompt's trailing spaces now begin the completion, where tokenizers
-    expect them.
+    expect them. `is_escaped`: strings that look like special tokens are ordinary text.
     """
 
     where: str
@@ -32,6 +32,7 @@ class TextRow:
     completion: str
     learns_prompt: bool = False
     moved_spaces: bool = False
+    is_escaped: bool = False
 
 
 def write_text_row(example: PlainText | PromptCompletion, loss_on: str, where: str) -> TextRow:
@@ -72,13 +73,23 @@ class TextTokenizer:
                 rows[0].where,
                 "name one in tokenizer.eos_token",
             )
-        prompts = self._encode([row.prompt for row in rows])
-        joint = self._encode([row.prompt + row.completion for row in rows])
+        plain = [row for row in rows if not row.is_escaped]
+        done = iter(self._tokenize_alike(plain, is_escaped=False))
+        escaped = iter(self._tokenize_alike([r for r in rows if r.is_escaped], is_escaped=True))
+        return [next(escaped) if row.is_escaped else next(done) for row in rows]
+
+    def _tokenize_alike(self, rows: Sequence[TextRow], *, is_escaped: bool) -> list[SupervisedRow]:
+        if not rows:
+            return []
+        prompts = self._encode([row.prompt for row in rows], is_escaped)
+        joint = self._encode([row.prompt + row.completion for row in rows], is_escaped)
         return [self._label(*parts) for parts in zip(rows, prompts, joint, strict=True)]
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
+    def _encode(self, texts: list[str], is_escaped: bool) -> list[list[int]]:
         """Ids with the tokenizer's own beginning, without an ending it may add."""
-        batch = self._tokenizer(texts, return_attention_mask=False, verbose=False)
+        batch = self._tokenizer(
+            texts, return_attention_mask=False, verbose=False, split_special_tokens=is_escaped
+        )
         return [self._without_eos(ids) for ids in batch["input_ids"]]
 
     def _without_eos(self, ids: list[int]) -> list[int]:
@@ -86,10 +97,13 @@ class TextTokenizer:
 
     def _label(self, row: TextRow, prompt: list[int], joint: list[int]) -> SupervisedRow:
         keeps_prompt = joint[: len(prompt)] == prompt
-        ids = joint if keeps_prompt else prompt + self._pieces.encode(row.completion)
+        ids = joint
+        if not keeps_prompt:
+            ids = prompt + self._pieces.encode(row.completion, plainly=row.is_escaped)
         check_single_bos(ids, self._tokenizer, row.where)
         ids = [*ids, self._tokenizer.eos_token_id]
         start = 0 if row.learns_prompt else len(prompt)
         turn = Turn(row.role, None, start, len(ids))
         built = "rendered" if keeps_prompt and not row.moved_spaces else "boundary"
+        built = "escaped" if row.is_escaped else built
         return make_supervised_row(ids, [turn], built)

@@ -7,6 +7,7 @@ tokenised apart and the row says so (`boundary`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -16,10 +17,12 @@ from transformers import PreTrainedTokenizerBase
 
 from lora_sft.data.chat_rows import LearnedText, RenderedRow
 from lora_sft.data.continuation import ContinuationTokenizer
+from lora_sft.data.escaping import STAND_INS
 from lora_sft.data.supervised_row import SupervisedRow, Turn, make_supervised_row
 from lora_sft.errors import DataError
 
 CACHED_TAILS = 4_096
+SPLIT_AT_STAND_INS = re.compile(f"({STAND_INS.pattern})")
 
 
 class SpanTokenizer:
@@ -43,7 +46,10 @@ class SpanTokenizer:
             verbose=False,
         )
         pairs = zip(rows, batch.encodings, strict=True)
-        return [self._label(row, encoding) for row, encoding in pairs]
+        return [
+            self._tokenize_apart(row) if row.stand_ins else self._label(row, encoding)
+            for row, encoding in pairs
+        ]
 
     def _label(self, row: RenderedRow, encoding: Encoding) -> SupervisedRow:
         ids = encoding.ids
@@ -52,7 +58,7 @@ class SpanTokenizer:
         found = [turn for turn in turns if turn is not None]
         if len(found) < len(turns):
             return self._tokenize_apart(row)
-        return make_supervised_row(ids, found)
+        return make_supervised_row(ids, found, row.built)
 
     def _find_turn(
         self, text: str, learned: LearnedText, encoding: Encoding, ids: list[int]
@@ -90,14 +96,28 @@ class SpanTokenizer:
         ids: list[int] = []
         turns: list[Turn] = []
         for index, (left, right) in enumerate(pairwise([*borders, len(row.text)])):
-            piece = row.text[left:right]
-            new_ids = self._pieces.encode(piece) if ids else self._pieces.encode_start(piece)
+            new_ids = self._encode_piece(row, left, right, is_first=not ids)
             if index % 2:  # pieces alternate: before, learned, between, learned, ..., after
                 learned = row.learned[index // 2]
                 end = len(ids) + len(new_ids)
                 turns.append(Turn(learned.role, learned.message, len(ids), end))
             ids += new_ids
-        return make_supervised_row(ids, turns, "boundary")
+        return make_supervised_row(ids, turns, "boundary" if row.built == "rendered" else row.built)
+
+    def _encode_piece(
+        self, row: RenderedRow, left: int, right: int, *, is_first: bool
+    ) -> list[int]:
+        """The ids of a part of the text, its stand-ins as the plain spelling of what they mean."""
+        ids: list[int] = []
+        text = row.text[left:right]
+        for piece in SPLIT_AT_STAND_INS.split(text) if row.stand_ins else [text]:
+            literal = row.stand_ins.get(piece)
+            if literal is not None:
+                ids += self._pieces.encode(literal, plainly=True)
+            elif piece:
+                starts = is_first and not ids
+                ids += self._pieces.encode_start(piece) if starts else self._pieces.encode(piece)
+        return ids
 
 
 def _find_first_token(encoding: Encoding, learned: LearnedText) -> int | None:

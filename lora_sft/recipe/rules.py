@@ -65,20 +65,8 @@ def _place_of(recipe: Recipe, finding: Finding) -> Origin:
 
 def settings_of_a_later_version(recipe: Recipe) -> Iterator[Finding]:
     """The schema knows these values so that recipes need not change when they come."""
-    data, train = recipe.data, recipe.train
+    train = recipe.train
     asked_for = (
-        (data.packing is True, "data.packing: true", "data.packing: auto"),
-        (data.overlong == "split", "data.overlong: split", "data.overlong: drop"),
-        (
-            data.special_tokens_in_content == "escape",
-            "data.special_tokens_in_content: escape",
-            "data.special_tokens_in_content: drop",
-        ),
-        (
-            data.rewritten_history == "in_place",
-            "data.rewritten_history: in_place",
-            "data.rewritten_history: expand",
-        ),
         (bool(recipe.tokenizer.new_tokens), "tokenizer.new_tokens", "tokenizer.new_tokens: []"),
         (bool(recipe.export.push_to_hub), "export.push_to_hub", "export.push_to_hub: null"),
         (
@@ -102,13 +90,6 @@ def settings_of_a_later_version(recipe: Recipe) -> Iterator[Finding]:
     for is_asked_for, setting, line in asked_for:
         if is_asked_for:
             yield _later(setting.partition(":")[0], setting, line)
-
-
-def tokenized_rows_come_later(recipe: Recipe) -> Iterator[Finding]:
-    """Rows of token ids skip the template, so they need label rules of their own."""
-    for path, dataset in _all_datasets(recipe):
-        if dataset.format == "tokenized":
-            yield _later(f"{path}.format", f"{path}.format: tokenized", f"{path}.format: auto")
 
 
 def partial_checkpointing_comes_later(recipe: Recipe) -> Iterator[Finding]:
@@ -158,6 +139,29 @@ def a_split_has_one_source(recipe: Recipe) -> Iterator[Finding]:
             yield Finding(paths, what, f"keep one: delete {paths[0]} or {paths[1]}")
         elif split.fraction is None and split.datasets is None:
             yield Finding((name, *paths), f"{name} is empty", f"write {paths[0]}: 0.05")
+
+
+def groups_are_of_a_fraction(recipe: Recipe) -> Iterator[Finding]:
+    """Only rows that are divided can be kept together."""
+    for name, split in _splits(recipe):
+        if split.group_by is not None and split.fraction is None and split.datasets is not None:
+            what = f"{name}.group_by keeps groups together where a fraction is held out"
+            paths = (f"{name}.group_by", f"{name}.datasets")
+            yield Finding(paths, what, f"delete {name}.group_by")
+
+
+def held_out_fractions_group_alike(recipe: Recipe) -> Iterator[Finding]:
+    """A row has one place; two ways to draw it would tear the groups of one of them apart."""
+    groups = {
+        f"{name}.group_by": split.group_by
+        for name, split in _splits(recipe)
+        if split.fraction is not None
+    }
+    if len(set(groups.values())) > 1:
+        column = next(column for column in groups.values() if column is not None)
+        other = next(path for path, each in groups.items() if each != column)
+        what = "validation and test divide the same rows, and group them differently"
+        yield Finding(tuple(groups), what, f"write {other}: {column}")
 
 
 def held_out_fractions_leave_rows_to_train_on(recipe: Recipe) -> Iterator[Finding]:
@@ -211,7 +215,7 @@ def files_are_named_in_path(recipe: Recipe) -> Iterator[Finding]:
 
 
 def what_is_learned_fits_the_format(recipe: Recipe) -> Iterator[Finding]:
-    """Conversations have no completion, and plain text has no assistant."""
+    """Chats have no completion, text no assistant; rows of tokens say what is learned."""
     loss_on = recipe.data.loss_on
     for path, dataset in _listed(recipe.data.datasets, "data.datasets"):
         wanted = None
@@ -219,6 +223,8 @@ def what_is_learned_fits_the_format(recipe: Recipe) -> Iterator[Finding]:
             wanted = "all" if dataset.format == "text" else "last_assistant"
         elif loss_on in ("assistant", "last_assistant") and dataset.format == "text":
             wanted = "all"
+        elif loss_on not in ("auto", "all") and dataset.format == "tokenized":
+            wanted = "auto"
         if wanted:
             what = f"data.loss_on: {loss_on} finds nothing in rows of format {dataset.format}"
             paths = ("data.loss_on", f"{path}.format")
@@ -402,10 +408,11 @@ def metrics_are_known(recipe: Recipe) -> Iterator[Finding]:
 
 RULES: tuple[Rule, ...] = (
     settings_of_a_later_version,
-    tokenized_rows_come_later,
     partial_checkpointing_comes_later,
     rows_come_from_somewhere,
     a_split_has_one_source,
+    groups_are_of_a_fraction,
+    held_out_fractions_group_alike,
     held_out_fractions_leave_rows_to_train_on,
     a_data_set_is_listed_once,
     held_out_rows_are_not_training_rows,

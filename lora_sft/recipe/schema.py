@@ -130,12 +130,12 @@ class DatasetSection(RecipeSection):
         path_kind="data",
         located_as="location",
         example="train.jsonl",
-        help="A local file, folder or glob (relative to this file) if there is one, else a URL, "
-        "else a data set of the Hub.",
+        help="A local file, folder or glob (relative to this file) if there is one, else a URL "
+        "(https, s3, gs, ...), else a data set of the Hub.",
     )
     name: str | None = setting(None, help="Configuration of a Hub data set.")
     split: str | None = setting(
-        None, help="Split of a Hub data set. Null: all rows of local files, `train` of the Hub."
+        None, help="Split of a Hub data set. Null: all rows of files, `train` of the Hub."
     )
     revision: str | None = setting(None, help="Branch, tag or commit on the Hub.")
     data_files: str | list[str] | dict[str, Any] | None = setting(
@@ -161,6 +161,12 @@ class SplitSection(RecipeSection):
         help="Share of the training rows to hold out, by a hash of the row: equal rows stay "
         "together, so the share is approximate, and no row moves when others are added.",
     )
+    group_by: str | None = setting(
+        None,
+        example="conversation_id",
+        help="Column (as renamed) whose equal values share a split, so that parts of one "
+        "conversation or document are never on both sides. With `fraction`.",
+    )
     datasets: list[DatasetSection] | None = setting(None, help="Data sets of their own.")
 
 
@@ -173,6 +179,16 @@ class DataSection(RecipeSection):
     )
     validation: SplitSection | None = setting(None, help="Rows to evaluate on while training.")
     test: SplitSection | None = setting(None, help="Rows that only `evaluate` looks at.")
+    duplicates: Literal["keep", "drop"] = setting(
+        "keep",
+        help="When a split holds the same example again, in whatever format or data set. "
+        "Drop: the first stays, the others are counted as `duplicate`.",
+    )
+    overlap: Literal["error", "drop"] = setting(
+        "error",
+        help="When a held-out data set and another split hold the same example. Drop: it stays "
+        "in test, else in validation, and is counted as `overlap` where it leaves.",
+    )
     chat_template: str | None = setting(
         None,
         path_kind="template",
@@ -208,7 +224,9 @@ class DataSection(RecipeSection):
         "drop", help="What happens to a row longer than max_length."
     )
     packing: Literal["auto"] | bool = setting(
-        "auto", help="Several rows in one sequence. Auto: where they stay isolated, else off."
+        "auto",
+        help="Several rows in one sequence of at most max_length. Auto: where they stay isolated "
+        "and leave at least 32 steps an epoch, else off. True: refused where they do not.",
     )
     chat_template_location: str = found_at()
 
@@ -286,7 +304,8 @@ TRAIN_ADDITIONS: dict[str, Field] = {
         ("integer", "null"),
         default=16,
         at_least=1,
-        help="Sequences an optimizer step, over all processes; accumulation follows from it.",
+        help="Sequences an optimizer step (packed ones where rows are packed), over all processes; "
+        "accumulation follows from it.",
     ),
     "early_stopping_patience": Field(
         ("integer", "null"),

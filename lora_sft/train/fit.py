@@ -25,6 +25,7 @@ from lora_sft.model.base_model import CausalModel
 from lora_sft.recipe import Recipe
 from lora_sft.run_directory import RunDirectory
 from lora_sft.train.callbacks import MetricsFile, ProgressDisplay, StopOnSignal
+from lora_sft.train.packing import Packing
 from lora_sft.train.resume import read_checkpoint_state
 from lora_sft.train.trainer import build_trainer
 
@@ -48,7 +49,7 @@ def fit(
     arguments: Any,
     model: CausalModel,
     tokenizer: PreTrainedTokenizerBase,
-    rows: tuple[Dataset, Dataset | None],
+    rows: tuple[Packing, Dataset | None],
     run: RunDirectory,
     origin: Mapping[str, Any],
     checkpoint: Path | None = None,

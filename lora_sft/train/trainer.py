@@ -2,7 +2,8 @@
 
 What TRL would prepare (templates, masks, truncation, packing) the data room has done and
 counted; here TRL trains. The subclass only takes away: no pickled arguments, no card in a
-checkpoint, no bfloat16 adapters, no step on a loss that is not finite.
+checkpoint, no bfloat16 adapters, no step on a loss that is not finite. Packed rows become batches
+in `RowCollator`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ from transformers import (
     TrainerCallback,
 )
 from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from lora_sft.data.supervised_row import IGNORED_LABEL
 from lora_sft.errors import CapabilityError, NonFiniteLoss, RecipeError
 from lora_sft.log import say
 from lora_sft.model.adapter import restore_adapter_dtype
@@ -29,9 +33,48 @@ from lora_sft.model.base_model import CausalModel, find_device
 from lora_sft.plan.batch import BatchPlan
 from lora_sft.recipe import Recipe
 from lora_sft.run_directory import ORIGIN_FILE, RunDirectory, write_json
+from lora_sft.train.packing import Packing
 
 # Fields of the recipe's `train` section that are ours, not SFTConfig's.
 OWN_FIELDS = frozenset({"global_batch_size", "early_stopping_patience"})
+
+
+@dataclass
+class RowCollator(DataCollatorForLanguageModeling):
+    """Batches of plain rows (padded, with a mask) or of packed rows (`seq_lengths`).
+
+    A packed row goes without a mask and with positions that start anew at each document:
+    transformers finds the borders in them (5.23 `masking_utils.find_packed_sequence_indices`), but
+    only where there is no mask, even of ones. The first token of a document is never learned, for
+    it would be predicted from the last of another.
+
+    All packed rows of a batch lie in one line, with the borders that flash attention reads, or,
+    where `keeps_rows_apart`, in a line each, filled up with documents of one token.
+    """
+
+    keeps_rows_apart: bool = False
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """One micro-batch."""
+        is_packed = "seq_lengths" in examples[0]
+        self.padding_free = is_packed and not self.keeps_rows_apart
+        self.return_position_ids = is_packed
+        batch: dict[str, Any] = super().torch_call(examples)
+        if is_packed and self.keeps_rows_apart:
+            del batch["attention_mask"]
+            batch["labels"][batch["position_ids"] == 0] = IGNORED_LABEL
+        return batch
+
+
+def make_collator(
+    tokenizer: PreTrainedTokenizerBase, arguments: Any, *, keeps_rows_apart: bool
+) -> RowCollator:
+    """The collator of a run's rows."""
+    return RowCollator(
+        pad_token_id=tokenizer.pad_token_id,
+        pad_to_multiple_of=arguments.pad_to_multiple_of,
+        keeps_rows_apart=keeps_rows_apart,
+    )
 
 
 class LoraTrainer(SFTTrainer):
@@ -63,6 +106,7 @@ class LoraTrainer(SFTTrainer):
         checkpoint stays good. (The stock trainer logs 0.0 and saves NaN.)
         """
         loss = super().training_step(*args, **kwargs)
+        self._count_tokens_of_all_rows(*args)
         if not math.isfinite(loss.item()):
             raise NonFiniteLoss(
                 f"the loss is {loss.item()} at optimizer step {self.state.global_step + 1}",
@@ -71,6 +115,14 @@ class LoraTrainer(SFTTrainer):
                 "the last checkpoint is from before this step",
             )
         return loss
+
+    def _count_tokens_of_all_rows(self, model: Any, inputs: Mapping[str, Any], *_: Any) -> None:
+        """Add what TRL misses: of a batch without a mask it counts one row (trl 1.16)."""
+        if getattr(self.data_collator, "keeps_rows_apart", False) and "position_ids" in inputs:
+            positions = inputs["position_ids"]
+            missed = torch.tensor(positions.numel() - positions.size(1), device=positions.device)
+            self._total_train_tokens += int(self.accelerator.gather(missed).sum().item())
+            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
 
 
 def make_sft_config(recipe: Recipe, batch: BatchPlan, run: RunDirectory) -> SFTConfig:
@@ -162,7 +214,7 @@ def build_trainer(
     arguments: SFTConfig,
     model: CausalModel,
     tokenizer: PreTrainedTokenizerBase,
-    train: Dataset,
+    packing: Packing,
     validation: Dataset | None,
     callbacks: Sequence[TrainerCallback],
 ) -> LoraTrainer:
@@ -172,7 +224,7 @@ def build_trainer(
         trainer = LoraTrainer(
             model=model,
             args=arguments,
-            train_dataset=train,
+            train_dataset=packing.rows,
             eval_dataset=validation if evaluates else None,
             processing_class=tokenizer,
             callbacks=list(callbacks),
@@ -185,6 +237,10 @@ def build_trainer(
             "train",
             "install it, for instance with pip install 'lora-sft[track]', or leave it out",
         ) from error
+    # Set afterwards: given a collator, TRL leaves the model without a padding token.
+    trainer.data_collator = make_collator(
+        tokenizer, arguments, keeps_rows_apart=packing.keeps_rows_apart
+    )
     trainer.remove_callback(PrinterCallback)  # it writes to stdout, which is not ours to fill
     restore_adapter_dtype(model)
     return trainer

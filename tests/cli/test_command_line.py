@@ -38,7 +38,8 @@ def test_light_commands_and_recipe_errors_import_nothing_heavy(arguments, code):
 def test_help_names_only_commands_that_work(command):
     text = command("--help").stdout
     assert len(text.splitlines()) <= 40
-    for name in ("quickstart", "recipes", "show", "train", "evaluate", "merge", "chat"):
+    names = ("quickstart", "recipes", "show", "preview", "prepare", "train", "evaluate", "merge")
+    for name in (*names, "chat"):
         assert command(name, "--help").code == 0
         assert name in text
 

@@ -30,6 +30,8 @@ def make_data(*datasets: SimpleNamespace, **fields: Any) -> SimpleNamespace:
         "datasets": list(datasets),
         "validation": None,
         "test": None,
+        "duplicates": "keep",
+        "overlap": "error",
         "chat_template": None,
         "chat_template_location": "",
         "chat_template_kwargs": {},
@@ -47,7 +49,7 @@ def make_data(*datasets: SimpleNamespace, **fields: Any) -> SimpleNamespace:
 
 def make_split(**fields: Any) -> SimpleNamespace:
     """A validation or test section."""
-    return SimpleNamespace(**({"fraction": None, "datasets": None} | fields))
+    return SimpleNamespace(**({"fraction": None, "group_by": None, "datasets": None} | fields))
 
 
 def make_model(location: Path | str, **fields: Any) -> SimpleNamespace:

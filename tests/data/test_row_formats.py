@@ -1,13 +1,22 @@
 """Formats: which one a row is in, and what it becomes."""
 
+import json
+from typing import get_args
+
 import pytest
 
-from lora_sft.data.conversation import PlainText, PromptCompletion
+from lora_sft.data.conversation import PlainText, PromptCompletion, TokenizedExample
+from lora_sft.data.corpus import build_corpus
 from lora_sft.data.drops import RowDropped
-from lora_sft.data.row_formats import FORMATS, find_row_format
+from lora_sft.data.row_formats import FORMATS, RowFormat, find_row_format
+from lora_sft.data.supervised_row import IGNORED_LABEL
 from lora_sft.errors import DataError
+from lora_sft.recipe import schema
+from tests import tiny
+from tests.data.sections import make_data, make_dataset, write_jsonl
 
-CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+WRITTEN = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
 
 
 def convert(values, name="auto"):
@@ -22,7 +31,12 @@ def test_openai_messages_keep_text_parts_tools_and_calls():
     values = {
         "messages": [
             {"role": "user", "content": [{"type": "text", "text": "a"}, {"text": "b"}, "c"]},
-            {"role": "assistant", "content": None, "tool_calls": [CALL], "reasoning_content": "r"},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [WRITTEN],
+                "reasoning_content": "r",
+            },
             {"role": "tool", "content": "5", "tool_call_id": "1", "name": None},
         ],
         "tools": '[{"type": "function", "function": {"name": "f"}}]',
@@ -35,6 +49,45 @@ def test_openai_messages_keep_text_parts_tools_and_calls():
     assert views[2] == {"role": "tool", "content": "5", "tool_call_id": "1"}
     assert conversation.tools == ({"type": "function", "function": {"name": "f"}},)
     assert conversation.template_kwargs == {"enable_thinking": False}
+
+
+def call(arguments):
+    return [{"type": "function", "function": {"name": "f", "arguments": arguments}}]
+
+
+@pytest.mark.parametrize(
+    ("written", "arguments"),
+    [('{"x": null}', {"x": None}), ("", {}), (" ", {}), ({"x": 1}, {"x": 1}), (None, None)],
+)
+def test_arguments_become_an_object_and_nothing_else_changes(written, arguments):
+    messages = [{"role": "assistant", "tool_calls": call(written)}]
+    (message,) = convert({"messages": messages}).messages
+    assert message.tool_calls == tuple(call(arguments))
+    assert messages[0]["tool_calls"] == call(written)
+
+
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize("tools", [[TOOL], json.dumps([TOOL]), [json.dumps(TOOL)]])
+def test_messages_and_tools_may_be_json_texts(tools):
+    messages = [{"role": "user", "content": "a"}]
+    for written in (messages, json.dumps(messages)):
+        conversation = convert({"messages": written, "tools": tools}, "messages")
+        assert turns(conversation) == [("user", "a")]
+        assert conversation.tools == (TOOL,)
+
+
+def test_a_flat_call_and_the_older_function_call_are_read():
+    flat = {"name": "f", "arguments": '{"x": 1}'}
+    messages = [
+        {"role": "assistant", "tool_calls": [flat]},
+        {"role": "assistant", "content": "so", "function_call": flat},
+    ]
+    first, second = convert({"messages": messages}).messages
+    assert first.tool_calls == ({"name": "f", "arguments": {"x": 1}},)
+    assert second.tool_calls == tuple(call({"x": 1}))
+    assert "function_call" not in second.as_template_input()
 
 
 def test_train_and_weight_are_two_spellings_of_one_wish():
@@ -59,12 +112,14 @@ def test_sharegpt_roles_of_all_spellings(column):
         "assistant",
         "model",
         "chatgpt",
+        "bing",
         "tool",
         "observation",
         "function",
+        "function_response",
     ]
     rows = [{"from": role, "value": role} for role in spellings]
-    expected = ["system", "user", "user", *["assistant"] * 4, *["tool"] * 3]
+    expected = ["system", "user", "user", *["assistant"] * 5, *["tool"] * 4]
     conversation = convert({column: rows})
     assert [message.role for message in conversation.messages] == expected
 
@@ -100,6 +155,82 @@ def test_prompt_and_completion_are_texts_or_chats():
     assert turns(chat) == [("user", "a"), ("assistant", "b")]
 
 
+IDS = [3, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("columns", "is_target", "role"),
+    [
+        ({"labels": [-100, -100, 2, 2]}, (False, False, True, True), "completion"),
+        ({"completion_mask": [0, 1, 1, 1]}, (False, True, True, True), "completion"),
+        ({"assistant_masks": [False, True, False, 1]}, (False, True, False, True), "assistant"),
+        (
+            {"completion_mask": [0, 0, 1, 1], "assistant_masks": [0, 1, 0, 1]},
+            (False, False, False, True),
+            "assistant",
+        ),
+        ({"attention_mask": [1, 1, 1, 1], "text": None}, None, "text"),
+    ],
+)
+def test_tokens_come_with_labels_or_masks(columns, is_target, role):
+    example = convert({"input_ids": IDS, **columns}, "tokenized")
+    assert example == TokenizedExample(tuple(IDS), is_target, role)
+
+
+def test_padding_at_either_end_is_cut():
+    values = {"input_ids": [0, 5, 6, 0], "labels": [-100, 5, 6, 0], "attention_mask": [0, 1, 1, 0]}
+    assert convert(values) == TokenizedExample((5, 6), (True, True), "completion")
+
+
+def build(path, rows, **data):
+    tokenizer = tiny.make_tokenizer()
+    dataset = make_dataset(write_jsonl(path / "rows.jsonl", rows))
+    return build_corpus(make_data(dataset, **data), tokenizer, {tokenizer.eos_token_id})
+
+
+def test_rows_of_tokens_reach_the_corpus_as_they_are(tmp_path):
+    rows = [
+        {"input_ids": [5, 6, 7], "labels": [5, -100, 7]},
+        {"input_ids": [5, 6, 7], "labels": [5, -100, -100]},
+        {"input_ids": [5, 6], "labels": [5, 7]},
+        {"input_ids": [5, 6, 100_000], "completion_mask": [0, 1, 1]},
+        {"input_ids": [5] * 20, "completion_mask": [0] + [1] * 19},
+    ]
+    corpus = build(tmp_path, rows, max_length=10, overlong="keep_start")
+    assert corpus.train["input_ids"][:] == [[5, 6, 7], [5] * 10]
+    assert corpus.train["labels"][:] == [[IGNORED_LABEL, IGNORED_LABEL, 7], [-100] + [5] * 9]
+    account = corpus.accounts["train"]
+    assert account.dropped == {"no_target": 1, "malformed": 2}
+    assert account.examples["malformed"] == (
+        "rows.jsonl:3 (label 1 is 7, neither -100 nor the id 6)"
+    )
+    assert (account.truncated, account.target_tokens, account.built) == (1, 10, {"given": 2})
+
+
+def test_tokens_without_labels_are_learned_only_where_all_is_asked_for(tmp_path):
+    with pytest.raises(DataError, match="neither labels nor a mask") as caught:
+        build(tmp_path, [{"input_ids": [5, 6, 7]}])
+    assert "data.loss_on: all" in caught.value.fix
+    corpus = build(tmp_path, [{"input_ids": [5, 6, 7]}], loss_on="all")
+    assert corpus.train["labels"][:] == [[IGNORED_LABEL, 6, 7]]
+    with pytest.raises(DataError, match="says itself what is learned"):
+        build(tmp_path, [{"input_ids": [5, 6], "labels": [5, 6]}], loss_on="all")
+
+
+def test_a_format_is_a_function_and_an_entry(tmp_path, monkeypatch):
+    def read_riddle(values):
+        return PromptCompletion(values["riddle"], values["solution"])
+
+    riddle = RowFormat("riddle", (("riddle",), ("solution", "answer")), read_riddle)
+    monkeypatch.setitem(FORMATS, "riddle", riddle)
+    corpus = build(tmp_path, [{"riddle": "What is it? ", "solution": "A fox."}])
+    assert len(corpus.train) == 1
+
+
+def test_the_recipe_knows_every_format():
+    assert set(get_args(schema.RowFormat)) == {"auto", *FORMATS}
+
+
 def test_a_text_column_is_plain_text():
     assert convert({"text": "a", "category": "x"}) == PlainText("a")
 
@@ -118,11 +249,29 @@ def test_a_text_column_is_plain_text():
         ("messages", {"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]}),
         ("messages", {"messages": [{"role": "user", "content": "a"}], "tools": "{not json"}),
         ("messages", {"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": 1}),
+        ("messages", {"messages": [{"role": "assistant", "tool_calls": call("{not json")}]}),
+        ("messages", {"messages": [{"role": "assistant", "tool_calls": call("[1]")}]}),
+        ("messages", {"messages": [{"role": "assistant", "function_call": "f()"}]}),
         ("sharegpt", {"conversations": [{"from": "martian", "value": "a"}]}),
         ("alpaca", {"instruction": "a", "output": None}),
         ("alpaca", {"instruction": "a", "output": "b", "history": ["a"]}),
         ("prompt_completion", {"prompt": "a", "completion": 1}),
         ("text", {"text": None}),
+        ("tokenized", {"input_ids": "5 6"}),
+        ("tokenized", {"input_ids": []}),
+        ("tokenized", {"input_ids": [5, None]}),
+        ("tokenized", {"input_ids": [5, 6.0]}),
+        ("tokenized", {"input_ids": [5, True]}),
+        ("tokenized", {"input_ids": [5, -1]}),
+        ("tokenized", {"input_ids": IDS, "labels": [3, 1, 2]}),
+        ("tokenized", {"input_ids": IDS, "labels": [3, 1, 2, None]}),
+        ("tokenized", {"input_ids": IDS, "labels": [1, 2, 2, -100]}),
+        ("tokenized", {"input_ids": IDS, "completion_mask": [0, 1, 1]}),
+        ("tokenized", {"input_ids": IDS, "completion_mask": [0, 1, 1, 2]}),
+        ("tokenized", {"input_ids": IDS, "assistant_masks": [0, 1, 1, None]}),
+        ("tokenized", {"input_ids": IDS, "labels": IDS, "completion_mask": [1] * 4}),
+        ("tokenized", {"input_ids": IDS, "attention_mask": [1, 0, 1, 1]}),
+        ("tokenized", {"input_ids": IDS, "attention_mask": [0] * 4}),
     ],
 )
 def test_a_malformed_row_is_a_drop_of_its_own(name, values):
@@ -150,4 +299,4 @@ def test_a_named_format_without_its_columns_is_refused():
     with pytest.raises(DataError, match=r"instruction, output\|response; the rows have text"):
         find_row_format("alpaca", [{"text": "a"}], "rows.jsonl")
     with pytest.raises(DataError, match="no row format"):
-        find_row_format("tokenized", [{"text": "a"}], "rows.jsonl")
+        find_row_format("haiku", [{"text": "a"}], "rows.jsonl")

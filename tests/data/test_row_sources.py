@@ -1,13 +1,22 @@
 """Reading rows: every kind of file, and a named place for every fault."""
 
+import bz2
+import gzip
 import json
+import lzma
+import sys
+import threading
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lora_sft.data.row_sources import read_rows
-from lora_sft.errors import DataError
+from lora_sft.data.data_files import COMPRESSIONS, KINDS
+from lora_sft.data.local_files import find_local_files
+from lora_sft.data.row_sources import READERS, read_rows
+from lora_sft.errors import CapabilityError, DataError
 from tests.data.sections import make_dataset, write_jsonl
 
 ROWS = [{"text": f"row {index}", "n": index} for index in range(3)]
@@ -26,7 +35,7 @@ def fail(location, **fields):
 
 def test_jsonl_rows_keep_their_order_line_and_the_source_as_written(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"a": 1}\n\n  \n{"b": {"x": null}}\r\n{"a": 2, "a": 3}', encoding="utf-8")
+    path.write_text('{"a": 1}\n\n  \n{"b": {"x": null}}\r\n{"a": 3}', encoding="utf-8")
     rows = read(path, path="../data/rows.jsonl")
     assert [(row.source, row.row, row.line) for row in rows] == [
         ("../data/rows.jsonl", 0, 1),
@@ -51,6 +60,107 @@ def test_the_same_rows_come_from_every_kind_of_file(tmp_path, name):
     assert [str(row.values["n"]) for row in rows] == ["0", "1", "2"]
     assert [row.values["text"] for row in rows] == ["row 0", "row 1", "row 2"]
     assert [row.row for row in rows] == [0, 1, 2]
+
+
+def write_arrow(path, table, make_writer):
+    with pa.OSFile(str(path), "wb") as sink, make_writer(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+
+
+def write_kind(folder, kind, rows):
+    """`rows` in a file of one kind, written by the libraries that people use."""
+    path = folder / f"rows{kind}"
+    table = pa.Table.from_pylist(rows)
+    if kind == ".parquet":
+        pq.write_table(table, path, row_group_size=2)
+    elif kind == ".arrow":
+        write_arrow(path, table, pa.ipc.new_stream)
+    elif kind in (".csv", ".tsv"):
+        separator = "," if kind == ".csv" else "\t"
+        lines = [separator.join(rows[0])] + [separator.join(map(str, row.values())) for row in rows]
+        path.write_text("\n".join(lines) + "\n")
+    elif kind == ".json":
+        path.write_text(json.dumps(rows))
+    else:
+        write_jsonl(path, rows)
+    return path
+
+
+def pack(path, compression):
+    """The file packed, under its name with the ending."""
+    packed = path.with_name(path.name + compression)
+    content = path.read_bytes()
+    if compression == ".zst":
+        with pa.CompressedOutputStream(str(packed), "zstd") as stream:
+            stream.write(content)
+    else:
+        module = {".gz": gzip, ".bz2": bz2, ".xz": lzma}[compression]
+        packed.write_bytes(module.compress(content))
+    path.unlink()
+    return packed
+
+
+def test_every_kind_has_a_reader():
+    assert set(READERS) == set(KINDS)
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_packed_file_of_any_kind_is_read_as_it_is(tmp_path, kind, compression):
+    path = pack(write_kind(tmp_path, kind, ROWS), compression)
+    for rows in (read(path), read(tmp_path), read(tmp_path / "*", path="*")):
+        assert [(row.values["text"], str(row.values["n"])) for row in rows] == [
+            ("row 0", "0"), ("row 1", "1"), ("row 2", "2"),
+        ]  # fmt: skip
+        assert rows[0].source.endswith(f"rows{kind}{compression}")
+
+
+@pytest.mark.parametrize("make_writer", [pa.ipc.new_file, pa.ipc.new_stream])
+def test_arrow_files_and_streams_are_told_apart(tmp_path, make_writer):
+    write_arrow(tmp_path / "a.arrow", pa.Table.from_pylist(ROWS), make_writer)
+    assert [row.values for row in read(tmp_path / "a.arrow")] == ROWS
+
+
+def test_what_save_to_disk_writes_is_read_as_rows_alone(tmp_path):
+    import datasets
+
+    one = datasets.Dataset.from_list(ROWS)
+    one.save_to_disk(tmp_path / "one", num_shards=2)
+    assert [row.values for row in read(tmp_path / "one")] == ROWS
+    splits = datasets.DatasetDict({"train": one, "test": one.select([1])})
+    splits.save_to_disk(tmp_path / "both")
+    assert len(read(tmp_path / "both")) == 3
+    (row,) = read(tmp_path / "both", path="both", split="test")
+    assert (row.source, row.values) == ("both/test/data-00000-of-00001.arrow", ROWS[1])
+    error = fail(tmp_path / "both", split="validation")
+    assert "split: train, split: test" in error.fix
+
+
+TOOLS = [
+    {"name": "f", "parameters": {"city": {"type": "string"}}},
+    {"name": "g", "parameters": {"limit": {"type": "integer", "enum": [1, 2]}}},
+]
+
+
+@pytest.mark.parametrize("kind", [".parquet", ".arrow", ".jsonl"])
+def test_no_key_of_another_row_is_filled_into_tools_and_arguments(tmp_path, kind):
+    rows = [
+        {"tools": [TOOLS[0]], "messages": [{"role": "assistant", "call": {"city": "Oslo"}}]},
+        {"tools": TOOLS[1:], "messages": [{"role": "assistant", "call": {"limit": 2}}], "x": None},
+    ]
+    read_again = [row.values for row in read(write_kind(tmp_path, kind, rows))]
+    assert [row["tools"] for row in read_again] == [[TOOLS[0]], TOOLS[1:]]
+    assert [row["messages"] for row in read_again] == [row["messages"] for row in rows]
+
+
+def test_a_map_and_a_json_cell_are_objects(tmp_path):
+    columns = {
+        "map": pa.array([[("a", 1), ("b", None)]], pa.map_(pa.string(), pa.int64())),
+        "cells": pa.array([['{"a": null}']], pa.list_(pa.string())).cast(pa.list_(pa.json_())),
+    }
+    write_arrow(tmp_path / "a.arrow", pa.table(columns), pa.ipc.new_stream)
+    (row,) = read(tmp_path / "a.arrow")
+    assert row.values == {"map": {"a": 1, "b": None}, "cells": [{"a": None}]}
 
 
 def test_lines_under_a_json_name_are_read_as_lines(tmp_path):
@@ -97,6 +207,7 @@ def test_a_broken_line_names_itself(tmp_path):
     ("name", "content", "where", "what"),
     [
         ("a.jsonl", b'{"x": NaN}', "a.jsonl:1", "NaN"),
+        ("a.jsonl", b'{"x": 1}\n{"x": 1, "x": 2}\n', "a.jsonl:2", 'the key "x" is there more'),
         ("a.jsonl", b'{"x": 1}\n[1, 2]\n', "a.jsonl:2", "is an array, not an object"),
         ("a.jsonl", b'{"x": 1}\n{"x": "\xff"}\n', "a.jsonl:2", "not valid UTF-8"),
         ("a.jsonl", b"[" * 100_000, "a.jsonl:1", "not plain JSON"),
@@ -114,7 +225,13 @@ def test_a_broken_line_names_itself(tmp_path):
         ("a.csv", b'x,y\n1,"2\n', "a.csv:2", "cannot be read"),
         ("a.csv", b"x,y\n1,\xe9\n", "a.csv:2", "not valid UTF-8"),
         ("a.parquet", b"PAR1 nothing", "a.parquet", "cannot be read"),
-        ("a.jsonl.gz", b"\x1f\x8b", "a.jsonl.gz", 'end in ".gz"'),
+        ("a.arrow", b"ARROW1 nothing", "a.arrow", "cannot be read"),
+        ("a.jsonl.gz", b"\x1f\x8b", "a.jsonl.gz", "ended before"),
+        ("a.jsonl.xz", b"nothing", "a.jsonl.xz", "cannot be read"),
+        ("a.jsonl.bz2", b"nothing", "a.jsonl.bz2", "cannot be read"),
+        ("a.jsonl.zst", b"nothing", "a.jsonl.zst", "cannot be read"),
+        ("a.jsonl.zip", b"PK", "a.jsonl.zip", 'end in ".zip"'),
+        ("a.gz", b"", "a.gz", 'end in ".gz"'),
     ],
 )
 def test_a_file_that_cannot_be_read_says_where_and_why(tmp_path, name, content, where, what):
@@ -129,7 +246,105 @@ def test_a_missing_file_is_not_looked_for_on_the_hub(tmp_path):
     assert 'no file or folder "gone.jsonl"' in fail(tmp_path / "gone.jsonl").what
     assert "no data files" in fail(tmp_path).what
     assert "no data files" in fail(tmp_path / "*.jsonl").what
-    assert "URL" in fail("https://x.org/a.jsonl", path="https://x.org/a.jsonl").what
+
+
+@pytest.mark.parametrize(
+    ("named", "what"),
+    [
+        ("gone.jsonl", '"gone.jsonl" matches no file'),
+        ({"test": "a.jsonl"}, "data_files has no split train"),
+        ({"train": 5}, "no file name"),
+    ],
+)
+def test_data_files_that_are_not_there_are_refused(tmp_path, named, what):
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    assert what in fail(tmp_path, data_files=named).what
+    assert len(read(tmp_path, data_files=str(tmp_path / "a.jsonl"))) == 3
+
+
+class CutShort(BaseHTTPRequestHandler):
+    """Promises more than it sends."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        self.wfile.write(b'{"text": "a"}\n')
+
+    def log_message(self, *arguments):
+        pass
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Start a server on the loopback and give its address."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    servers = []
+
+    def start(handler):
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_address[1]}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".jsonl.gz", ".parquet", ".arrow"])
+def test_rows_are_read_from_a_web_server(tmp_path, serve, kind):
+    path = write_kind(tmp_path, kind.removesuffix(".gz"), ROWS)
+    path = pack(path, ".gz") if kind.endswith(".gz") else path
+    url = f"{serve(partial(Quiet, directory=tmp_path))}/{path.name}?download=true"
+    rows = read(url, path=url)
+    assert [row.values for row in rows] == ROWS
+    assert {row.source for row in rows} == {url}
+
+
+def test_what_is_behind_a_url_is_not_looked_for_here():
+    url = "https://example.org/a.jsonl?download=true"
+    assert find_local_files(make_dataset(url, path=url)) is None
+
+
+def test_a_web_server_that_fails_is_three_lines(tmp_path, serve):
+    base = serve(partial(Quiet, directory=tmp_path))
+    assert "404" in fail(f"{base}/gone.jsonl", path=f"{base}/gone.jsonl").what
+    cut = f"{serve(CutShort)}/a.jsonl"
+    error = fail(cut, path=cut)
+    assert "986 bytes before the end" in error.what
+    assert error.where == f"{cut}:2"
+    closed = "http://127.0.0.1:9/a.jsonl"
+    assert "refused" in fail(closed, path=closed).what
+    assert "no ending" in fail(base, path=base).what
+
+
+def test_other_urls_go_through_fsspec(tmp_path):
+    for name in ("b.jsonl", "a.jsonl.gz"):
+        write_kind(tmp_path, ".jsonl", [{"text": name}]).rename(tmp_path / name)
+    pack(tmp_path / "a.jsonl.gz", ".gz").rename(tmp_path / "a.jsonl.gz")
+    url = f"file://{tmp_path}"
+    assert [row.values["text"] for row in read(url, path=url)] == ["a.jsonl.gz", "b.jsonl"]
+    one = f"{url}/b.jsonl"
+    assert [row.source for row in read(one, path=one)] == [one]
+    globbed = f"{url}/*.gz"
+    assert [row.source for row in read(globbed, path=globbed)] == [f"{url}/a.jsonl.gz"]
+    gone = f"{url}/gone.jsonl"
+    assert "No such file" in fail(gone, path=gone).what
+    assert "no data files" in fail(f"{url}/*.csv", path=f"{url}/*.csv").what
+    assert "nothing can be read" in fail("odd://a.jsonl", path="odd://a.jsonl").what
+
+
+def test_a_protocol_without_its_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(CapabilityError, match="s3:// needs a package"):
+        read("s3://bucket/a.jsonl", path="s3://bucket/a.jsonl")
 
 
 def test_local_files_have_no_splits(tmp_path):
@@ -154,6 +369,12 @@ def test_a_rename_of_a_missing_column_lists_the_columns_that_are(tmp_path):
 def test_a_rename_onto_an_existing_column_is_refused(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)
     assert "is there already" in fail(path, rename_columns={"n": "text"}).what
+
+
+def test_two_columns_are_not_renamed_to_one(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS)
+    error = fail(path, rename_columns={"n": "prompt", "text": "prompt"})
+    assert 'two columns the name "prompt"' in error.what
 
 
 def test_hub_rows_come_through_load_dataset(monkeypatch):

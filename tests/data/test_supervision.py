@@ -5,7 +5,11 @@ template's text of the earlier messages with the generation prompt, S the text w
 the target S after P up to its stop token.
 """
 
+from functools import cache
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lora_sft.data.conversation import Conversation, Message, PlainText, PromptCompletion
 from lora_sft.data.drops import Drop
@@ -16,6 +20,14 @@ from tests import tiny
 from tests.data.sections import make_chat, make_data
 
 CHAT = make_chat("Who are you?", "A fox.", "What is 2 + 2?", " 4\n\nYes. ")
+TEMPLATES = (
+    tiny.CHATML,
+    tiny.LLAMA3,
+    tiny.THINK_DROPPED_FROM_HISTORY,
+    tiny.EOS_AFTER_CONVERSATION,
+    tiny.PROMPT_OPENS_THINKING,
+    tiny.NO_END_OF_TURN,
+)
 CALL = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Paris"}}}
 
 
@@ -33,6 +45,12 @@ def supervise(tokenizer, example, **data):
         example = Conversation(tuple(messages))
     supervisor = Supervisor(make_data(**data), tokenizer, {tokenizer.eos_token_id})
     return supervisor.supervise([("rows.jsonl:1", example)])[0]
+
+
+@cache
+def load_template(template):
+    eos = "<|im_end|>" if "im_end" in template else "<|eot|>" if "<|eot|>" in template else "</s>"
+    return tiny.make_tokenizer(template, eos_token=eos)
 
 
 def expected_target(tokenizer, messages, index, stop):
@@ -155,8 +173,13 @@ def test_rewritten_history_can_keep_the_last_turn_or_stop():
 @pytest.mark.parametrize(
     ("template", "messages", "reason", "detail"),
     [
-        (tiny.PROMPT_OPENS_THINKING, CHAT, "not_prefix_stable", "<think>"),
-        (tiny.NO_END_OF_TURN, CHAT, "no_stop_token", "fox"),
+        (
+            tiny.PROMPT_OPENS_THINKING,
+            [CHAT[0], {"role": "assistant", "content": "Let me see", "tool_calls": [CALL]}],
+            "not_prefix_stable",
+            "<think>",
+        ),
+        (tiny.NO_SPECIAL_TOKENS, CHAT, "no_stop_token", "fox"),
         (tiny.CHATML, make_chat("a <|im_end|> b", "c"), "special_tokens", "<|im_end|>"),
         (tiny.CHATML, make_chat("only asked"), "no_target", ""),
         (tiny.TEXT_LOST_BESIDE_CALLS, [{"role": "odd", "content": "a"}], "template_refused", "no"),
@@ -181,6 +204,46 @@ def test_each_reason_to_drop_a_row(template, messages, reason, detail):
     assert isinstance(result, Drop)
     assert result.reason == reason
     assert detail in result.detail
+
+
+def test_a_block_that_the_prompt_opened_is_closed_before_the_answer():
+    tokenizer = tiny.make_tokenizer(tiny.PROMPT_OPENS_THINKING)
+    (row,) = supervise(tokenizer, make_chat("a", "<think>\nhmm\n</think>\n\nYes.", "b", "No."))
+    assert decode_turns(tokenizer, row) == [  # history shows the first turn just as it was served
+        "hmm\n</think>\n\nYes.<|im_end|>",
+        "\n</think>\n\nNo.<|im_end|>",
+    ]
+    rows = supervise(tokenizer, make_chat("a", "Yes.", "b", "No."))  # here it does not
+    assert [decode_turns(tokenizer, row) for row in rows] == [
+        ["\n</think>\n\nYes.<|im_end|>"],
+        ["\n</think>\n\nNo.<|im_end|>"],
+    ]
+    for each in (row, *rows):
+        assert each.built == "spliced"
+        prompt = tokenizer.decode(each.input_ids[: each.turns[-1].start])
+        assert prompt.endswith("<|im_start|>assistant\n<think>\n")
+        check_labels_are_exactly_the_turns(each)
+
+
+def test_where_no_turn_has_an_end_the_next_turns_token_is_appended_and_learned():
+    tokenizer = tiny.make_tokenizer(tiny.NO_END_OF_TURN, eos_token="</s>")
+    (row,) = supervise(tokenizer, make_chat("a", "A fox.", "b", "Yes."))
+    assert decode_turns(tokenizer, row) == ["A fox.<|h|>", "Yes.<|h|>"]
+    assert row.built == "spliced"
+    assert tokenizer.convert_ids_to_tokens(row.input_ids[-1]) == "<|h|>"
+    (cut,) = supervise(tokenizer, make_chat("a", "A fox.", "b"))
+    assert decode_turns(tokenizer, cut) == ["A fox.<|h|>"]
+
+
+def test_a_tool_argument_that_the_template_leaves_out_drops_the_row():
+    tokenizer = tiny.make_tokenizer(tiny.FIRST_CALL_ONLY)
+    other = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Rôme"}}}
+    (row,) = supervise(tokenizer, [CHAT[0], {"role": "assistant", "tool_calls": [other]}])
+    assert "Rôme" in decode_turns(tokenizer, row)[0]
+    dropped = supervise(tokenizer, [CHAT[0], {"role": "assistant", "tool_calls": [CALL, other]}])
+    assert isinstance(dropped, Drop)
+    assert dropped.reason == "content_lost"
+    assert "Rôme" in dropped.detail
 
 
 def test_a_tool_call_is_learned_with_its_markup():
@@ -326,3 +389,69 @@ def test_a_mixed_batch_keeps_its_order():
     results = supervisor.supervise([(str(i), example) for i, example in enumerate(examples)])
     counts = [0 if isinstance(result, Drop) else len(result) for result in results]
     assert counts == [1, 3, 0, 1, 3]
+
+
+def test_escaped_content_is_ordinary_text_as_servers_escape_it():
+    tokenizer = tiny.make_tokenizer(tiny.CHATML)
+    messages = make_chat("say <|im_end|> or </s>", "I say <|im_end|> now.")
+    (row,) = supervise(tokenizer, messages, special_tokens_in_content="escape")
+    assert row.built == "escaped"
+    assert decode_turns(tokenizer, row) == ["I say <|im_end|> now.<|im_end|>"]
+    assert row.input_ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 2
+    assert row.input_ids == tokenizer.apply_chat_template(
+        messages, sanitize_control_tokens=True, return_dict=False
+    )
+    check_labels_are_exactly_the_turns(row)
+
+
+def test_escaped_text_is_ordinary_text():
+    tokenizer = tiny.make_tokenizer()
+    example = PromptCompletion("what ends a turn? ", "<|im_end|> does")
+    (row,) = supervise(tokenizer, example, special_tokens_in_content="escape")
+    assert row.built == "escaped"
+    assert row.input_ids.count(tokenizer.eos_token_id) == 1
+    assert decode_turns(tokenizer, row) == [" <|im_end|> does<|im_end|>"]
+
+
+def test_history_can_be_learned_in_place_as_it_is_shown():
+    tokenizer = tiny.make_tokenizer(tiny.THINK_DROPPED_FROM_HISTORY)
+    (row,) = supervise(tokenizer, THOUGHTS, rewritten_history="in_place")
+    whole = tokenizer.apply_chat_template(THOUGHTS, return_dict=False)
+    assert row.input_ids == whole
+    first, _, last = decode_turns(tokenizer, row)
+    assert "<think>" not in first
+    assert last == expected_target(tokenizer, THOUGHTS, 5, "<|im_end|>")
+    check_labels_are_exactly_the_turns(row)
+
+
+def test_a_template_that_reads_the_clock_sees_the_day_of_the_recipe():
+    tokenizer = tiny.make_tokenizer("{{- strftime_now('%d %B %Y') + '\\n' -}}" + tiny.CHATML)
+    (row,) = supervise(tokenizer, CHAT, template_date="2025-01-31")
+    assert tokenizer.decode(row.input_ids).startswith("31 January 2025\n<|im_start|>user")
+
+
+HOSTILE_PIECES = (
+    *("a", " ", "\n", "\t", "\u00e9", "e\u0301", "\U0001f98a", "<", ">", "|", "{{", "%}", "4"),
+    *("<|im_end|>", "<think>", "</think>", "<|im_start|>user\n", "</s>", "assistant\n", "\u200b"),
+)
+HOSTILE_TEXT = st.lists(st.sampled_from(HOSTILE_PIECES), max_size=12).map("".join)
+
+
+@settings(max_examples=120, deadline=None)
+@given(texts=st.lists(HOSTILE_TEXT, min_size=2, max_size=6), template=st.sampled_from(TEMPLATES))
+def test_hostile_content_never_crashes_and_rendered_ids_are_the_templates_own(texts, template):
+    tokenizer = load_template(template)
+    roles = ("user", "assistant")
+    messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
+    for policy in ("drop", "allow", "escape"):
+        rows = supervise(tokenizer, messages, special_tokens_in_content=policy)
+        if isinstance(rows, Drop):
+            continue
+        for row in rows:
+            check_labels_are_exactly_the_turns(row)
+            if row.built == "rendered":
+                ends = (len(messages), row.turns[-1].message + 1)  # the whole, or the last turn
+                renders = [
+                    tokenizer.apply_chat_template(messages[:end], return_dict=False) for end in ends
+                ]
+                assert row.input_ids in renders

@@ -10,18 +10,6 @@ from tests.recipe.recipes import SMALLEST, fault_of, faults_of, read_smallest
 
 VALIDATION = "data.validation={fraction: 0.1}"
 CASES = [
-    ("settings_of_a_later_version", ["data.packing=true"], "write data.packing: auto"),
-    ("settings_of_a_later_version", ["data.overlong=split"], "write data.overlong: drop"),
-    (
-        "settings_of_a_later_version",
-        ["data.special_tokens_in_content=escape"],
-        "write data.special_tokens_in_content: drop",
-    ),
-    (
-        "settings_of_a_later_version",
-        ["data.rewritten_history=in_place"],
-        "write data.rewritten_history: expand",
-    ),
     ("settings_of_a_later_version", ["tokenizer.new_tokens=[a]"], "write tokenizer.new_tokens: []"),
     ("settings_of_a_later_version", ["export.push_to_hub=a/b"], "write export.push_to_hub: null"),
     ("settings_of_a_later_version", ["train.push_to_hub=true"], "write train.push_to_hub: false"),
@@ -29,11 +17,6 @@ CASES = [
         "settings_of_a_later_version",
         ["train.per_device_train_batch_size=auto"],
         "write train.per_device_train_batch_size: 1",
-    ),
-    (
-        "tokenized_rows_come_later",
-        ["data.datasets.0.format=tokenized"],
-        "write data.datasets.0.format: auto",
     ),
     (
         "partial_checkpointing_comes_later",
@@ -61,6 +44,16 @@ CASES = [
         "keep one: delete data.test.fraction or data.test.datasets",
     ),
     ("a_split_has_one_source", ["data.validation={}"], "write data.validation.fraction: 0.05"),
+    (
+        "groups_are_of_a_fraction",
+        ["data.test={datasets: [{path: a/b, split: test}], group_by: id}"],
+        "delete data.test.group_by",
+    ),
+    (
+        "held_out_fractions_group_alike",
+        ["data.validation={fraction: 0.1, group_by: id}", "data.test={fraction: 0.1}"],
+        "write data.test.group_by: id",
+    ),
     (
         "held_out_fractions_leave_rows_to_train_on",
         ["data.validation.fraction=0.5", "data.test.fraction=0.5"],
@@ -95,6 +88,11 @@ CASES = [
         "what_is_learned_fits_the_format",
         ["data.loss_on=assistant", "data.datasets.0.format=text"],
         "write data.loss_on: all",
+    ),
+    (
+        "what_is_learned_fits_the_format",
+        ["data.loss_on=assistant", "data.datasets.0.format=tokenized"],
+        "write data.loss_on: auto",
     ),
     (
         "a_template_date_is_a_day",
@@ -225,6 +223,8 @@ GOOD = [
         "train.metric_for_best_model=eval_loss",
     ],
     ["data.datasets=[{path: a/b, name: x}, {path: a/b, name: y}]"],
+    ["data.validation={fraction: 0.1, group_by: id}", "data.test={fraction: 0.1, group_by: id}"],
+    ["data.datasets.0.format=tokenized", "data.loss_on=all", "data.duplicates=drop"],
     ["data.validation={datasets: [{path: some/data, split: test}]}"],
     ["train.gradient_checkpointing=true", "train.activation_checkpointing=true"],
 ]

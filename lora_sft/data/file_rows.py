@@ -1,25 +1,30 @@
-"""Read one local file row by row: JSON lines, JSON, CSV, TSV or Parquet.
+"""Read a file of text row by row: JSON lines, a JSON array, CSV or TSV.
 
 Each reader yields `(line, values)`, the line from 1 where the format has lines, else None. A
 fault stops the reading and names the line: a file with a broken row is mended or cut by a
-person, because a guess here would be silent.
+person, because a guess here would be silent. JSON is read by Python and not by a table library,
+which would give every object the union of all keys, filled with null.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from typing import Any, NoReturn
 
-from lora_sft.data.local_files import LocalFile
+from lora_sft.data.data_files import READ_FAULTS, DataFile, unreadable
+from lora_sft.data.one_line import make_one_line
+from lora_sft.data.plain_json import parse_json
 from lora_sft.errors import DataError
 
 NumberedRow = tuple[int | None, dict[str, Any]]
+NumberedLine = tuple[int, str]
 
 LARGEST_CSV_FIELD_CHARACTERS = 2**31 - 1
-PARQUET_BATCH_ROWS = 1_000
 EXCERPT_CHARACTERS = 60
+SPREAD_OBJECT_LINES = 10_000
 JSON_KINDS = {
     list: "an array",
     str: "a text",
@@ -30,36 +35,49 @@ JSON_KINDS = {
 }
 
 
-def read_json_lines(file: LocalFile) -> Iterator[NumberedRow]:
+def read_json_lines(file: DataFile) -> Iterator[NumberedRow]:
     """One JSON object a line; blank lines are skipped."""
+    return _read_objects(file, _read_lines(file))
+
+
+def _read_objects(file: DataFile, lines: Iterable[NumberedLine]) -> Iterator[NumberedRow]:
     empty = True
-    for number, line in _read_lines(file):
+    for number, line in lines:
         if line.strip():
             empty = False
             yield number, _parse_object(line.rstrip("\r\n"), f"{file.source}:{number}")
     if empty:
-        _refuse_empty(file)
+        refuse_empty(file)
 
 
-def read_json(file: LocalFile) -> Iterator[NumberedRow]:
+def read_json(file: DataFile) -> Iterator[NumberedRow]:
     """An array of objects, or JSON lines under a `.json` name."""
-    first = next((line.lstrip() for _, line in _read_lines(file) if line.strip()), "")
+    lines = _read_lines(file)
+    head = []
+    for numbered in lines:
+        head.append(numbered)
+        if numbered[1].strip():
+            break
+    first = head[-1][1].strip() if head else ""
     if first.startswith("["):
-        yield from _read_json_array(file)
-    elif _is_one_object_over_lines(file, first):
-        raise DataError(
-            "the file holds neither an array of rows nor one row a line",
-            file.source,
-            "write it as [{...}, {...}], or one {...} a line",
-        )
-    else:
-        yield from read_json_lines(file)
+        return _read_array(file, chain(head, lines))
+    if first.startswith("{") and not _is_json(first):
+        _check_is_not_spread(file, chain(head, islice(lines, SPREAD_OBJECT_LINES)))
+    return _read_objects(file, chain(head, lines))
 
 
-def _is_one_object_over_lines(file: LocalFile, first: str) -> bool:
-    if not first.startswith("{") or _is_json(first):
-        return False
-    return _is_json("".join(line for _, line in _read_lines(file)))
+def _check_is_not_spread(file: DataFile, lines: Iterable[NumberedLine]) -> None:
+    """Raises: DataError where the file begins with an object that spans lines."""
+    text = "".join(line for _, line in lines).lstrip()
+    try:
+        json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return
+    raise DataError(
+        "the file holds neither an array of rows nor one row a line",
+        file.source,
+        "write it as [{...}, {...}], or one {...} a line",
+    )
 
 
 def _is_json(text: str) -> bool:
@@ -70,26 +88,26 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _read_json_array(file: LocalFile) -> Iterator[NumberedRow]:
-    text = "".join(line for _, line in _read_lines(file))
+def _read_array(file: DataFile, lines: Iterable[NumberedLine]) -> Iterator[NumberedRow]:
+    text = "".join(line for _, line in lines)
     rows = _parse_json(text, file.source)
     if not rows:
-        _refuse_empty(file)
+        refuse_empty(file)
     for index, row in enumerate(rows):
         yield None, _as_object(row, f"{file.source} row {index}")
 
 
-def read_csv(file: LocalFile) -> Iterator[NumberedRow]:
+def read_csv(file: DataFile) -> Iterator[NumberedRow]:
     """Comma-separated rows under a header line."""
     return _read_separated(file, ",")
 
 
-def read_tsv(file: LocalFile) -> Iterator[NumberedRow]:
+def read_tsv(file: DataFile) -> Iterator[NumberedRow]:
     """Tab-separated rows under a header line."""
     return _read_separated(file, "\t")
 
 
-def _read_separated(file: LocalFile, delimiter: str) -> Iterator[NumberedRow]:
+def _read_separated(file: DataFile, delimiter: str) -> Iterator[NumberedRow]:
     csv.field_size_limit(LARGEST_CSV_FIELD_CHARACTERS)
     reader = csv.reader((line for _, line in _read_lines(file)), delimiter=delimiter, strict=True)
     line, empty = 1, True
@@ -106,17 +124,22 @@ def _read_separated(file: LocalFile, delimiter: str) -> Iterator[NumberedRow]:
         fix = "close the quote, or double a quote inside a quoted field"
         raise DataError(f"the row cannot be read: {error}", f"{file.source}:{line}", fix) from error
     if empty:
-        _refuse_empty(file)
+        refuse_empty(file)
 
 
-def _check_header(file: LocalFile, header: list[str]) -> None:
+def _check_header(file: DataFile, header: list[str]) -> None:
     if not header:
-        _refuse_empty(file)
-    repeated = sorted({name for name in header if header.count(name) > 1})
+        refuse_empty(file)
+    refuse_repeated(header, f"{file.source}:1")
+
+
+def refuse_repeated(names: list[str], where: str) -> None:
+    """Raises: DataError where two columns have one name: a row would lose one of them."""
+    repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise DataError(
-            f'the header names "{repeated[0]}" more than once',
-            f"{file.source}:1",
+            f'the column "{make_one_line(repeated[0])}" is there more than once',
+            where,
             "give each column a name of its own",
         )
 
@@ -131,33 +154,17 @@ def _as_row(fields: list[str], header: list[str], where: str) -> dict[str, Any]:
     return dict(zip(header, fields, strict=True))
 
 
-def read_parquet(file: LocalFile) -> Iterator[NumberedRow]:
-    """The rows of a Parquet file, a batch in memory at a time."""
-    import pyarrow.lib
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.ParquetFile(file.path)
-        if table.metadata.num_rows == 0:
-            _refuse_empty(file)
-        for batch in table.iter_batches(batch_size=PARQUET_BATCH_ROWS):
-            for values in batch.to_pylist():
-                yield None, values
-    except (pyarrow.lib.ArrowException, OSError) as error:
-        fix = "write the file again; it may be cut short"
-        raise DataError(f"the Parquet file cannot be read: {error}", file.source, fix) from error
-
-
-def _read_lines(file: LocalFile) -> Iterator[tuple[int, str]]:
+def _read_lines(file: DataFile) -> Iterator[NumberedLine]:
     """Lines from 1, decoded one by one so that a bad byte has a line. A leading BOM is dropped."""
+    number = 0
     try:
-        with file.path.open("rb") as stream:
+        with file.open() as stream:
             for number, line in enumerate(stream, start=1):
                 encoding = "utf-8-sig" if number == 1 else "utf-8"
                 yield number, _decode(line, encoding, f"{file.source}:{number}")
-    except OSError as error:
-        what = f"the file cannot be opened: {error.strerror}"
-        raise DataError(what, file.source, "check its permissions") from error
+    except READ_FAULTS as error:
+        where = f"{file.source}:{number + 1}" if number else None
+        raise unreadable(file, error, where) from error
 
 
 def _decode(line: bytes, encoding: str, where: str) -> str:
@@ -184,16 +191,12 @@ def _as_object(value: Any, where: str) -> dict[str, Any]:
 
 def _parse_json(text: str, where: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return parse_json(text)
     except json.JSONDecodeError as error:
         _refuse_broken_json(error, where)
-    except (ValueError, RecursionError) as error:
-        fix = "write null, or a number or text that JSON knows, or take the row out"
+    except ValueError as error:
+        fix = "write it as plain JSON (null for no value, each key once), or take the row out"
         raise DataError(f"the row is not plain JSON: {error}", where, fix) from error
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON value")
 
 
 def _refuse_broken_json(error: json.JSONDecodeError, where: str) -> NoReturn:
@@ -207,15 +210,6 @@ def _refuse_broken_json(error: json.JSONDecodeError, where: str) -> NoReturn:
     ) from error
 
 
-def _refuse_empty(file: LocalFile) -> NoReturn:
+def refuse_empty(file: DataFile) -> NoReturn:
+    """Raises: DataError, because a file without rows is named by mistake."""
     raise DataError("the file holds no rows", file.source, "name a file with at least one row")
-
-
-READERS: dict[str, Callable[[LocalFile], Iterator[NumberedRow]]] = {
-    ".jsonl": read_json_lines,
-    ".ndjson": read_json_lines,
-    ".json": read_json,
-    ".csv": read_csv,
-    ".tsv": read_tsv,
-    ".parquet": read_parquet,
-}

@@ -1,0 +1,46 @@
+"""`lora-sft prepare`: rows to tokens in the cache, before any process group exists."""
+
+from __future__ import annotations
+
+import argparse
+
+from lora_sft.cli.arguments import Commands, add_command, add_json, add_recipe, print_json
+from lora_sft.errors import EXIT_DONE
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command."""
+    parser = add_command(
+        commands,
+        "prepare",
+        run,
+        "Tokenise a recipe's data into the cache.",
+        "Training on the same data then starts at once, on every process.",
+    )
+    add_recipe(parser)
+    add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prepare and say where the result is kept."""
+    from lora_sft.log import say
+    from lora_sft.pipeline import prepare_data, show_accounts
+    from lora_sft.recipe import read_recipe
+
+    prepared = prepare_data(read_recipe(arguments.recipe, arguments.overrides))
+    show_accounts(prepared.corpus)
+    if arguments.json:
+        accounts = prepared.corpus.accounts
+        print_json(
+            {
+                "cache": str(prepared.folder or ""),
+                "hit": prepared.is_hit,
+                "account": {name: each.as_dict() for name, each in accounts.items()},
+            }
+        )
+        return EXIT_DONE
+    if prepared.folder is None:
+        say(f"nothing is kept: {prepared.reason}")
+    else:
+        say(f"{'was there already' if prepared.is_hit else 'kept in'}: {prepared.folder}")
+    return EXIT_DONE

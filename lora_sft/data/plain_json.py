@@ -1,0 +1,62 @@
+"""Read JSON text as strictly as rows need it: nothing lost, nothing that later steps choke on.
+
+Python's reader keeps the last of two equal keys, takes NaN for a number and objects as deep as
+its stack; the last of these would break whatever walks a row next, a template for one.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+from lora_sft.data.one_line import make_one_line
+
+DEEPEST_NESTING = 100
+
+
+def parse_json(text: str) -> Any:
+    """The value that `text` holds.
+
+    Raises: ValueError, of which json.JSONDecodeError knows the place; its text is one line.
+    """
+    try:
+        value = json.loads(
+            text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeated_keys
+        )
+    except RecursionError:
+        _refuse_nesting()
+    if text.count("[") + text.count("{") > DEEPEST_NESTING:
+        _check_nesting(value)
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs as a dictionary; a key that is there twice would lose one of its values."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f'the key "{make_one_line(repeated)}" is there more than once')
+    return values
+
+
+def _check_nesting(value: Any) -> None:
+    level = [value]
+    for _ in range(DEEPEST_NESTING):
+        level = [
+            child
+            for container in level
+            if isinstance(container, dict | list)
+            for child in (container.values() if isinstance(container, dict) else container)
+        ]
+        if not level:
+            return
+    _refuse_nesting()
+
+
+def _refuse_nesting() -> NoReturn:
+    raise ValueError(f"it is nested deeper than {DEEPEST_NESTING} levels")

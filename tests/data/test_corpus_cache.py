@@ -1,0 +1,133 @@
+"""A second preparation is a look-up, and nothing that changes the tokens is ever missed."""
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lora_sft.data import corpus_cache
+from tests.commands import Outcome, run_lora_sft
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LORA_SFT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "corpus"
+
+
+def prepare(command: Callable[..., Outcome], recipe: Path, *overrides: str) -> dict:
+    outcome = command("prepare", recipe, *overrides, "--json")
+    assert outcome.code == 0, outcome.stderr
+    return outcome.json
+
+
+def test_the_second_preparation_is_found_and_trains_the_same_run(command, write_recipe, tmp_path):
+    recipe = write_recipe()
+    first = prepare(command, recipe)
+    assert first["hit"] is False
+    again = prepare(command, recipe)
+    assert again["hit"] is True
+    assert again["cache"] == first["cache"]
+    assert again["account"] == first["account"]
+    assert command("train", recipe).code == 0
+    cached = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert command("train", recipe, "--overwrite").code == 0
+    corpus_cache.shutil.rmtree(first["cache"])
+    assert command("train", recipe, "--overwrite").code == 0
+    built = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert built["data"] == cached["data"]
+    assert built["account"] == cached["account"]
+
+
+def test_an_edited_line_is_never_missed(command, write_recipe, tmp_path):
+    recipe = write_recipe()
+    first = prepare(command, recipe)
+    rows = tmp_path / "train.jsonl"
+    text = rows.read_text()
+    stamp = rows.stat().st_mtime
+    edited = text.replace("number 7", "number 8", 1)
+    assert len(edited) == len(text) and edited != text  # noqa: PT018 (same size)
+    rows.write_text(edited)
+    corpus_cache.os.utime(rows, (stamp, stamp))  # and the same date
+    again = prepare(command, recipe)
+    assert again["hit"] is False
+    assert again["cache"] != first["cache"]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.max_length=100",
+        "data.loss_on=last_assistant",
+        "data.chat_template=plain",
+        "data.validation.fraction=0.3",
+        "data.datasets.0.repeat=2",
+        "data.stop_tokens=[</s>]",
+    ],
+)
+def test_every_setting_that_decides_tokens_has_an_entry_of_its_own(command, write_recipe, override):
+    recipe = write_recipe()
+    first = prepare(command, recipe)
+    other = prepare(command, recipe, override)
+    assert other["hit"] is False
+    assert other["cache"] != first["cache"]
+
+
+def test_what_does_not_touch_the_tokens_shares_an_entry(command, write_recipe):
+    recipe = write_recipe()
+    first = prepare(command, recipe)
+    other = prepare(command, recipe, "train.learning_rate=1e-5", "data.packing=true")
+    assert other["hit"] is True
+    assert other["cache"] == first["cache"]
+
+
+@pytest.mark.parametrize("damage", ["a flipped byte", "a cut file", "no description"])
+def test_a_damaged_entry_is_seen_and_built_anew(command, write_recipe, damage):
+    recipe = write_recipe()
+    first = prepare(command, recipe)
+    folder = Path(first["cache"])
+    rows = folder / "train.arrow"
+    content = bytearray(rows.read_bytes())
+    if damage == "a flipped byte":
+        content[len(content) // 2] ^= 1
+        rows.write_bytes(content)
+    elif damage == "a cut file":
+        rows.write_bytes(content[:-100])
+    else:
+        (folder / "corpus.json").write_text("{")
+    again = command("prepare", recipe, "--json")
+    assert "damaged and is built anew" in again.stderr
+    assert again.json["hit"] is False
+    assert again.json["account"] == first["account"]
+    assert prepare(command, recipe)["hit"] is True
+
+
+def test_two_processes_at_once_leave_one_good_entry(write_recipe, tmp_path, cache_folder):
+    recipe = write_recipe()
+    outcomes = []
+
+    def run() -> None:
+        outcomes.append(run_lora_sft("prepare", recipe, "--json"))
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [outcome.code for outcome in outcomes] == [0, 0]
+    entries = [path for path in cache_folder.iterdir() if not path.name.startswith(".")]
+    assert len(entries) == 1
+    assert not list(cache_folder.glob(".staged-*"))
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_but_the_cache(
+    command, write_recipe, monkeypatch, tmp_path
+):
+    (tmp_path / "occupied").write_text("a file, not a folder")
+    monkeypatch.setenv("LORA_SFT_CACHE", str(tmp_path / "occupied"))
+    outcome = command("prepare", write_recipe(), "--json")
+    assert outcome.code == 0
+    assert outcome.json["cache"] == ""
+    assert "the cache cannot be written" in outcome.stderr

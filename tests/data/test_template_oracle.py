@@ -1,0 +1,430 @@
+"""The label rule over every template that TRL ships with a training twin.
+
+The oracle is computed here, from what a server sends (P) and what the turn renders to (S), and
+shares no code with the package. The twin, whose generation markers somebody placed by hand, is a
+second witness: where it learns something else, the difference is named below, and nothing else may
+differ.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trl
+
+from lora_sft.data.conversation import Conversation, Message
+from lora_sft.data.drops import Drop
+from lora_sft.data.supervision import Supervisor
+from tests.data.sections import make_data
+from tests.tiny import make_tokenizer
+
+TEMPLATES = Path(trl.__file__).parent / "chat_templates"
+FAMILIES = sorted(
+    path.name.removesuffix("_training.jinja") for path in TEMPLATES.glob("*_training.jinja")
+)
+NUM_FAMILIES = 31  # trl 1.16: fails where an upgrade brings fewer
+
+# What each family's own tokenizer and generation config stop at, the eos first.
+STOPS = {
+    "cohere": ["<|END_OF_TURN_TOKEN|>"],
+    "cohere2": ["<|END_OF_TURN_TOKEN|>"],
+    "deepseek_r1_distill": ["<｜end▁of▁sentence｜>"],
+    "deepseekv3": ["<｜end▁of▁sentence｜>"],
+    "diffusion_gemma": ["<turn|>", "<|tool_response>"],
+    "gemma": ["<end_of_turn>"],
+    "gemma3": ["<end_of_turn>"],
+    "glm4moe": ["<|endoftext|>", "<|user|>", "<|observation|>"],
+    "gptoss": ["<|return|>", "<|call|>"],
+    "idefics3": ["<end_of_utterance>"],
+    "llama3": ["<|eot_id|>"],
+    "llava_next": ["</s>"],
+    "muse_glimmer": ["<|eot|>"],
+    "phi3": ["<|end|>"],
+    "phi3_5": ["<|end|>"],
+    "smolvlm": ["<end_of_utterance>"],
+}
+CHATML_STOPS = ["<|im_end|>"]
+READS_PARTS = {"idefics3", "llava_next", "smolvlm"}
+CONTROL_TOKEN = re.compile(r"<\|[a-zA-Z_0-9]+\|?>|<｜[^｜']+｜>|<[a-z]+_of_[a-z]+>|<[a-z_]+\|>")
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "the weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "description": "a city"}},
+        },
+    },
+}
+
+
+def call(city: str, name: str) -> dict[str, Any]:
+    function = {"name": "get_weather", "arguments": {"city": city}}
+    return {"type": "function", "id": name, "function": function}
+
+
+def result(content: str, name: str) -> dict[str, Any]:
+    return {"role": "tool", "content": content, "tool_call_id": name, "name": "get_weather"}
+
+
+def user(content: str) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def answer(content: str, **fields: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": content, **fields}
+
+
+BANK: dict[str, list[dict[str, Any]]] = {
+    "one turn": [user("Who are you?"), answer("I am fine.")],
+    "two turns": [user("Hello"), answer("I am fine."), user("What is 2 + 2?"), answer("4 Yes.")],
+    "system": [{"role": "system", "content": "Be brief."}, user("Hello"), answer("Yes.")],
+    "reasoning": [
+        user("Hello"),
+        answer("Yes.", reasoning_content="think hard"),
+        user("And?"),
+        answer("No.", reasoning_content="more thought"),
+    ],
+    "inline thinking": [user("Hello"), answer("<think>\nhmm\n</think>\n\nYes.")],
+    "thinking in its field": [user("Hello"), answer("Yes.", reasoning_content="hmm")],
+    "tool call": [
+        user("The weather?"),
+        {"role": "assistant", "tool_calls": [call("Paris", "abcdefghi")]},
+        result("sunny", "abcdefghi"),
+        answer("It is sunny."),
+    ],
+    "parallel calls": [
+        user("The weather?"),
+        {
+            "role": "assistant",
+            "tool_calls": [call("Paris", "abcdefghi"), call("Rome", "abcdefghj")],
+        },
+        result("sunny", "abcdefghi"),
+        result("rain", "abcdefghj"),
+        answer("Sun and rain."),
+    ],
+    "cut before the answer": [user("Hello"), answer("Yes."), user("And then?")],
+}
+
+
+def read_template(name: str) -> str:
+    return (TEMPLATES / f"{name}.jinja").read_text()
+
+
+@cache
+def load_family(family: str) -> Any:
+    """A small tokenizer with the family's template and every control token it writes."""
+    template = read_template(family)
+    stops = STOPS.get(family, CHATML_STOPS)
+    tokenizer = make_tokenizer(template)
+    texts = template + read_template(f"{family}_training")
+    names = sorted({*CONTROL_TOKEN.findall(texts), *stops, "<|endoftext|>"})
+    tokenizer.add_special_tokens({"additional_special_tokens": names})
+    tokenizer.eos_token = stops[0]
+    return tokenizer
+
+
+def find_tools(messages: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+    return [WEATHER] if any("tool_calls" in message for message in messages) else None
+
+
+def as_served(family: str, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages as a client sends them: models that see images get parts."""
+    if family not in READS_PARTS:
+        return messages
+    parts = [[{"type": "text", "text": each["content"]}] for each in messages]
+    return [{**each, "content": part} for each, part in zip(messages, parts, strict=True)]
+
+
+def render(family: str, name: str, count: int, *, served: bool) -> str:
+    """The first messages of a conversation of the bank, by the library's own call."""
+    return str(
+        load_family(family).apply_chat_template(
+            as_served(family, BANK[name][:count]),
+            tools=find_tools(BANK[name]),
+            tokenize=False,
+            add_generation_prompt=served,
+        )
+    )
+
+
+def label(family: str, messages: list[dict[str, Any]]) -> Any:
+    tokenizer = load_family(family)
+    read = tuple(
+        Message(
+            each["role"],
+            each.get("content"),
+            tuple(each.get("tool_calls", ())),
+            {k: v for k, v in each.items() if k not in ("role", "content", "tool_calls")},
+        )
+        for each in messages
+    )
+    stops = {tokenizer.convert_tokens_to_ids(stop) for stop in STOPS.get(family, CHATML_STOPS)}
+    supervisor = Supervisor(make_data(loss_on="assistant"), tokenizer, stops)
+    conversation = Conversation(read, tuple(find_tools(messages) or ()))
+    return supervisor.supervise([("bank", conversation)])[0]
+
+
+def read_learned(family: str, rows: Any) -> dict[int, str]:
+    """Message -> its learned text."""
+    decode = load_family(family).decode
+    return {
+        turn.message: decode(row.input_ids[turn.start : turn.end])
+        for row in rows
+        for turn in row.turns
+    }
+
+
+def find_expected(family: str, name: str, index: int) -> str | None:
+    """The oracle: S after P, up to and with its first stop; None where S does not start with P."""
+    prompt = render(family, name, index, served=True)
+    text = render(family, name, index + 1, served=False)
+    if not text.startswith(prompt):
+        return None
+    rest = text[len(prompt) :]
+    ends = [rest.index(s) + len(s) for s in STOPS.get(family, CHATML_STOPS) if s in rest]
+    return rest[: min(ends)] if ends else rest  # GLM renders no stop: it is the next turn's token
+
+
+@cache
+def label_bank() -> dict[tuple[str, str], Any]:
+    return {
+        (family, name): label(family, messages)
+        for family in FAMILIES
+        for name, messages in BANK.items()
+    }
+
+
+def list_learned() -> dict[tuple[str, str], Any]:
+    return {key: rows for key, rows in label_bank().items() if not isinstance(rows, Drop)}
+
+
+def test_every_pair_loads_and_most_of_the_bank_is_learned() -> None:
+    assert len(FAMILIES) >= NUM_FAMILIES
+    assert {family for family, _ in list_learned()} == set(FAMILIES)
+    assert len(list_learned()) >= 182  # of 248; the others are refused for a reason, below
+
+
+def test_learned_is_what_follows_the_served_prompt_up_to_the_stop() -> None:
+    compared = 0
+    for (family, name), rows in list_learned().items():
+        for index, learned in read_learned(family, rows).items():
+            expected = find_expected(family, name, index)
+            if expected is None:
+                continue
+            compared += 1
+            if family == "glm4moe":  # the appended stop is the token of the turn that follows
+                after_call = "tool_calls" in BANK[name][index]
+                expected += "<|observation|>" if after_call else "<|user|>"
+            if name == "inline thinking" and learned != expected:
+                expected = find_expected(family, "thinking in its field", index)  # put there
+            assert learned == expected, (family, name, index)
+    assert compared >= 210
+
+
+def test_every_answer_is_learned_and_nothing_of_the_others() -> None:
+    for (family, name), rows in list_learned().items():
+        answers = {i for i, each in enumerate(BANK[name]) if each["role"] == "assistant"}
+        assert set(read_learned(family, rows)) == answers, (family, name)
+        for row in rows:
+            learned = "".join(read_learned(family, [row]).values())
+            asked = [each["content"] for each in BANK[name] if each["role"] in ("user", "system")]
+            assert not any(question in learned for question in asked), (family, name)
+
+
+def test_each_row_begins_with_the_prompt_that_is_served() -> None:
+    tokenizers = {family: load_family(family) for family in FAMILIES}
+    for (family, name), rows in list_learned().items():
+        for row in rows:
+            last = row.turns[-1]
+            prompt = render(family, name, last.message, served=True)
+            found = tokenizers[family].decode(row.input_ids[: last.start])
+            if (
+                name not in ("reasoning", "inline thinking") or len(row.turns) == 1
+            ):  # history shows thinking or hides it
+                assert found == prompt, (family, name)
+
+
+SPLICED = {
+    "deepseek_r1_distill", "deepseekv3", "nemotron_3_5_lightning", "nemotron_3_nano",
+    "nemotron_3_super", "nemotron_3_ultra",
+}  # fmt: skip
+
+
+def test_a_turn_is_spliced_where_the_prompt_opens_what_the_render_drops() -> None:
+    spliced = {
+        family
+        for (family, name), rows in list_learned().items()
+        if name == "one turn" and rows[0].built == "spliced"
+    }
+    assert spliced == SPLICED | {"glm4moe"}  # GLM: an appended stop
+    for family in sorted(SPLICED):
+        stop = STOPS.get(family, CHATML_STOPS)[0]
+        rows = label_bank()[family, "one turn"]
+        assert read_learned(family, rows) == {1: f"\n</think>\n\nI am fine.{stop}"}
+    reasoned = label_bank()["deepseek_r1_distill", "reasoning"]
+    stop = STOPS["deepseek_r1_distill"][0]
+    assert read_learned("deepseek_r1_distill", reasoned) == {
+        1: f"think hard\n</think>\n\nYes.{stop}",
+        3: f"more thought\n</think>\n\nNo.{stop}",
+    }
+
+
+NAMED = {
+    ("qwen3", "two turns"): ["<think>\n\n</think>\n\nI am fine.<|im_end|>"],
+    ("gptoss", "two turns"): ["<|channel|>final<|message|>I am fine.<|return|>"],
+    ("gptoss", "tool call"): [
+        ' to=functions.get_weather<|channel|>commentary json<|message|>{"city": "Paris"}<|call|>',
+        "<|channel|>final<|message|>It is sunny.<|return|>",
+    ],
+    ("phi3", "two turns"): ["I am fine.<|end|>", "4 Yes.<|end|>"],
+    ("glm4moe", "reasoning"): ["\n<think>think hard</think>\nYes.<|user|>"],
+    ("diffusion_gemma", "tool call"): [
+        '<|tool_call>call:get_weather{city:<|"|>Paris<|"|>}<tool_call|><|tool_response>',
+        "<|turn>model\nIt is sunny.<turn|>",
+    ],
+}
+
+
+@pytest.mark.parametrize(("key", "first_row"), NAMED.items(), ids=" ".join)
+def test_the_odd_ones_by_name(key: tuple[str, str], first_row: list[str]) -> None:
+    rows = label_bank()[key]
+    assert list(read_learned(key[0], rows[:1]).values()) == first_row
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "reason", "detail"),
+    [
+        ("gptoss", "parallel calls", "content_lost", "Rome"),  # it renders the first call only
+        ("llama3", "tool call", "content_lost", "get_weather"),
+        ("qwen2_5", "reasoning", "content_lost", "think hard"),
+        ("qwen3_5_nothink", "reasoning", "content_lost", "closed its thinking block"),
+        ("gemma", "system", "template_refused", "System role not supported"),
+        ("nemotron_3_nano", "tool call", "not_prefix_stable", "</think>"),
+    ],
+)
+def test_what_cannot_be_learned_is_dropped_with_its_reason(
+    family: str, name: str, reason: str, detail: str
+) -> None:
+    drop = label_bank()[family, name]
+    assert isinstance(drop, Drop)
+    assert drop.reason == reason
+    assert detail in drop.detail
+
+
+# How a twin's own convention differs from "what the model must produce": by name, with the
+# differing tokens and the families. Nothing else may differ.
+NEWLINE_AFTER_STOP = "learns the newline after the stop"
+HEADER = "learns what the generation prompt gives"
+DEEPSEEK_HEADER = "<｜Assistant｜>"
+EXCEPTIONS: dict[str, set[str]] = {
+    NEWLINE_AFTER_STOP: {
+        "diffusion_gemma", "gemma", "gemma3", "idefics3", "lfm2", "lfm2_v2",
+        "nemotron_3_5_lightning", "nemotron_3_nano", "nemotron_3_super", "nemotron_3_ultra", "phi3",
+        "phi3_5", "qwen2_5",
+        "qwen2_5_vl", "qwen3", "qwen3_5_nothink", "qwen3_5_think", "qwen3_6", "qwen3_8",
+        "qwen3_instruct_2507", "qwen3_vl", "smolvlm",
+    },
+    HEADER: {
+        "deepseek_r1_distill", "deepseekv3", "gptoss", "muse_glimmer", "nemotron_3_5_lightning",
+        "nemotron_3_nano", "nemotron_3_super", "nemotron_3_ultra", "qwen2_5", "qwen3_5_nothink",
+        "qwen3_5_think", "qwen3_6", "qwen3_8",
+    },
+    "has no closing </think> after the prompt's <think>": SPLICED,
+    "ends earlier turns in <|end|>, not <|return|>": {"gptoss"},
+    "loses the reasoning of earlier turns": {
+        "deepseek_r1_distill", "deepseekv3", "diffusion_gemma", "glm4moe", "gptoss",
+        "nemotron_3_5_lightning", "nemotron_3_nano", "nemotron_3_super", "nemotron_3_ultra",
+    },
+    "leaves out <|tool_response>, which ends a call": {"diffusion_gemma"},
+    "leaves out the header that no prompt gives after a tool's result": {"diffusion_gemma"},
+}  # fmt: skip
+
+
+def read_twin(family: str, name: str) -> list[str]:
+    """The texts that the twin's markers learn."""
+    messages, tokenizer = BANK[name], load_family(family)
+    given = tokenizer.apply_chat_template(
+        as_served(family, messages),
+        tools=find_tools(messages),
+        chat_template=read_template(f"{family}_training"),
+        return_assistant_tokens_mask=True,
+        return_dict=True,
+    )
+    texts: list[str] = []
+    current: list[int] = []
+    for token, learned in zip(
+        [*given["input_ids"], 0], [*given["assistant_masks"], 0], strict=True
+    ):
+        if learned:
+            current.append(token)
+        elif current:
+            texts.append(tokenizer.decode(current))
+            current = []
+    return texts
+
+
+def strip_conventions(family: str, name: str, index: int, twin: str) -> tuple[str, set[str]]:
+    """A twin's text without the header before it and the newline after it, and which it had."""
+    differences = set()
+    body = twin.rstrip("\n")
+    if body != twin:
+        differences.add(NEWLINE_AFTER_STOP)
+    if family in ("phi3", "phi3_5"):  # and the eos that ends the conversation
+        body = body.removesuffix("\n<|end|>")
+    prompt = render(family, name, index, served=True)
+    given = next((i for i in range(len(prompt)) if body.startswith(prompt[i:])), len(prompt))
+    if given < len(prompt):
+        differences.add(HEADER)
+        body = body[len(prompt) - given :]
+    if body.startswith(DEEPSEEK_HEADER):  # it stops before the <think> that the prompt gives
+        differences.add(HEADER)
+        body = body.removeprefix(DEEPSEEK_HEADER)
+    return body, differences
+
+
+def name_differences(family: str, name: str, index: int, ours: str, twin: str) -> set[str]:
+    """The conventions by which one turn of the twin differs; an empty set where it does not."""
+    body, differences = strip_conventions(family, name, index, twin)
+    stop = next((s for s in STOPS.get(family, CHATML_STOPS) if ours.endswith(s)), "")
+    if body == ours:
+        return differences
+    if family == "gptoss" and body.endswith("<|end|>"):
+        differences.add("ends earlier turns in <|end|>, not <|return|>")
+        body = body.removesuffix("<|end|>") + stop
+    if family == "diffusion_gemma" and ours == f"{body}<|tool_response>":
+        return differences | {"leaves out <|tool_response>, which ends a call"}
+    if family == "diffusion_gemma" and ours == f"<|turn>model\n{body}":
+        return differences | {"leaves out the header that no prompt gives after a tool's result"}
+    reasoning = BANK[name][index].get("reasoning_content", "")
+    if reasoning and reasoning in ours and reasoning not in body:
+        return differences | {"loses the reasoning of earlier turns"}
+    if family in SPLICED and ours.endswith(body.removeprefix("<think></think>")):
+        return differences | {"has no closing </think> after the prompt's <think>"}
+    return differences if body == ours else differences | {f"UNNAMED: {body!r}, not {ours!r}"}
+
+
+def test_the_training_twins_learn_the_same_but_for_named_conventions() -> None:
+    found: dict[str, set[str]] = {}
+    compared = 0
+    for (family, name), rows in list_learned().items():
+        if name == "inline thinking":
+            continue
+        learned = read_learned(family, rows)
+        twin = read_twin(family, name)
+        assert len(twin) == len(learned), (family, name)
+        for (index, ours), theirs in zip(sorted(learned.items()), twin, strict=True):
+            compared += 1
+            for difference in name_differences(family, name, index, ours, theirs):
+                found.setdefault(difference, set()).add(family)
+    assert compared >= 230
+    assert len(EXCEPTIONS) <= 10
+    unnamed = {name for name in found if name.startswith("UNNAMED")}
+    assert unnamed == set()
+    assert found == EXCEPTIONS

@@ -1,0 +1,41 @@
+"""What is right by the rule and may still not be what was meant is said once, with a count."""
+
+import pytest
+
+from lora_sft.data.conversation import Conversation, Message
+from lora_sft.data.supervision import Supervisor
+from tests import tiny
+from tests.data.sections import make_data
+
+KNOWS_THE_SWITCH = "{%- if enable_thinking is defined -%}{%- endif -%}" + tiny.CHATML
+QUESTION = Message("user", "a")
+PLAIN = Message("assistant", "b")
+THOUGHT = Message("assistant", "<think>hm</think>b")
+
+
+def find_warnings(template, *messages, **data):
+    tokenizer = tiny.make_tokenizer(template)
+    supervisor = Supervisor(make_data(**data), tokenizer, {tokenizer.eos_token_id})
+    supervisor.supervise([("rows.jsonl:1", Conversation(messages))])
+    return supervisor.warnings
+
+
+@pytest.mark.parametrize(
+    ("template", "answer", "data", "warns"),
+    [
+        (KNOWS_THE_SWITCH, PLAIN, {}, True),
+        (KNOWS_THE_SWITCH, THOUGHT, {}, False),
+        (KNOWS_THE_SWITCH, PLAIN, {"chat_template_kwargs": {"enable_thinking": False}}, False),
+        (tiny.CHATML, PLAIN, {}, False),
+    ],
+)
+def test_an_open_thinking_switch_without_a_thought_is_warned_of(template, answer, data, warns):
+    warnings = find_warnings(template, QUESTION, answer, **data)
+    assert bool(warnings) == warns
+    assert all("enable_thinking: false" in warning for warning in warnings)
+
+
+def test_context_that_the_template_leaves_out_is_warned_of_with_its_row():
+    template = tiny.CHATML.replace("(message.content or '')", "(message.content or '')[:5]")
+    (warning,) = find_warnings(template, Message("user", "a long question"), PLAIN)
+    assert "1 rows (first: rows.jsonl:1)" in warning
