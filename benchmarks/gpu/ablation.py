@@ -36,7 +36,7 @@ SWITCHES: tuple[dict[str, str], ...] = (
     {"train.torch_compile": "true"},
     {"quantization": "nf4"},
 )
-TOY_SWITCHES = (*SWITCHES[:3], {"train.optim": "paged_adamw_8bit"})
+TOY_SWITCHES = (*SWITCHES[:2], {"train.optim": "paged_adamw_8bit"})
 CUDA_ONLY = ("train.torch_compile", "paged_adamw_8bit")
 
 

@@ -55,7 +55,7 @@ def test_every_lane_runs_on_toy_shapes_and_only_what_needs_cuda_is_skipped(
     assert all(cases[key]["reason"] == "needs CUDA" for key in NEEDS_CUDA)
     others = {key: case for key, case in cases.items() if key not in NEEDS_CUDA}
     assert {key: case["reason"] for key, case in others.items() if case["reason"]} == {}
-    assert len(others) == 19
+    assert len(others) == 18
 
 
 def test_the_toy_throughput_passed_its_gates_with_a_reference(visit: tuple[Path, Outcome]) -> None:
