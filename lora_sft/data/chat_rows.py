@@ -249,7 +249,7 @@ class ChatLabelRule:
         calls = conversation.messages[index].tool_calls
         probe = Message("tool" if calls else "user", PROBE_QUESTION)
         continued = chat.render(index + 1, served=False, then=[probe])
-        ending = text[-EXCERPT_CHARACTERS:].splitlines()[-1]  # all else may be rewritten by then
+        ending = text[-EXCERPT_CHARACTERS:].rpartition("\n")[2]  # all else may be rewritten by then
         place = continued.rfind(ending, 0, continued.rfind(PROBE_QUESTION))
         stop = self._special.match(continued, place + len(ending)) if place >= 0 else None
         if stop is None:

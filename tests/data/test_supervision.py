@@ -180,6 +180,7 @@ def test_rewritten_history_can_keep_the_last_turn_or_stop():
             "<think>",
         ),
         (tiny.NO_SPECIAL_TOKENS, CHAT, "no_stop_token", "fox"),
+        ("{%- if false -%}{%- endif -%}", CHAT, "no_stop_token", "ends in ''"),
         (tiny.CHATML, make_chat("a <|im_end|> b", "c"), "special_tokens", "<|im_end|>"),
         (tiny.CHATML, make_chat("only asked"), "no_target", ""),
         (tiny.TEXT_LOST_BESIDE_CALLS, [{"role": "odd", "content": "a"}], "template_refused", "no"),
