@@ -41,7 +41,7 @@ format: $(VENV)/.dev ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev ## the CPU benchmarks beside their peers (about 12 minutes), then their page
+bench: $(VENV)/.dev ## the CPU benchmarks beside their peers (15 minutes), then their page
 	$(BIN)/python -m benchmarks.cpu
 	$(BIN)/python -m benchmarks.tables
 

@@ -25,7 +25,7 @@ from benchmarks.record import Case, Record
 
 REFERENCE = "float32 reference"
 
-# bfloat16 rounding moved the mean loss of thousands of tokens by less than a tenth of this.
+# bfloat16 rounding moved the mean loss of 74 to 284 tokens of the toy model by at most 1.8e-4.
 LOSS_TOLERANCE = 2e-3  # relative
 ISOLATION_TOLERANCE = 1e-3  # relative change of hidden states; leaking attention gives about 1
 LOGITS_STD_RANGE = (3.0, 6.5)

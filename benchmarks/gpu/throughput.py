@@ -36,7 +36,7 @@ from benchmarks.gates import (
 from benchmarks.gpu.ceilings import measure_matmul_rate
 from benchmarks.gpu.lane import Place, Scale, Task
 from benchmarks.meters import StepClock, TokenMeter, read_peak_memory, reset_peak_memory
-from benchmarks.record import Case, Measurement
+from benchmarks.record import Case, Measurement, read_environment
 from benchmarks.shapes import SHAPES, ModelShape, build_random_model
 
 MEASURE = "throughput"
@@ -228,7 +228,8 @@ def _find_best_options(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The fastest of the candidates: swept once, then known from the record."""
     known = place.record.cases.get((task.subject, task.contestant))
-    if known is not None and "sweep" in known.facts:
+    here = read_environment().key  # other versions may have another best
+    if known is not None and known.environment == here and "sweep" in known.facts:
         return dict(known.facts["options"]), {"sweep": known.facts["sweep"]}
     tried = []
     for options in SWEEP[:1] if place.scale.is_toy else SWEEP:

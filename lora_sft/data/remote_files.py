@@ -136,7 +136,7 @@ class _ForeignBody(io.RawIOBase):
             data = self._stream.read(len(view))
         except OSError:
             raise
-        except Exception as error:
+        except Exception as error:  # each protocol has exceptions of its own
             raise OSError(f"{type(error).__name__}: {error}") from error
         view[: len(data)] = data
         return len(data)

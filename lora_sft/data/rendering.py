@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
 from itertools import takewhile
@@ -89,6 +89,9 @@ class ChatRenderer:
 
         Raises: TemplateRefusal where there is no template for a row with tools.
         """
+        return self._open(conversation, self._dialect)
+
+    def _open(self, conversation: Conversation, dialect: Dialect) -> OpenedChat:
         tools = [dict(tool) for tool in conversation.tools] or None
         variables = {
             **self._special_tokens,
@@ -99,37 +102,32 @@ class ChatRenderer:
         }
         return OpenedChat(
             _compile_jinja_template(self._get_template(tools)),
-            self._dialect.write_messages(conversation.messages),
+            dialect.write_messages(conversation.messages),
             {**_plain_template_data(variables), CLOCK: self.today.strftime},
-            self._dialect,
+            dialect,
         )
 
     @cached_property
     def _dialect(self) -> Dialect:
         """What the template reads, found by rendering probes: plain texts unless only parts are
         rendered; thinking inside the content unless only its own field is."""
-        if self._shows([_probe_answer()], Dialect()):
-            as_parts = False
-        else:
-            as_parts = self._shows([_probe_answer()], Dialect(as_parts=True))
-        in_field = _probe_answer(reasoning=PROBE_THOUGHT)
-        inline = _probe_answer(f"<think>\n{PROBE_THOUGHT}\n</think>\n\n{PROBE_ANSWER}")
-        plain = Dialect(as_parts=as_parts)
-        by_field, by_content = (self._try([each], plain) for each in (in_field, inline))
+        answer = Message("assistant", PROBE_ANSWER)
+        texts, parts = Dialect(), Dialect(as_parts=True)
+        reads_parts_only = PROBE_ANSWER not in self._try(answer, texts) and (
+            PROBE_ANSWER in self._try(answer, parts)
+        )
+        dialect = parts if reads_parts_only else texts
+        in_field = replace(answer, extras={"reasoning_content": PROBE_THOUGHT})
+        inline = replace(answer, content=f"<think>\n{PROBE_THOUGHT}\n</think>\n\n{PROBE_ANSWER}")
+        by_field, by_content = self._try(in_field, dialect), self._try(inline, dialect)
         splits = PROBE_THOUGHT in by_field and by_field != by_content
-        return Dialect(as_parts=as_parts, splits_thinking=splits)
+        return replace(dialect, splits_thinking=splits)
 
-    def _shows(self, answer: Sequence[Message], dialect: Dialect) -> bool:
-        return PROBE_ANSWER in self._try(answer, dialect)
-
-    def _try(self, answer: Sequence[Message], dialect: Dialect) -> str:
+    def _try(self, answer: Message, dialect: Dialect) -> str:
         """A question and the answer as text, or nothing where the template refuses them."""
-        messages = dialect.write_messages([Message("user", PROBE_QUESTION), *answer])
-        variables = {**self._special_tokens, **self._template_kwargs, "tools": None}
+        probe = Conversation((Message("user", PROBE_QUESTION), answer))
         try:
-            template = _compile_jinja_template(self._get_template(None))
-            variables = {**_plain_template_data(variables), CLOCK: self.today.strftime}
-            return OpenedChat(template, messages, variables, dialect).render(2, served=False)
+            return self._open(probe, dialect).render(2, served=False)
         except TemplateRefusal:
             return ""
 
@@ -225,11 +223,6 @@ class Dialect:
                 if isinstance(view.get("content"), str):
                     view["content"] = [{"type": "text", "text": view["content"]}]
         return list(_alias_reasoning_fields(_plain_template_data(views)))
-
-
-def _probe_answer(content: str = PROBE_ANSWER, reasoning: str = "") -> Message:
-    extras = {"reasoning_content": reasoning} if reasoning else {}
-    return Message("assistant", content, extras=extras)
 
 
 def reads_clock(tokenizer: PreTrainedTokenizerBase) -> bool:
