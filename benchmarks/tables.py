@@ -49,6 +49,31 @@ CPU_MEASURES = {
     "data_preparation": Presentation(
         "Data preparation", "cpu_seconds", ("tokens_per_cpu_second", *CPU_COST)
     ),
+    "data_stages": Presentation(
+        "Where the time of data preparation goes",
+        "cpu_seconds",
+        (
+            "tokenise_share",
+            "render_share",
+            "check_share",
+            "label_share",
+            "convert_share",
+            "read_share",
+            "hash_share",
+            "write_share",
+            "other_share",
+        ),
+    ),
+    "data_scale": Presentation(
+        "Data preparation by number of rows",
+        "peak_rss_bytes",
+        (
+            "wall_seconds",
+            "rows_per_second",
+            "second_preparation_seconds",
+            "packing_seconds",
+        ),
+    ),
     "packing": Presentation("Packing", "utilisation", ("cpu_seconds_per_100k_documents",)),
     "merge": Presentation("Merge", "cpu_seconds", CPU_COST),
     "step_overhead": Presentation("Training-step overhead", "cpu_seconds", CPU_COST),

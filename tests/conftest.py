@@ -21,6 +21,11 @@ from tests.commands import Outcome, run_command
 CITIES = ("Paris", "Rome", "Oslo", "Cairo", "Lima", "Delhi", "Tokyo", "Quito", "Accra", "Sofia")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests begin, so that several workers end at about the same time."""
+    items.sort(key=lambda item: item.get_closest_marker("first") is None)
+
+
 def make_rows(count: int) -> list[dict[str, Any]]:
     """Distinct one-turn conversations of a few lengths."""
     return [

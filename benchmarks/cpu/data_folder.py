@@ -22,8 +22,7 @@ TOKENIZER = Path("tokenizers", "qwen3")
 MAX_LENGTH_TOKENS = 2048
 # Far below 2,048 tokens in English, whatever the template adds.
 LONGEST_CHAT_CHARACTERS = 6_000
-PASSES_OVER_CHATS = 2
-NUM_QUESTIONS = 4_000
+NUM_QUESTIONS = 2_000
 NUM_TOY_ROWS = 24
 SEED = 0
 
@@ -48,13 +47,12 @@ def write_row_files(data: Path, folder: Path, toy: bool) -> dict[str, Path]:
 
 
 def _choose_chats(data: Path) -> list[Messages]:
-    """Short ShareGPT conversations and longer OpenAssistant threads, mixed, each twice."""
+    """Short ShareGPT conversations and longer OpenAssistant threads, mixed."""
     threads = {json.dumps(row): row for row in _read_threads(data)}
     rows = [*_read_sharegpt(data), *threads.values()]
     fitting = [row for row in rows if _count_characters(row) <= LONGEST_CHAT_CHARACTERS]
-    chosen = fitting * PASSES_OVER_CHATS
-    random.Random(SEED).shuffle(chosen)
-    return chosen
+    random.Random(SEED).shuffle(fitting)
+    return fitting
 
 
 def _choose_questions(data: Path) -> list[Messages]:

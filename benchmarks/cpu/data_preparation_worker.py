@@ -1,7 +1,8 @@
 """One contestant's preparation of every subject's rows, measured inside its own process.
 
-`python -m benchmarks.cpu.data_preparation_worker lora-sft|trl|tokenizer TOKENIZER TEMPLATE
-SUBJECT=ROWS...` prints `{subject: {"values": ..., "facts": ...}}`. The facts hold digests of the
+`python -m benchmarks.cpu.data_preparation_worker lora-sft|stages|trl|tokenizer TOKENIZER TEMPLATE
+SUBJECT=ROWS...` prints `{subject: {"values": ..., "facts": ...}}`; `stages` is lora-sft, with the
+share of each stage instead. The facts hold digests of the
 rows whatever their order, so that the contestants can be compared without keeping what they made.
 """
 
@@ -13,6 +14,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,10 +24,28 @@ from numpy.typing import NDArray
 from benchmarks.cpu.data_folder import MAX_LENGTH_TOKENS
 from benchmarks.cpu.own_cost import OwnCost
 from benchmarks.cpu.sampling import Sample
+from benchmarks.cpu.stages import OTHER, StageClock
 
 NUM_WARM_UP_ROWS = 8
 NOT_LEARNED = -100
 STOP, NEWLINE = "<|im_end|>", "\n"
+
+# Which of lora-sft's files does what; the tokenizer's is transformers' door to it.
+STAGE_OF_FILE = {
+    "file_rows.py": "read",
+    "plain_json.py": "read",
+    "row_sources.py": "read",
+    "splits.py": "hash",
+    "row_formats.py": "convert",
+    "messages.py": "convert",
+    "rendering.py": "render",
+    "template_environment.py": "render",
+    "tokenization_utils_tokenizers.py": "tokenise",
+    "chat_rows.py": "check",
+    "token_spans.py": "label",
+    "supervised_row.py": "label",
+    "split_files.py": "write",
+}
 
 # A file of rows, and whether the tokenizer's own template is used, which rewrites history.
 Prepare: TypeAlias = Callable[[Path, bool], Sample]
@@ -38,8 +58,9 @@ def main(kind: str, tokenizer: str, template: str, *subjects: str) -> None:
     """Warm up, prepare each subject and print what it cost."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["HF_DATASETS_CACHE"] = folder  # before `datasets` is imported: nothing is kept
-        makers = {
+        makers: dict[str, Callable[[Path, Path, Path, Path], Prepare]] = {
             "lora-sft": make_lora_sft_prepare,
+            "stages": make_lora_sft_stages,
             "trl": make_trl_prepare,
             "tokenizer": make_tokenizer_prepare,
         }
@@ -56,7 +77,11 @@ def main(kind: str, tokenizer: str, template: str, *subjects: str) -> None:
 
 
 def make_lora_sft_prepare(
-    tokenizer_folder: Path, template: Path, folder: Path, few: Path
+    tokenizer_folder: Path,
+    template: Path,
+    folder: Path,
+    few: Path,
+    clock: AbstractContextManager[Any] | None = None,
 ) -> Prepare:
     """lora-sft: a recipe, and what `pipeline.load_data` calls once it has the tokenizer."""
     from lora_sft.data.corpus import build_corpus
@@ -68,7 +93,7 @@ def make_lora_sft_prepare(
         recipe = read_recipe(path)
         tokenizer = load_tokenizer(recipe.model, recipe.tokenizer, recipe.data)
         stops = find_stop_token_ids(tokenizer, recipe.model, recipe.data.stop_tokens)
-        with OwnCost() as cost:
+        with clock or nullcontext(), OwnCost() as cost:
             corpus = build_corpus(recipe.data, tokenizer, stops)
         account = corpus.accounts["train"]
         return _describe(
@@ -80,6 +105,20 @@ def make_lora_sft_prepare(
         )
 
     prepare(few, False)
+    return prepare
+
+
+def make_lora_sft_stages(tokenizer: Path, template: Path, folder: Path, few: Path) -> Prepare:
+    """lora-sft once more, with a clock on its stages."""
+    clock = StageClock(STAGE_OF_FILE)
+    whole = make_lora_sft_prepare(tokenizer, template, folder, few, clock)
+
+    def prepare(rows: Path, own_template: bool) -> Sample:
+        clock.cpu_seconds.clear()
+        cost = whole(rows, own_template)
+        shares = {name: clock.shares.get(name, 0.0) for name in {*STAGE_OF_FILE.values(), OTHER}}
+        return Sample({**cost.values, **{f"{name}_share": each for name, each in shares.items()}})
+
     return prepare
 
 

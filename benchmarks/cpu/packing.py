@@ -1,7 +1,7 @@
 """How many token slots hold a real token once documents are put into rows, and what that costs.
 
 Packed rows are of one length, the cap; a padded batch is as wide as its longest document. Every
-set is 20,000 seeded documents of log-normal length; one longer than the cap is cut there, and its
+set is 10,000 seeded documents of log-normal length; one longer than the cap is cut there, and its
 cut part counts for nobody. lora-sft packs the whole set at once, from documents that its data stage
 has cut, into rows in memory. TRL packs as `SFTTrainer` does (`pack_dataset`, best fit decreasing,
 in groups of 1,000 rows, `input_ids` and `labels` copied into a new data set on disk). Both read
@@ -22,7 +22,7 @@ MEASURE = "packing"
 
 MEAN_TOKENS = {"short chats": 150, "chats": 670, "long chats": 2500}
 CAPS_TOKENS = (2048, 8192)
-NUM_DOCUMENTS, NUM_TOY_DOCUMENTS = 20_000, 200
+NUM_DOCUMENTS, NUM_TOY_DOCUMENTS = 10_000, 200
 REPEATS = 3
 
 

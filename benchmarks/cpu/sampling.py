@@ -20,6 +20,7 @@ ONE_THREAD = {
     "MKL_NUM_THREADS": "1",
     "RAYON_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "LORA_SFT_PROCESSES": "1",
 }
 QUANTITIES: Mapping[str, tuple[str, Literal["lower", "higher"]]] = {
     "cpu_seconds": ("CPU s", "lower"),
@@ -29,6 +30,18 @@ QUANTITIES: Mapping[str, tuple[str, Literal["lower", "higher"]]] = {
     "tokens_per_cpu_second": ("tok/CPU s", "higher"),
     "utilisation": ("share", "higher"),
     "cpu_seconds_per_100k_documents": ("CPU s", "lower"),
+    "rows_per_second": ("rows/s", "higher"),
+    "second_preparation_seconds": ("s", "lower"),
+    "packing_seconds": ("s", "lower"),
+    "read_share": ("share", "lower"),
+    "hash_share": ("share", "lower"),
+    "convert_share": ("share", "lower"),
+    "render_share": ("share", "lower"),
+    "check_share": ("share", "lower"),
+    "tokenise_share": ("share", "higher"),
+    "label_share": ("share", "lower"),
+    "write_share": ("share", "lower"),
+    "other_share": ("share", "lower"),
 }
 LIMIT_SECONDS = 300
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lora_sft.data.drops import Drop
+from lora_sft.data.row_outcomes import RowOutcome
 from lora_sft.data.supervised_row import SupervisedRow
 
 if TYPE_CHECKING:
@@ -61,25 +61,27 @@ class AccountTally:
         self._examples: dict[str, str] = {}
         self._longest_tokens = 0
 
-    def count_dropped(self, drop: Drop, where: str, longest_tokens: int = 0) -> None:
-        """One source row that was left out."""
+    def count(self, outcome: RowOutcome, num_passes: int) -> None:
+        """One source row, whose rows are learned `num_passes` times an epoch."""
+        self._longest_tokens = max(self._longest_tokens, outcome.longest_tokens)
+        if outcome.drop is not None:
+            self._count_dropped(outcome)
+            return
+        self._counts["kept"] += 1
+        self._counts["expanded"] += max(outcome.num_supervised, len(outcome.rows)) > 1
+        self._counts["truncated"] += outcome.is_truncated
+        self._counts["partly_overlong"] += len(outcome.rows) < outcome.num_supervised
+        for row in outcome.rows:
+            self._count_row_out(row, num_passes)
+
+    def _count_dropped(self, outcome: RowOutcome) -> None:
+        drop, where = outcome.drop, outcome.source_row.where
+        assert drop is not None, "only a drop is counted as one"
         self._dropped[drop.reason] += 1
-        self._longest_tokens = max(self._longest_tokens, longest_tokens)
         if drop.reason not in self._examples:
             self._examples[drop.reason] = f"{where} ({drop.detail})" if drop.detail else where
 
-    def count_kept(
-        self, *, expanded: bool, truncated: bool, partly_overlong: bool, longest_tokens: int
-    ) -> None:
-        """One source row that is learned from, whole or in part."""
-        self._counts["kept"] += 1
-        self._counts["expanded"] += expanded
-        self._counts["truncated"] += truncated
-        self._counts["partly_overlong"] += partly_overlong
-        self._longest_tokens = max(self._longest_tokens, longest_tokens)
-
-    def count_row_out(self, row: SupervisedRow, times: int) -> None:
-        """One row of the finished split, `times` over."""
+    def _count_row_out(self, row: SupervisedRow, times: int) -> None:
         self._built[row.built] += times
         self._counts["rows_out"] += times
         self._counts["tokens"] += times * len(row.input_ids)

@@ -66,6 +66,26 @@ class RenderedRow:
     stand_ins: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass
+class Notes:
+    """What a person should be told of rows that are right as they are, and the stops they end in.
+
+    `lost_context` counts rows whose context is not rendered whole; `first_lost_context` is where.
+    """
+
+    seen_stops: set[str] = field(default_factory=set)
+    saw_thinking: bool = False
+    lost_context: int = 0
+    first_lost_context: str = ""
+
+    def add(self, later: Notes) -> None:
+        """Take in the notes on rows that come after these."""
+        self.seen_stops |= later.seen_stops
+        self.saw_thinking |= later.saw_thinking
+        self.lost_context += later.lost_context
+        self.first_lost_context = self.first_lost_context or later.first_lost_context
+
+
 @dataclass(frozen=True)
 class ServedTurn:
     """A trained turn as served: P and target (and what the template puts after it), and where in
@@ -100,9 +120,7 @@ class ChatLabelRule:
         self._loss_on = loss_on
         self._rewritten_history = rewritten_history
         self._special_tokens_in_content = special_tokens_in_content
-        self.seen_stops: set[str] = set()
-        self.saw_thinking = False
-        self.lost_context: list[str] = []  # where, of each row whose context is not rendered whole
+        self.notes = Notes()
 
     def write_rows(self, conversation: Conversation, where: str) -> list[RenderedRow]:
         """One row for the conversation, or one a trained turn where history is rewritten.
@@ -143,12 +161,12 @@ class ChatLabelRule:
     ) -> None:
         """Note what a person should be told of, though the row is right as it is."""
         messages = conversation.messages
-        self.saw_thinking = self.saw_thinking or any(has_thinking(messages[i]) for i in trained)
+        self.notes.saw_thinking |= any(has_thinking(messages[i]) for i in trained)
         context = (each for index, each in enumerate(messages) if index not in trained)
         if any(
             (each.content or "").strip() not in whole for each in context if not has_thinking(each)
         ):
-            self.lost_context.append(where)
+            self.notes.add(Notes(lost_context=1, first_lost_context=where))
 
     def _write_in_place(
         self,
@@ -215,7 +233,7 @@ class ChatLabelRule:
             stop = self._special_at_end.search(text.rstrip(), start)
         if stop is None:
             return None
-        self.seen_stops.add(stop.group())
+        self.notes.seen_stops.add(stop.group())
         return stop.end()
 
     def _splice(
@@ -255,7 +273,7 @@ class ChatLabelRule:
         if stop is None:
             ending = text[-EXCERPT_CHARACTERS:]
             raise RowDropped("no_stop_token", f"message {index} ends in {ending!r}")
-        self.seen_stops.add(stop.group())
+        self.notes.seen_stops.add(stop.group())
         return text + stop.group()
 
     def _find_special_token(self, conversation: Conversation) -> str | None:

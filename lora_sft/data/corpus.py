@@ -1,42 +1,34 @@
 """Build the corpus: every row of every data set, supervised, split, repeated and accounted for.
 
-The splits are `datasets.Dataset`s of plain integer lists, written through Arrow in batches, so
-that memory holds numbers and never one Python object a token.
+It is written to files as it is built and mapped from them when it is used, so that memory does not
+grow with the number of rows.
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
-import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from lora_sft.data.account import Account, AccountTally
+from lora_sft.data.account import Account
+from lora_sft.data.arrow_files import make_scratch_folder
 from lora_sft.data.drops import LEVERS
 from lora_sft.data.rendering import hash_template
 from lora_sft.data.row_outcomes import RowFollower, RowOutcome
+from lora_sft.data.split_files import SplitWriter, WrittenSplit
 from lora_sft.data.splits import SplitByFraction, count_passes
-from lora_sft.data.supervised_row import SupervisedRow
 from lora_sft.data.supervision import Supervisor
 from lora_sft.errors import DataError
 
 if TYPE_CHECKING:
     from lora_sft.recipe import DataSection, DatasetSection, SplitSection
 
-SCHEMA = pa.schema(
-    {
-        "input_ids": pa.list_(pa.int32()),
-        "labels": pa.list_(pa.int32()),
-        "source": pa.string(),
-        "row": pa.int64(),
-    }
-)
-TABLE_ROWS = 1_000
+DESCRIPTION = "corpus.json"
 
 
 @dataclass(frozen=True)
@@ -45,7 +37,8 @@ class Corpus:
 
     Each split has the columns `input_ids`, `labels`, `source` and `row`. `stop_token_ids` are
     all tokens that end a turn, the template's own among them. `fingerprint` covers ids and
-    labels of the training split in their order. `warnings` are sentences for a person.
+    labels of the training split in their order. `largest_token_id` is that of any split: the
+    model's embedding must have a row for it. `warnings` are sentences for a person.
     `template_date` is the day (YYYY-MM-DD) that a template which reads the clock was shown.
     """
 
@@ -56,40 +49,68 @@ class Corpus:
     template_sha256: str
     stop_token_ids: frozenset[int]
     fingerprint: str
+    largest_token_id: int
     warnings: tuple[str, ...] = ()
     template_date: str | None = None
-
-    @property
-    def largest_token_id(self) -> int:
-        """The largest id in any split: the model's embedding must have a row for it."""
-        splits = [split for split in (self.train, self.validation, self.test) if split is not None]
-        columns = [split.data.column("input_ids") for split in splits]
-        return max(pc.max(pc.list_flatten(column)).as_py() or 0 for column in columns)
 
 
 def build_corpus(
     data: DataSection, tokenizer: PreTrainedTokenizerBase, stop_token_ids: Iterable[int]
 ) -> Corpus:
-    """Read, convert, supervise and split everything that `data` names.
+    """The corpus of `data`, which nobody else will find: its files are gone once it is.
+
+    Raises: DataError as `write_corpus` does.
+    """
+    with make_scratch_folder() as folder:
+        write_corpus(data, tokenizer, stop_token_ids, folder)
+        return open_corpus(folder)
+
+
+def write_corpus(
+    data: DataSection,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_token_ids: Iterable[int],
+    folder: Path,
+) -> None:
+    """Read, convert, supervise and split everything that `data` names, into files in `folder`.
 
     Raises: DataError where something cannot be read or a split is left without rows.
     """
     supervisor = Supervisor(data, tokenizer, stop_token_ids)
-    splits = {name: SplitBuilder() for name in list_splits(data)}
-    fill_splits(data, RowFollower(data, supervisor), splits)
-    datasets = {name: split.finish() for name, split in splits.items()}
+    writers = {name: SplitWriter(folder, name) for name in list_splits(data)}
+    fill_splits(data, RowFollower(data, supervisor), writers)
+    splits = {name: writer.finish() for name, writer in writers.items()}
     for name, split in splits.items():
         _check_has_rows(name, split.account, data)
+    description = {
+        "splits": {name: split.as_dict() for name, split in splits.items()},
+        "template_sha256": hash_template(tokenizer),
+        "stop_token_ids": sorted(supervisor.stop_token_ids),
+        "warnings": supervisor.warnings,
+        "template_date": supervisor.template_date,
+    }
+    (folder / DESCRIPTION).write_text(json.dumps(description), encoding="utf-8")
+
+
+def open_corpus(folder: Path) -> Corpus:
+    """The corpus that was written into `folder`.
+
+    Raises: OSError, ValueError, KeyError, TypeError or pa.ArrowException where it is not whole.
+    """
+    described = json.loads((folder / DESCRIPTION).read_text("utf-8"))
+    splits = {name: WrittenSplit.from_dict(each) for name, each in described["splits"].items()}
+    rows = {name: split.open(folder) for name, split in splits.items()}
     return Corpus(
-        train=datasets["train"],
-        validation=datasets.get("validation"),
-        test=datasets.get("test"),
+        train=rows["train"],
+        validation=rows.get("validation"),
+        test=rows.get("test"),
         accounts={name: split.account for name, split in splits.items()},
-        template_sha256=hash_template(tokenizer),
-        stop_token_ids=supervisor.stop_token_ids,
-        fingerprint=hash_dataset(datasets["train"]),
-        warnings=tuple(supervisor.warnings),
-        template_date=supervisor.template_date,
+        template_sha256=described["template_sha256"],
+        stop_token_ids=frozenset(described["stop_token_ids"]),
+        fingerprint=splits["train"].fingerprint,
+        largest_token_id=max(split.largest_token_id for split in splits.values()),
+        warnings=tuple(described["warnings"]),
+        template_date=described["template_date"],
     )
 
 
@@ -101,85 +122,6 @@ class SplitSink(Protocol):
 
     def add(self, outcome: RowOutcome, num_passes: int = 1) -> None:
         """One source row, learned `num_passes` times an epoch."""
-
-
-class SplitBuilder:
-    """Collects one split: its rows in Arrow tables, and its account."""
-
-    def __init__(self) -> None:
-        self._tally = AccountTally()
-        self._passes: list[Pass] = []
-        self._tables: list[pa.Table] = []
-        self.account: Account = self._tally.finish()
-
-    def begin_dataset(self, repeat: float) -> None:
-        """Start on the rows of one data set, which is repeated as a whole."""
-        self._close_passes()
-        num_passes = max(1, int(repeat) + (repeat > int(repeat)))
-        self._passes = [Pass() for _ in range(num_passes)]
-
-    def add(self, outcome: RowOutcome, num_passes: int = 1) -> None:
-        """Count one source row, and put its rows into the first `num_passes` passes."""
-        count_outcome(self._tally, outcome, num_passes)
-        for each_pass in self._passes[:num_passes]:
-            for row in outcome.rows:
-                each_pass.add(row, outcome)
-
-    def _close_passes(self) -> None:
-        for each_pass in self._passes:
-            self._tables += each_pass.finish()
-        self._passes = []
-
-    def finish(self) -> Dataset:
-        """The split as a data set; the account is complete with it."""
-        self._close_passes()
-        self.account = self._tally.finish()
-        return Dataset(pa.concat_tables(self._tables or [SCHEMA.empty_table()]))
-
-
-def count_outcome(tally: AccountTally, outcome: RowOutcome, num_passes: int) -> None:
-    """Enter one source row into the account of its split."""
-    if outcome.drop is not None:
-        tally.count_dropped(outcome.drop, outcome.source_row.where, outcome.longest_tokens)
-        return
-    tally.count_kept(
-        expanded=max(outcome.num_supervised, len(outcome.rows)) > 1,
-        truncated=outcome.is_truncated,
-        partly_overlong=len(outcome.rows) < outcome.num_supervised,
-        longest_tokens=outcome.longest_tokens,
-    )
-    for row in outcome.rows:
-        tally.count_row_out(row, num_passes)
-
-
-class Pass:
-    """One pass over the rows of one data set, as Arrow tables of at most `TABLE_ROWS` rows."""
-
-    def __init__(self) -> None:
-        self._tables: list[pa.Table] = []
-        self._rows: list[tuple[SupervisedRow, RowOutcome]] = []
-
-    def add(self, row: SupervisedRow, outcome: RowOutcome) -> None:
-        """Append one row."""
-        self._rows.append((row, outcome))
-        if len(self._rows) == TABLE_ROWS:
-            self._flush()
-
-    def _flush(self) -> None:
-        columns = {
-            "input_ids": [row.input_ids for row, _ in self._rows],
-            "labels": [row.labels for row, _ in self._rows],
-            "source": [outcome.source_row.source for _, outcome in self._rows],
-            "row": [outcome.source_row.row for _, outcome in self._rows],
-        }
-        self._tables.append(pa.table(columns, schema=SCHEMA))
-        self._rows = []
-
-    def finish(self) -> list[pa.Table]:
-        """All tables, in order."""
-        if self._rows:
-            self._flush()
-        return self._tables
 
 
 def list_splits(data: DataSection) -> list[str]:
@@ -264,14 +206,3 @@ def _refuse_all_dropped(name: str, account: Account, data: DataSection) -> NoRet
         account.examples[reason],
         lever.format(longest=account.longest_tokens, max_length=data.max_length),
     )
-
-
-def hash_dataset(dataset: Dataset) -> str:
-    """The fingerprint of ids and labels, in order, however they are stored."""
-    digest = hashlib.sha256()
-    for batch in dataset.with_format("arrow").iter(batch_size=TABLE_ROWS):
-        for name in ("input_ids", "labels"):
-            column = batch.column(name).combine_chunks()
-            digest.update(column.value_lengths().to_numpy().tobytes())
-            digest.update(column.flatten().to_numpy().tobytes())
-    return digest.hexdigest()

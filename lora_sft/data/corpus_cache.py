@@ -10,23 +10,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import tokenizers
 import transformers
-from datasets import Dataset
+import xxhash
 from transformers import PreTrainedTokenizerBase
 
-from lora_sft.data.account import Account
-from lora_sft.data.corpus import Corpus, build_corpus
+from lora_sft.data.arrow_files import VARIABLE, find_cache_folder
+from lora_sft.data.corpus import Corpus, build_corpus, open_corpus, write_corpus
 from lora_sft.data.local_files import find_local_files
 from lora_sft.data.rendering import hash_template, reads_clock
 from lora_sft.data.supervision import read_day
@@ -35,9 +34,8 @@ from lora_sft.log import say
 if TYPE_CHECKING:
     from lora_sft.recipe import DataSection, DatasetSection
 
-VARIABLE = "LORA_SFT_CACHE"
-DESCRIPTION = "corpus.json"
-SPLITS = ("train", "validation", "test")
+CHECKSUMS = "checksums.json"
+CHECKSUM_BLOCK_BYTES = 2**22
 
 
 @dataclass(frozen=True)
@@ -62,24 +60,17 @@ def load_or_build_corpus(
     if files is None:
         reason = "not all of its data is in local files"
         return CachedCorpus(build_corpus(data, tokenizer, stops), None, False, reason)
-    folder = find_cache_folder() / make_key(data, tokenizer, stops, files)
+    folder = find_cache_folder() / "corpus" / make_key(data, tokenizer, stops, files)
     kept = _load(folder)
     if kept is not None:
         return CachedCorpus(kept, folder, True)
-    corpus = build_corpus(data, tokenizer, stops)
     try:
-        _keep(corpus, folder)
+        _keep(partial(write_corpus, data, tokenizer, stops), folder)
     except OSError as error:
         reason = f"the cache cannot be written: {error}"
         say(f"{reason} (another folder: {VARIABLE})")
-        return CachedCorpus(corpus, None, False, reason)
-    return CachedCorpus(_load(folder) or corpus, folder, False)
-
-
-def find_cache_folder() -> Path:
-    """`$LORA_SFT_CACHE`, else `lora-sft` in the user's cache folder."""
-    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get(VARIABLE) or Path(user) / "lora-sft") / "corpus"
+        return CachedCorpus(build_corpus(data, tokenizer, stops), None, False, reason)
+    return CachedCorpus(open_corpus(folder), folder, False)
 
 
 def make_key(
@@ -140,80 +131,45 @@ def _hash_code() -> str:
     return _hash_text("".join(_hash_file(path) for path in room if path.is_file()))
 
 
-# --- one entry: an Arrow file a split, and a description with the hash of each -------------------
+# --- one entry: what `write_corpus` leaves, and the hash of each of its files --------------------
 
 
-def _keep(corpus: Corpus, folder: Path) -> None:
+def _keep(write: Callable[[Path], None], folder: Path) -> None:
     """Write an entry. Raises: OSError where it cannot be written."""
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     staged = Path(tempfile.mkdtemp(prefix=".staged-", dir=folder.parent))
     try:
-        hashes = {}
-        for name, rows in _list_splits(corpus):
-            _write_arrow(rows, staged / f"{name}.arrow")
-            hashes[name] = _hash_file(staged / f"{name}.arrow")
-        description = {
-            "sha256": hashes,
-            "accounts": {name: each.as_dict() for name, each in corpus.accounts.items()},
-            "template_sha256": corpus.template_sha256,
-            "stop_token_ids": sorted(corpus.stop_token_ids),
-            "fingerprint": corpus.fingerprint,
-            "warnings": list(corpus.warnings),
-            "template_date": corpus.template_date,
-        }
-        (staged / DESCRIPTION).write_text(json.dumps(description), encoding="utf-8")
+        write(staged)
+        hashes = {path.name: _checksum(path) for path in staged.iterdir()}
+        (staged / CHECKSUMS).write_text(json.dumps(hashes), encoding="utf-8")
         if folder.exists() and _load(folder) is None:
             shutil.rmtree(folder, ignore_errors=True)
         staged.rename(folder)
     except OSError:
-        if not (folder / DESCRIPTION).exists():  # else another process was faster
+        if not (folder / CHECKSUMS).exists():  # else another process was faster
             raise
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def _list_splits(corpus: Corpus) -> Iterator[tuple[str, Dataset]]:
-    for name in SPLITS:
-        rows = getattr(corpus, name)
-        if rows is not None:
-            yield name, rows
-
-
-def _write_arrow(rows: Dataset, path: Path) -> None:
-    with pa.OSFile(str(path), "wb") as file:
-        table = rows.with_format("arrow")
-        with pa.ipc.new_stream(file, rows.data.schema) as writer:
-            for batch in table.iter(batch_size=10_000):
-                writer.write_table(batch.cast(rows.data.schema))
-
-
 def _load(folder: Path) -> Corpus | None:
     """The corpus of an entry; None where there is none, or its bytes are not what was written."""
     try:
-        description: Mapping[str, Any] = json.loads((folder / DESCRIPTION).read_text("utf-8"))
-        for name, written in description["sha256"].items():
-            if _hash_file(folder / f"{name}.arrow") != written:
-                raise ValueError(f"{name}.arrow is not as it was written")
-        splits = {name: _read_arrow(folder / f"{name}.arrow") for name in description["sha256"]}
+        for name, written in json.loads((folder / CHECKSUMS).read_text("utf-8")).items():
+            if _checksum(folder / name) != written:
+                raise ValueError(f"{name} is not as it was written")
+        return open_corpus(folder)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         say(f"the cached corpus is damaged and is built anew: {folder} ({error})")
         return None
-    return Corpus(
-        train=splits["train"],
-        validation=splits.get("validation"),
-        test=splits.get("test"),
-        accounts={name: Account(**each) for name, each in description["accounts"].items()},
-        template_sha256=description["template_sha256"],
-        stop_token_ids=frozenset(description["stop_token_ids"]),
-        fingerprint=description["fingerprint"],
-        warnings=tuple(description["warnings"]),
-        template_date=description["template_date"],
-    )
 
 
-def _read_arrow(path: Path) -> Dataset:
-    """The rows of a split, mapped into memory and not read."""
-    with pa.memory_map(str(path)) as file:
-        return Dataset(pa.ipc.open_stream(file).read_all())
+def _checksum(path: Path) -> str:
+    """Ten times faster than SHA-256: this is against broken disks, not against people."""
+    checksum = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(CHECKSUM_BLOCK_BYTES):
+            checksum.update(block)
+    return checksum.hexdigest()

@@ -20,11 +20,13 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
+from lora_sft.data.arrow_files import make_scratch_folder, map_tables, write_tables
 from lora_sft.data.supervised_row import IGNORED_LABEL
 
 Integers: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
 PACKED_COLUMNS = ("input_ids", "labels")
+PACKED_SCHEMA = pa.schema({name: pa.list_(pa.int32()) for name in (*PACKED_COLUMNS, "seq_lengths")})
 ROWS_A_TABLE = 1_000
 # The same documents give the same rows whatever the run's seed, which orders the rows anew for
 # every epoch anyway.
@@ -150,15 +152,19 @@ class _Shelf:
 def pack_documents(documents: Dataset, layout: RowLayout) -> Dataset:
     """The rows of a layout: `input_ids` and `labels` one document after another, `seq_lengths`.
 
-    Arrow buffers are cut and joined; no token becomes a Python object.
+    Arrow buffers are cut and joined into a file that nobody keeps; no token becomes a Python
+    object, and the rows are in memory only while they are read.
     """
     columns = {name: _TokenLists(documents, name) for name in PACKED_COLUMNS}
     lengths = columns["input_ids"].lengths[layout.documents]
-    tables = [
+    tables = (
         _make_table(columns, lengths, layout, first, min(first + ROWS_A_TABLE, layout.num_rows))
         for first in range(0, layout.num_rows, ROWS_A_TABLE)
-    ]
-    return Dataset(pa.concat_tables(tables))
+    )
+    with make_scratch_folder() as folder:
+        path = folder / "packed.arrow"
+        write_tables(path, tables, PACKED_SCHEMA)
+        return map_tables([path], PACKED_SCHEMA, f"packed-{documents._fingerprint}")
 
 
 def _make_table(

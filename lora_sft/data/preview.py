@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from transformers import PreTrainedTokenizerBase
 
 from lora_sft.data.account import Account, AccountTally
-from lora_sft.data.corpus import SplitSink, count_outcome, fill_splits, list_splits
+from lora_sft.data.corpus import SplitSink, fill_splits, list_splits
 from lora_sft.data.drops import LEVERS, Drop
 from lora_sft.data.rendering import hash_template
 from lora_sft.data.row_outcomes import RowFollower, RowOutcome
@@ -224,7 +224,7 @@ class _ShownSplit:
 
     def add(self, outcome: RowOutcome, num_passes: int = 1) -> None:
         """Count the source row, and show what became of it."""
-        count_outcome(self.tally, outcome, num_passes)
+        self.tally.count(outcome, num_passes)
         self.lengths.update(outcome.supervised_lengths)
         for position, row in enumerate(outcome.rows or (None,)):
             self.num_rows += 1

@@ -20,12 +20,12 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import (
     _alias_reasoning_fields,
-    _compile_jinja_template,
     _plain_template_data,
 )
 
 from lora_sft.data.conversation import Conversation, Message
 from lora_sft.data.drops import RowDropped
+from lora_sft.data.template_environment import compile_template
 from lora_sft.data.thinking import split_inline_thinking
 
 PROBE_QUESTION = "Kwestion"
@@ -101,7 +101,7 @@ class ChatRenderer:
             "documents": None,
         }
         return OpenedChat(
-            _compile_jinja_template(self._get_template(tools)),
+            compile_template(self._get_template(tools)),
             dialect.write_messages(conversation.messages),
             {**_plain_template_data(variables), CLOCK: self.today.strftime},
             dialect,

@@ -19,6 +19,7 @@ from lora_sft.data.splits import SplitByFraction
 from lora_sft.errors import DataError
 
 if TYPE_CHECKING:
+    from lora_sft.data.row_outcomes import RowOutcome
     from lora_sft.data.row_sources import SourceRow
     from lora_sft.recipe import DataSection, DatasetSection
 
@@ -29,7 +30,7 @@ HELD_OUT = ("test", "validation")
 # The examples of one data set, each with its row, as its format reads them.
 ReadExamples = Callable[["DatasetSection"], Iterable[tuple["SourceRow", Example]]]
 # Why a row is left out after all, if it is.
-FindRepeat = Callable[["SourceRow", bytes, Example], Drop | None]
+FindRepeat = Callable[["RowOutcome"], Drop | None]
 
 
 class RepeatedRows:
@@ -46,23 +47,33 @@ class RepeatedRows:
         self._first_seen: defaultdict[str, dict[bytes, str]] = defaultdict(dict)
         self._held_out: dict[bytes, tuple[str, str]] | None = None
 
-    def follow(self, dataset: DatasetSection) -> FindRepeat:
-        """What judges the rows of `dataset`, by row, row hash and example."""
-        own_split = self._find_own_split(dataset)
-        drops_duplicates = self._data.duplicates == "drop"
-        if not drops_duplicates and not self._has_own_data_sets():
-            return lambda row, row_hash, example: None
+    @property
+    def are_looked_for(self) -> bool:
+        """Whether any row could be left out: else no row's example needs its hash."""
+        return self._drops_duplicates or self._has_own_data_sets()
 
-        def find_repeat(row: SourceRow, row_hash: bytes, example: Example) -> Drop | None:
-            digest = hash_example(example)
-            split = own_split or self._by_fraction.find_split(row_hash)
-            drop = self._find_overlap(digest, split, row.where)
-            if drop is None and drops_duplicates:
-                first = self._first_seen[split].setdefault(digest, row.where)
-                drop = None if first == row.where else Drop("duplicate", f"the same as {first}")
-            return drop
+    @property
+    def _drops_duplicates(self) -> bool:
+        return self._data.duplicates == "drop"
+
+    def follow(self, dataset: DatasetSection) -> FindRepeat:
+        """What judges the rows of `dataset` by what became of them."""
+        own_split = self._find_own_split(dataset)
+
+        def find_repeat(outcome: RowOutcome) -> Drop | None:
+            if outcome.example_hash is None:
+                return None
+            split = own_split or self._by_fraction.find_split(outcome.row_hash)
+            return self._judge(outcome.example_hash, split, outcome.source_row.where)
 
         return find_repeat
+
+    def _judge(self, digest: bytes, split: str, where: str) -> Drop | None:
+        drop = self._find_overlap(digest, split, where)
+        if drop is not None or not self._drops_duplicates:
+            return drop
+        first = self._first_seen[split].setdefault(digest, where)
+        return None if first == where else Drop("duplicate", f"the same as {first}")
 
     def _find_overlap(self, digest: bytes, split: str, where: str) -> Drop | None:
         if self._held_out is None:

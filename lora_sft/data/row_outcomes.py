@@ -1,20 +1,23 @@
 """Follow every source row of a data set to its end: supervised rows, or a drop with its reason.
 
 The corpus is built from these outcomes, and whatever shows rows to a person reads the same
-ones: what is shown is what is trained.
+ones: what is shown is what is trained. Rows are followed a batch at a time and on all cores;
+whether a row repeats another is asked afterwards, in the rows' order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from lora_sft.data.chat_rows import Notes
 from lora_sft.data.conversation import Conversation, Example
 from lora_sft.data.drops import Drop, RowDropped
 from lora_sft.data.length_policy import fit_length
-from lora_sft.data.repeated_rows import FindRepeat, RepeatedRows
+from lora_sft.data.parallel_batches import map_batches
+from lora_sft.data.repeated_rows import RepeatedRows, hash_example
 from lora_sft.data.row_formats import RowFormat, find_row_format
 from lora_sft.data.row_sources import SourceRow, read_rows
 from lora_sft.data.splits import make_row_hasher
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from lora_sft.recipe import DataSection, DatasetSection
 
 BATCH_ROWS = 1_000
+BATCH_CHARACTERS = 2_000_000  # some 20 MB of text, tokens and offsets
 FORMAT_PROBE_ROWS = 20
 
 
@@ -33,6 +37,7 @@ class RowOutcome:
     """One source row and what became of it: either `rows` or `drop` says so.
 
     `supervised_lengths` are the tokens of each of its rows before the length policy.
+    `example_hash` tells rows that hold the same example, where the recipe wants them told.
     """
 
     source_row: SourceRow
@@ -41,6 +46,7 @@ class RowOutcome:
     drop: Drop | None = None
     supervised_lengths: tuple[int, ...] = ()
     is_truncated: bool = False
+    example_hash: bytes | None = None
 
     @property
     def num_supervised(self) -> int:
@@ -69,15 +75,21 @@ class RowFollower:
         rows, row_format = _open_rows(dataset)
         hash_row = make_row_hasher(self._data, dataset)
         find_repeat = self._repeated.follow(dataset)
-        while batch := list(islice(rows, BATCH_ROWS)):
+
+        def work(batch: Sequence[SourceRow]) -> tuple[list[RowOutcome], Notes]:
             hashes = [hash_row(row) for row in batch]
             converted = [
-                Drop("subsampled")
-                if leaves_out(row_hash)
-                else self._convert_new(row, row_hash, row_format, find_repeat)
+                Drop("subsampled") if leaves_out(row_hash) else self._convert(row, row_format)
                 for row, row_hash in zip(batch, hashes, strict=True)
             ]
-            yield from self._supervise(batch, hashes, converted)
+            outcomes = list(self._supervise(batch, hashes, converted))
+            return outcomes, self._supervisor.take_notes()
+
+        for _, (outcomes, notes) in map_batches(work, _make_batches(rows)):
+            self._supervisor.add_notes(notes)
+            for outcome in outcomes:
+                drop = find_repeat(outcome)
+                yield outcome if drop is None else _leave_out(outcome, drop)
 
     def _supervise(
         self,
@@ -92,17 +104,13 @@ class RowFollower:
         ]
         supervised = iter(self._supervisor.supervise(examples))
         for row, row_hash, example in zip(batch, hashes, converted, strict=True):
-            result = example if isinstance(example, Drop) else next(supervised)
-            yield self._fit(row, row_hash, result)
-
-    def _convert_new(
-        self, row: SourceRow, row_hash: bytes, row_format: RowFormat, find_repeat: FindRepeat
-    ) -> Example | Drop:
-        """The row's example, unless another row holds it already."""
-        example = self._convert(row, row_format)
-        if isinstance(example, Drop):
-            return example
-        return find_repeat(row, row_hash, example) or example
+            if isinstance(example, Drop):
+                yield RowOutcome(row, row_hash, drop=example)
+                continue
+            outcome = self._fit(row, row_hash, next(supervised))
+            if self._repeated.are_looked_for:
+                outcome = replace(outcome, example_hash=hash_example(example))
+            yield outcome
 
     def _read_examples(self, dataset: DatasetSection) -> Iterator[tuple[SourceRow, Example]]:
         """The rows of `dataset` that its format can read."""
@@ -147,6 +155,33 @@ class RowFollower:
                 for parts, length in zip(fitted, lengths, strict=True)
             ),
         )
+
+
+def _leave_out(outcome: RowOutcome, drop: Drop) -> RowOutcome:
+    return RowOutcome(outcome.source_row, outcome.row_hash, drop=drop)
+
+
+def _make_batches(rows: Iterable[SourceRow]) -> Iterator[list[SourceRow]]:
+    """Batches that are bounded in rows and in text."""
+    batch: list[SourceRow] = []
+    characters = 0
+    for row in rows:
+        batch.append(row)
+        characters += _count_characters(row.values)
+        if len(batch) == BATCH_ROWS or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _count_characters(value: Any) -> int:
+    """Roughly how much text a value holds."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_count_characters, value.values()))
+    return sum(map(_count_characters, value)) if isinstance(value, list) else 1
 
 
 def _open_rows(dataset: DatasetSection) -> tuple[Iterator[SourceRow], RowFormat]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
-from lora_sft.data.chat_rows import ChatLabelRule, RenderedRow, refuse_special_token
+from lora_sft.data.chat_rows import ChatLabelRule, Notes, RenderedRow, refuse_special_token
 from lora_sft.data.conversation import (
     Conversation,
     Example,
@@ -63,14 +63,15 @@ class Supervisor:
         self._stop_token_ids = frozenset(stop_token_ids)
         self._stop_token_ids |= self._find_template_stop()
         self._chat_rule = self._make_chat_rule()
+        self._notes = Notes()
         self._spans = SpanTokenizer(tokenizer)
         self._texts = TextTokenizer(tokenizer)
 
     @property
     def stop_token_ids(self) -> frozenset[int]:
-        """The given stop tokens, the template's own end of turn, and any other seen so far."""
+        """The given stop tokens, the template's own end of turn, and any other in the notes."""
         added = self._tokenizer.added_tokens_encoder
-        seen = {added[name] for name in self._chat_rule.seen_stops if name in added}
+        seen = {added[name] for name in self._notes.seen_stops if name in added}
         return self._stop_token_ids | seen
 
     @property
@@ -82,19 +83,30 @@ class Supervisor:
     def warnings(self) -> list[str]:
         """What is right by the rule and may still not be what was meant."""
         warnings = []
-        if self._renderer.teaches_empty_thoughts and not self._chat_rule.saw_thinking:
+        if self._renderer.teaches_empty_thoughts and not self._notes.saw_thinking:
             warnings.append(
                 "the template knows enable_thinking, it is not set, and no row reasons: the model "
                 "is taught to think nothing; set data.chat_template_kwargs: "
                 "{enable_thinking: false} to serve it without thinking"
             )
-        lost = self._chat_rule.lost_context
-        if lost:
+        if self._notes.lost_context:
             warnings.append(
                 f"the chat template leaves out or changes the content of context messages in "
-                f"{len(lost):,} rows (first: {lost[0]})"
+                f"{self._notes.lost_context:,} rows (first: {self._notes.first_lost_context})"
             )
         return warnings
+
+    def take_notes(self) -> Notes:
+        """The notes on the rows supervised since the last time, to be added where they are kept.
+
+        Rows may be supervised in another process than the one that says what was found.
+        """
+        notes, self._chat_rule.notes = self._chat_rule.notes, Notes()
+        return notes
+
+    def add_notes(self, notes: Notes) -> None:
+        """Keep what was noted on rows, in their order."""
+        self._notes.add(notes)
 
     def supervise(self, examples: Sequence[PlacedExample]) -> list[Supervised]:
         """The rows of each example, or its drop, in order.

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.cpu import data_preparation, merge, packing, start_up
+from benchmarks.cpu import (
+    data_preparation,
+    data_scale,
+    data_stages,
+    merge,
+    packing,
+    start_up,
+)
 from benchmarks.cpu.sampling import (
     Contestant,
     CouldNotRun,
@@ -18,7 +25,10 @@ from benchmarks.cpu.sampling import (
 )
 from benchmarks.record import Case
 
-MEASURES = {each.MEASURE: each for each in (start_up, data_preparation, packing, merge)}
+MEASURES = {
+    each.MEASURE: each
+    for each in (start_up, data_preparation, data_stages, data_scale, packing, merge)
+}
 COSTS = ("cpu_seconds", "wall_seconds")
 
 
@@ -58,6 +68,23 @@ def test_help_and_version_and_a_faulty_recipe_are_timed_beside_trl_and_bare_pyth
         assert len(select(measured, subject=subject, role="limit")) == 1
     refused = select(measured, subject="recipe with five faults", role="ours")[0]
     assert refused.facts["faults_named"] == 5
+
+
+@pytest.mark.usefixtures("shared_data")
+def test_the_stages_of_preparation_add_up_to_its_whole() -> None:
+    for case in measure("data_stages"):
+        shares = {name: each.median for name, each in case.measurements.items() if "_share" in name}
+        assert sum(shares.values()) == pytest.approx(1)
+        assert shares["render_share"] > 0
+        assert shares["tokenise_share"] > 0
+
+
+def test_preparation_is_measured_at_every_size_and_found_again() -> None:
+    cases = measure("data_scale")
+    assert [case.facts["rows"] for case in cases] == list(data_scale.TOY_SIZES)
+    for case in cases:
+        assert case.measurements["second_preparation_seconds"].median > 0
+        assert case.measurements["peak_rss_bytes"].median > 0
 
 
 @pytest.mark.usefixtures("shared_data")

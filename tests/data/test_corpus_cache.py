@@ -88,7 +88,7 @@ def test_a_damaged_entry_is_seen_and_built_anew(command, write_recipe, damage):
     recipe = write_recipe()
     first = prepare(command, recipe)
     folder = Path(first["cache"])
-    rows = folder / "train.arrow"
+    rows = folder / "train-00001.arrow"
     content = bytearray(rows.read_bytes())
     if damage == "a flipped byte":
         content[len(content) // 2] ^= 1

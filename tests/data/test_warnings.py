@@ -17,6 +17,7 @@ def find_warnings(template, *messages, **data):
     tokenizer = tiny.make_tokenizer(template)
     supervisor = Supervisor(make_data(**data), tokenizer, {tokenizer.eos_token_id})
     supervisor.supervise([("rows.jsonl:1", Conversation(messages))])
+    supervisor.add_notes(supervisor.take_notes())
     return supervisor.warnings
 
 

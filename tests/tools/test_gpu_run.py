@@ -12,6 +12,8 @@ import pytest
 from benchmarks.record import ROOT
 from tests.commands import Outcome, run_process
 
+pytestmark = pytest.mark.first
+
 RUN = ROOT / "tools" / "gpu" / "run.py"
 LANES = ("tests", "throughput", "memory", "ablation", "profile", "ceilings")
 SECONDS = 900

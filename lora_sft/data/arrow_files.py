@@ -1,0 +1,63 @@
+"""Rows on disk instead of in memory: written in Arrow batches, mapped when they are read."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+from datasets import Dataset
+
+VARIABLE = "LORA_SFT_CACHE"
+
+
+def find_cache_folder() -> Path:
+    """`$LORA_SFT_CACHE`, else `lora-sft` in the user's cache folder."""
+    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get(VARIABLE) or Path(user) / "lora-sft")
+
+
+@contextmanager
+def make_scratch_folder() -> Iterator[Path]:
+    """A folder for files that nobody keeps: gone at the end, while what is mapped stays readable.
+
+    It lies in the cache folder, because a system's temporary folder is often memory itself.
+    """
+    scratch = find_cache_folder() / "scratch"
+    try:
+        scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder = tempfile.mkdtemp(dir=scratch)
+    except OSError:
+        folder = tempfile.mkdtemp()
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_tables(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+    """Write tables one after another, each gone from memory before the next is made."""
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        for table in tables:
+            writer.write_table(table)
+
+
+def map_tables(paths: Sequence[Path], schema: pa.Schema, fingerprint: str) -> Dataset:
+    """The rows of all files, in order, mapped into memory and not read.
+
+    `fingerprint` names them for `datasets`, which would otherwise read every byte to find a name.
+
+    Raises: OSError, pa.ArrowInvalid.
+    """
+    tables = {path: _map_table(path) for path in dict.fromkeys(paths)}
+    in_order = [tables[path] for path in paths]
+    return Dataset(pa.concat_tables(in_order or [schema.empty_table()]), fingerprint=fingerprint)
+
+
+def _map_table(path: Path) -> pa.Table:
+    with pa.memory_map(str(path)) as file:
+        return pa.ipc.open_stream(file).read_all()
