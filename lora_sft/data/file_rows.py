@@ -15,6 +15,7 @@ from itertools import chain, islice
 from typing import Any, NoReturn
 
 from lora_sft.data.data_files import READ_FAULTS, DataFile, unreadable
+from lora_sft.data.json_array import ArrayReader
 from lora_sft.data.one_line import make_one_line
 from lora_sft.data.plain_json import parse_json
 from lora_sft.errors import DataError
@@ -89,12 +90,19 @@ def _is_json(text: str) -> bool:
 
 
 def _read_array(file: DataFile, lines: Iterable[NumberedLine]) -> Iterator[NumberedRow]:
-    text = "".join(line for _, line in lines)
-    rows = _parse_json(text, file.source)
-    if not rows:
+    array = ArrayReader(line for _, line in lines)
+    index = -1
+    try:
+        for index, row in enumerate(array):
+            yield None, _as_object(row, f"{file.source} row {index}")
+    except json.JSONDecodeError as error:
+        _refuse_broken_json(error, file.source, array.lines_before)
+    except DataError:
+        raise
+    except ValueError as error:
+        _refuse_other_json(error, f"{file.source} row {index + 1}")
+    if index < 0:
         refuse_empty(file)
-    for index, row in enumerate(rows):
-        yield None, _as_object(row, f"{file.source} row {index}")
 
 
 def read_csv(file: DataFile) -> Iterator[NumberedRow]:
@@ -195,13 +203,18 @@ def _parse_json(text: str, where: str) -> Any:
     except json.JSONDecodeError as error:
         _refuse_broken_json(error, where)
     except ValueError as error:
-        fix = "write it as plain JSON (null for no value, each key once), or take the row out"
-        raise DataError(f"the row is not plain JSON: {error}", where, fix) from error
+        _refuse_other_json(error, where)
 
 
-def _refuse_broken_json(error: json.JSONDecodeError, where: str) -> NoReturn:
-    if error.lineno > 1:  # a file read whole: the fault's own line beats the file's name
-        where = f"{where}:{error.lineno}"
+def _refuse_other_json(error: ValueError, where: str) -> NoReturn:
+    fix = "write it as plain JSON (null for no value, each key once), or take the row out"
+    raise DataError(f"the row is not plain JSON: {error}", where, fix) from error
+
+
+def _refuse_broken_json(error: json.JSONDecodeError, where: str, lines_before: int = 0) -> NoReturn:
+    line = lines_before + error.lineno
+    if line > 1:  # an array over several lines: the fault's own beats the file's name
+        where = f"{where}:{line}"
     excerpt = error.doc[max(0, error.pos - EXCERPT_CHARACTERS // 2) :][:EXCERPT_CHARACTERS]
     raise DataError(
         f"the line is not valid JSON: {error.msg} at character {error.colno}, near {excerpt!r}",

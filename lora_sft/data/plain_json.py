@@ -20,14 +20,26 @@ def parse_json(text: str) -> Any:
     Raises: ValueError, of which json.JSONDecodeError knows the place; its text is one line.
     """
     try:
-        value = json.loads(
-            text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeated_keys
-        )
+        value = DECODER.decode(text)
     except RecursionError:
         _refuse_nesting()
     if text.count("[") + text.count("{") > DEEPEST_NESTING:
         _check_nesting(value)
     return value
+
+
+def parse_json_at(text: str, start: int) -> tuple[Any, int]:
+    """The value that begins at `start`, and where it ends; what follows it is not looked at.
+
+    Raises: ValueError as `parse_json` does.
+    """
+    try:
+        value, end = DECODER.raw_decode(text, start)
+    except RecursionError:
+        _refuse_nesting()
+    if text.count("[", start, end) + text.count("{", start, end) > DEEPEST_NESTING:
+        _check_nesting(value)
+    return value, end
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -42,6 +54,9 @@ def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         repeated = next(name for name in names if names.count(name) > 1)
         raise ValueError(f'the key "{make_one_line(repeated)}" is there more than once')
     return values
+
+
+DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeated_keys)
 
 
 def _check_nesting(value: Any) -> None:

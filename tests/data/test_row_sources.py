@@ -6,6 +6,7 @@ import json
 import lzma
 import sys
 import threading
+import tracemalloc
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lora_sft.data import json_array
 from lora_sft.data.data_files import COMPRESSIONS, KINDS
 from lora_sft.data.local_files import find_local_files
 from lora_sft.data.row_sources import READERS, read_rows
@@ -413,3 +415,48 @@ def test_a_hub_that_does_not_answer_is_a_data_error(monkeypatch):
     error = fail("some/set", path="some/set", split="train", revision="abc")
     assert error.what.endswith("Couldn't reach the Hub")
     assert error.where == "some/set @ abc"
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 10**6])
+def test_a_json_array_is_read_piece_by_piece(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(json_array, "LEAST_READ_CHARACTERS", chunk)
+    rows = [{"text": 'a, [b] {c} "q" \\ \u2028 ' * index, "n": [{"x": None}]} for index in range(9)]
+    for indent in (None, 1):
+        path = tmp_path / "rows.json"
+        path.write_text(json.dumps(rows, indent=indent))
+        assert [row.values for row in read_rows(make_dataset(path))] == rows
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "what"),
+    [
+        ('[\n{"a": 1},\n{"a": 2}\n{"a": 3}]', ":4", "delimiter"),
+        ('[{"a": 1},\n]', ":2", "Expecting value"),
+        ('[{"a": 1}]\n\n[', ":3", "Extra data"),
+        ('[{"a": 1},\n{"a": ', ":2", "Expecting value"),
+        ('[{"a": 1},\n{"a": "x', ":2", "Unterminated"),
+        ('[{"a": 1}, {"a": 1, "a": 2}]', " row 1", "more than once"),
+        ('[{"a": 1}, {"a": NaN}]', " row 1", "NaN"),
+        ('[{"a": 1}, 3]', " row 1", "a number"),
+        ("[]", "rows.json", "no rows"),
+    ],
+)
+@pytest.mark.parametrize("chunk", [1, 10**6])
+def test_a_fault_in_a_json_array_names_its_place(tmp_path, monkeypatch, text, where, what, chunk):
+    monkeypatch.setattr(json_array, "LEAST_READ_CHARACTERS", chunk)
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=what) as caught:
+        list(read_rows(make_dataset(path)))
+    assert caught.value.where.endswith(where)
+
+
+def test_a_long_json_array_is_not_in_memory_whole(tmp_path):
+    path = tmp_path / "rows.json"
+    row = json.dumps({"text": "x" * 1_000})
+    path.write_text("[" + ",\n".join([row] * 20_000) + "]")
+    tracemalloc.start()
+    assert sum(1 for _ in read_rows(make_dataset(path))) == 20_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < path.stat().st_size / 2
