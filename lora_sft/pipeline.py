@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ from lora_sft.model.base_model import (
     read_stored_dtype,
 )
 from lora_sft.model.census import Census, take_census
+from lora_sft.model.untrained_tokens import find_untrained_tokens
 from lora_sft.plan.batch import BatchPlan, make_batch_plan
 from lora_sft.recipe import ModelSection, Recipe, read_recipe
 from lora_sft.run_directory import RunDirectory, write_json, write_text_atomically
@@ -62,6 +64,8 @@ from lora_sft.train.processes import Processes, leave_process_group
 from lora_sft.train.resume import StartingPoint, find_starting_point, remove_run
 from lora_sft.train.trainer import make_collator, make_sft_config
 from lora_sft.versions import read_versions
+
+ROWS_LOOKED_AT = 200  # for the special tokens that a template uses
 
 
 def run_training(
@@ -108,6 +112,7 @@ def _train(
     set_seed(recipe.train["seed"])  # the adapter's random A matrices come from it
     model, census = build_model(recipe)
     check_vocabulary(model, tokenizer, corpus)
+    warn_of_untrained_tokens(recipe, model, tokenizer, corpus)
     packing = pack_rows(recipe, batch, corpus.train, model, tokenizer, arguments)
     check_same_packing(run, start, packing)
     _open_run(run, start, arguments, processes)
@@ -181,6 +186,26 @@ def check_vocabulary(
             f"model's {rows} embedding rows",
             "tokenizer",
             "use the tokenizer that belongs to the model",
+        )
+
+
+def warn_of_untrained_tokens(
+    recipe: Recipe, model: CausalModel, tokenizer: PreTrainedTokenizerBase, corpus: Corpus
+) -> None:
+    """Say which marks of the template the base has never seen, and how they can be learned."""
+    if any(
+        recipe.adapter.lora.get(name) for name in ("trainable_token_indices", "modules_to_save")
+    ):
+        return
+    first_rows = corpus.train[:ROWS_LOOKED_AT]["input_ids"]
+    used = set(chain.from_iterable(first_rows)) & set(tokenizer.added_tokens_decoder)
+    untrained = find_untrained_tokens(model, used)
+    if untrained:
+        names = ", ".join(map(str, tokenizer.convert_ids_to_tokens(untrained)))
+        say(
+            f"warning: the base seems never to have been trained on {names} (their embeddings are "
+            "far shorter than others), and adapters on linear layers cannot change that; write "
+            f"adapter.trainable_token_indices: {untrained}"
         )
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lora_sft.data.row_outcomes import RowOutcome
-from lora_sft.data.supervised_row import SupervisedRow
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+SOURCE_COUNTS = ("read", "kept", "rows_out", "tokens", "target_tokens")
+MOST_SOURCES_SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,10 @@ class Account:
     `read`, `kept`, `dropped`, `expanded` (into several rows), `truncated` and `partly_overlong`
     (expanded, and some of the rows too long) count source rows, each once whatever its repeat.
     `rows_out`, `tokens`, `target_tokens` and `built` describe the finished split, repeats
-    included. `longest_tokens` is the longest row seen, before the length policy. `examples` has
-    the first row of each drop reason.
+    included. `expansion_tokens` are what expanding costs: the tokens of an expanded source row's
+    rows beyond those of its longest. `longest_tokens` is the longest row seen, before the length
+    policy. `examples` has the first row of each drop reason. `sources` has the same counts
+    (`SOURCE_COUNTS`) for each source, as the recipe writes it or as its folder lists it.
     """
 
     read: int
@@ -34,20 +39,26 @@ class Account:
     target_tokens: int
     tokens: int
     partly_overlong: int = 0
+    expansion_tokens: int = 0
     longest_tokens: int = 0
     built: Mapping[str, int] = field(default_factory=dict)
     examples: Mapping[str, str] = field(default_factory=dict)
+    sources: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         lost = sum(self.dropped.values())
         assert self.read == self.kept + lost, f"{self.read} read, {self.kept} kept, {lost} dropped"
         assert self.rows_out == sum(self.built.values()), "every row out was built in one way"
+        for name in SOURCE_COUNTS if self.sources else ():
+            found = sum(source[name] for source in self.sources.values())
+            assert found == getattr(self, name), f"{found} {name} in all sources together"
 
     def as_dict(self) -> dict[str, Any]:
         """The account as JSON shows it."""
         plain = {**vars(self)}
         for name in ("dropped", "built", "examples"):
             plain[name] = dict(plain[name])
+        plain["sources"] = {source: dict(counts) for source, counts in self.sources.items()}
         return plain
 
 
@@ -59,20 +70,34 @@ class AccountTally:
         self._dropped: Counter[str] = Counter()
         self._built: Counter[str] = Counter()
         self._examples: dict[str, str] = {}
+        self._sources: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._longest_tokens = 0
 
     def count(self, outcome: RowOutcome, num_passes: int) -> None:
         """One source row, whose rows are learned `num_passes` times an epoch."""
         self._longest_tokens = max(self._longest_tokens, outcome.longest_tokens)
+        source = self._sources[outcome.source_row.source]
+        source["read"] += 1
         if outcome.drop is not None:
             self._count_dropped(outcome)
             return
+        source["kept"] += 1
         self._counts["kept"] += 1
         self._counts["expanded"] += max(outcome.num_supervised, len(outcome.rows)) > 1
         self._counts["truncated"] += outcome.is_truncated
         self._counts["partly_overlong"] += len(outcome.rows) < outcome.num_supervised
+        lengths = [len(row.input_ids) for row in outcome.rows]
+        if outcome.num_supervised > 1:
+            self._counts["expansion_tokens"] += num_passes * (sum(lengths) - max(lengths))
         for row in outcome.rows:
-            self._count_row_out(row, num_passes)
+            self._built[row.built] += num_passes
+        added = {
+            "rows_out": num_passes * len(lengths),
+            "tokens": num_passes * sum(lengths),
+            "target_tokens": num_passes * sum(row.num_target_tokens for row in outcome.rows),
+        }
+        self._counts.update(added)
+        source.update(added)
 
     def _count_dropped(self, outcome: RowOutcome) -> None:
         drop, where = outcome.drop, outcome.source_row.where
@@ -80,12 +105,6 @@ class AccountTally:
         self._dropped[drop.reason] += 1
         if drop.reason not in self._examples:
             self._examples[drop.reason] = f"{where} ({drop.detail})" if drop.detail else where
-
-    def _count_row_out(self, row: SupervisedRow, times: int) -> None:
-        self._built[row.built] += times
-        self._counts["rows_out"] += times
-        self._counts["tokens"] += times * len(row.input_ids)
-        self._counts["target_tokens"] += times * row.num_target_tokens
 
     def finish(self) -> Account:
         """The account, with its sums checked."""
@@ -100,14 +119,22 @@ class AccountTally:
             target_tokens=counts["target_tokens"],
             tokens=counts["tokens"],
             partly_overlong=counts["partly_overlong"],
+            expansion_tokens=counts["expansion_tokens"],
             longest_tokens=self._longest_tokens,
             built={name: count for name, count in self._built.items() if count},
             examples=dict(self._examples),
+            sources={
+                source: {name: found[name] for name in SOURCE_COUNTS}
+                for source, found in self._sources.items()
+            },
         )
 
 
 def render_account_table(accounts: Mapping[str, Account]) -> Table:
-    """A table of the splits side by side, one line a count, with an example for each drop."""
+    """A table of the splits side by side, one line a count, with an example for each drop.
+
+    Where rows come from several sources, what is learned of each stands below.
+    """
     from rich.table import Table
 
     table = Table(title="rows read, kept and learned from")
@@ -121,12 +148,32 @@ def render_account_table(accounts: Mapping[str, Account]) -> Table:
         counts = [f"{account.dropped.get(reason, 0):,}" for account in accounts.values()]
         example = next((a.examples[reason] for a in accounts.values() if reason in a.examples), "")
         table.add_row(f"dropped: {reason}", *counts, _escape(example))
+    for name, shown in _list_sources(accounts):
+        table.add_row("learned of", *shown, _escape(name))
     return table
+
+
+def _list_sources(accounts: Mapping[str, Account]) -> list[tuple[str, list[str]]]:
+    """Each source with its learned and its other tokens in every split; none where there is one."""
+    names = list(dict.fromkeys(name for each in accounts.values() for name in each.sources))
+    if len(names) < 2:
+        return []
+    lines = []
+    for name in names[:MOST_SOURCES_SHOWN]:
+        found = [account.sources.get(name) for account in accounts.values()]
+        shown = [
+            f"{each['target_tokens']:,} of {each['tokens']:,}" if each else "" for each in found
+        ]
+        lines.append((name, shown))
+    if len(names) > MOST_SOURCES_SHOWN:
+        rest = len(names) - MOST_SOURCES_SHOWN
+        lines.append((f"and {rest} more (all are in the manifest)", [""] * len(accounts)))
+    return lines
 
 
 def _list_counts(accounts: Mapping[str, Account]) -> list[tuple[str, list[int]]]:
     always = ("read", "kept", "rows_out", "tokens", "target_tokens")
-    if_any = ("expanded", "truncated", "partly_overlong")
+    if_any = ("expanded", "expansion_tokens", "truncated", "partly_overlong")
     lines = [
         (name, [int(getattr(account, name)) for account in accounts.values()])
         for name in (*always, *if_any)

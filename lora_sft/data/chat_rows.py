@@ -71,18 +71,21 @@ class Notes:
     """What a person should be told of rows that are right as they are, and the stops they end in.
 
     `lost_context` counts rows whose context is not rendered whole; `first_lost_context` is where.
+    `in_place` counts rows that learn an earlier turn otherwise than it is served.
     """
 
     seen_stops: set[str] = field(default_factory=set)
     saw_thinking: bool = False
     lost_context: int = 0
     first_lost_context: str = ""
+    in_place: int = 0
 
     def add(self, later: Notes) -> None:
         """Take in the notes on rows that come after these."""
         self.seen_stops |= later.seen_stops
         self.saw_thinking |= later.saw_thinking
         self.lost_context += later.lost_context
+        self.in_place += later.in_place
         self.first_lost_context = self.first_lost_context or later.first_lost_context
 
 
@@ -180,6 +183,7 @@ class ChatLabelRule:
 
         Raises: RowDropped where a turn cannot be found there, or history lost what it holds.
         """
+        self.notes.in_place += 1
         learned, position = [], 0
         for turn in turns:
             index = turn.learned.message

@@ -89,6 +89,11 @@ class Supervisor:
                 "is taught to think nothing; set data.chat_template_kwargs: "
                 "{enable_thinking: false} to serve it without thinking"
             )
+        if self._notes.in_place:
+            warnings.append(
+                f"{self._notes.in_place:,} rows differ from serving: they learn earlier turns as "
+                "the template's history shows them (data.rewritten_history: in_place)"
+            )
         if self._notes.lost_context:
             warnings.append(
                 f"the chat template leaves out or changes the content of context messages in "

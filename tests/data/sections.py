@@ -72,6 +72,7 @@ def make_tokenizer_section(**fields: Any) -> SimpleNamespace:
 
 def write_jsonl(path: Path, rows: list[Any]) -> Path:
     """One row a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 

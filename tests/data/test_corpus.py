@@ -240,3 +240,55 @@ def test_ids_and_labels_are_plain_integers_of_equal_length(train):
         assert len(row["input_ids"]) == len(row["labels"])
         assert row["labels"][0] == IGNORED_LABEL
         assert np.asarray(row["input_ids"]).min() >= 0
+
+
+def test_every_source_has_its_counts_and_they_add_up(tmp_path):
+    for name, rows in (
+        ("a", ROWS[:20]),
+        ("b", ROWS[20:100]),
+        ("c", [{"instruction": "", "output": ""}]),
+    ):
+        write_jsonl(tmp_path / "many" / f"{name}.jsonl", rows)
+    extra = write_jsonl(tmp_path / "extra.jsonl", ROWS[100:])
+    corpus = build(
+        make_dataset(tmp_path / "many", path="many"),
+        make_dataset(extra, repeat=2.5),
+        validation=make_split(fraction=0.1),
+        special_tokens_in_content="allow",
+    )
+    for split, name in ((corpus.train, "train"), (corpus.validation, "validation")):
+        account = corpus.accounts[name]
+        check_account(split, account)
+        for source, counts in account.sources.items():
+            rows = [row for row in split if row["source"] == source]
+            assert counts["rows_out"] == len(rows)
+            assert counts["tokens"] == sum(len(row["input_ids"]) for row in rows)
+            learned = sum(label != IGNORED_LABEL for row in rows for label in row["labels"])
+            assert counts["target_tokens"] == learned
+        for count in ("read", "kept", "rows_out", "tokens", "target_tokens"):
+            found = sum(counts[count] for counts in account.sources.values())
+            assert found == getattr(account, count)
+    console = Console(file=io.StringIO(), width=160)
+    console.print(render_account_table(corpus.accounts))
+    assert console.file.getvalue().count("learned of") == len(corpus.accounts["train"].sources) == 4
+
+
+def test_what_expanding_costs_is_counted(tmp_path):
+    thoughts = make_chat("a", "<think>one</think> b", "c", "<think>two</think> d", "e", "f")
+    path = write_jsonl(
+        tmp_path / "rows.jsonl", [{"messages": thoughts}, {"messages": thoughts[:2]}]
+    )
+    corpus = build(make_dataset(path), template=tiny.THINK_DROPPED_FROM_HISTORY)
+    lengths = [len(row) for row in corpus.train["input_ids"]]
+    account = corpus.accounts["train"]
+    assert (account.expanded, len(lengths)) == (1, 4)
+    assert account.expansion_tokens == sum(lengths[:3]) - max(lengths[:3])
+    console = Console(file=io.StringIO(), width=160)
+    console.print(render_account_table(corpus.accounts))
+    assert "expansion_tokens" in console.file.getvalue()
+    in_place = build(
+        make_dataset(path), template=tiny.THINK_DROPPED_FROM_HISTORY, rewritten_history="in_place"
+    )
+    assert in_place.accounts["train"].expansion_tokens == 0
+    (warning,) = in_place.warnings
+    assert warning.startswith("1 rows differ from serving")
