@@ -1,8 +1,8 @@
 """Work on batches of rows on all cores, with the results in the batches' order.
 
 The first batches are worked on here: most data sets are done before other processes have started.
-The others are forked, which costs no import and no copy of tokenizer and template; where the system
-cannot fork, everything is done here. What waits to be taken is bounded, so that memory does not
+The others are forked, which costs no import and no copy of tokenizer and template (on Linux;
+elsewhere everything is done here). What waits to be taken is bounded, so that memory does not
 grow with the number of rows.
 """
 
@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -58,7 +59,7 @@ def map_batches(
 
 def count_processes() -> int:
     """One a core that this process may use, and a GiB of free memory; `LORA_SFT_PROCESSES` wins."""
-    if "fork" not in multiprocessing.get_all_start_methods():
+    if sys.platform != "linux":  # elsewhere a forked process must not use system libraries
         return 1
     asked = os.environ.get(VARIABLE, "")
     if asked.isdecimal():

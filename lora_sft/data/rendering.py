@@ -192,7 +192,9 @@ class OpenedChat:
 
         Raises: TemplateRefusal.
         """
-        messages = self._messages[:num_messages] + self._dialect.write_messages(then)
+        messages = self._messages[:num_messages]
+        if then:
+            messages += self._dialect.write_messages(then)
         try:
             rendered = self._template.render(
                 messages=messages, add_generation_prompt=served, **self._variables
