@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ import pyarrow as pa
 from datasets import Dataset
 
 VARIABLE = "LORA_SFT_CACHE"
+UNFINISHED = ".unfinished-"
+ABANDONED_SECONDS = 7 * 24 * 3600  # no data set takes that long
 
 
 def find_cache_folder() -> Path:
@@ -27,16 +30,26 @@ def make_scratch_folder() -> Iterator[Path]:
 
     It lies in the cache folder, because a system's temporary folder is often memory itself.
     """
-    scratch = find_cache_folder() / "scratch"
     try:
-        scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
-        folder = tempfile.mkdtemp(dir=scratch)
+        folder = make_unfinished_folder(find_cache_folder() / "scratch")
     except OSError:
-        folder = tempfile.mkdtemp()
+        folder = Path(tempfile.mkdtemp())
     try:
-        yield Path(folder)
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def make_unfinished_folder(parent: Path) -> Path:
+    """A new folder in `parent` to write into; those that killed processes left there are removed.
+
+    Raises: OSError where `parent` cannot be written.
+    """
+    parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for leftover in parent.glob(f"{UNFINISHED}*"):
+        if time.time() - leftover.stat().st_mtime > ABANDONED_SECONDS:
+            shutil.rmtree(leftover, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=parent))
 
 
 def write_tables(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:

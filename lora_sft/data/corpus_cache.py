@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -24,7 +23,7 @@ import transformers
 import xxhash
 from transformers import PreTrainedTokenizerBase
 
-from lora_sft.data.arrow_files import VARIABLE, find_cache_folder
+from lora_sft.data.arrow_files import VARIABLE, find_cache_folder, make_unfinished_folder
 from lora_sft.data.corpus import Corpus, build_corpus, open_corpus, write_corpus
 from lora_sft.data.local_files import find_local_files
 from lora_sft.data.rendering import hash_template, reads_clock
@@ -136,8 +135,7 @@ def _hash_code() -> str:
 
 def _keep(write: Callable[[Path], None], folder: Path) -> None:
     """Write an entry. Raises: OSError where it cannot be written."""
-    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    staged = Path(tempfile.mkdtemp(prefix=".staged-", dir=folder.parent))
+    staged = make_unfinished_folder(folder.parent)
     try:
         write(staged)
         hashes = {path.name: _checksum(path) for path in staged.iterdir()}

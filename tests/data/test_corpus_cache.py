@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -119,7 +120,7 @@ def test_two_processes_at_once_leave_one_good_entry(write_recipe, tmp_path, cach
     assert [outcome.code for outcome in outcomes] == [0, 0]
     entries = [path for path in cache_folder.iterdir() if not path.name.startswith(".")]
     assert len(entries) == 1
-    assert not list(cache_folder.glob(".staged-*"))
+    assert not list(cache_folder.glob(".unfinished-*"))
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_but_the_cache(
@@ -131,3 +132,16 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_the_cache(
     assert outcome.code == 0
     assert outcome.json["cache"] == ""
     assert "the cache cannot be written" in outcome.stderr
+
+
+def test_what_a_killed_process_left_is_removed_in_time(command, write_recipe, cache_folder):
+    recipe = write_recipe()
+    old, young = cache_folder / ".unfinished-old", cache_folder / ".unfinished-young"
+    for folder in (old, young):
+        folder.mkdir(parents=True)
+        (folder / "train-00001.arrow").write_bytes(b"half")
+    month_ago = time.time() - 30 * 24 * 3600
+    os.utime(old, (month_ago, month_ago))
+    prepare(command, recipe)
+    assert not old.exists()
+    assert young.exists()
