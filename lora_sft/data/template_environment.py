@@ -12,9 +12,12 @@ from __future__ import annotations
 
 from functools import lru_cache
 from types import BuiltinMethodType
-from typing import Any
+from typing import Any, ClassVar
 
 import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
@@ -63,6 +66,22 @@ class PlainDataEnvironment(ImmutableSandboxedEnvironment):
         return super().call(context, obj, *args, **kwargs)
 
 
+class UnmarkedGeneration(Extension):
+    """`{% generation %}` as the text inside it, in a scope of its own.
+
+    Transformers calls a function there to note where it begins and ends; the label rule needs no
+    such marks, and the call costs more than what it encloses.
+    """
+
+    tags: ClassVar = {"generation"}
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        """The block's own statements."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
 @lru_cache
 def compile_template(chat_template: str) -> jinja2.Template:
     """The template, compiled in a copy of transformers' own environment.
@@ -73,7 +92,10 @@ def compile_template(chat_template: str) -> jinja2.Template:
     environment = PlainDataEnvironment(
         trim_blocks=reference.trim_blocks,
         lstrip_blocks=reference.lstrip_blocks,
-        extensions=[type(extension) for extension in reference.extensions.values()],
+        extensions=[
+            UnmarkedGeneration if UnmarkedGeneration.tags & extension.tags else type(extension)
+            for extension in reference.extensions.values()
+        ],
     )
     environment.filters.update(reference.filters)
     environment.globals.update(reference.globals)

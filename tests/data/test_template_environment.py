@@ -68,6 +68,11 @@ TEMPLATES = [
     "{{ messages[0].content.encode.__self__ }}",
     "{{ raise_exception('no') }}",
     "{{ messages[0].content.startswith(1) }}",
+    "{% for m in messages %}{% set c = m.content %}{% generation %}{{ loop.first }}{{ c }}"
+    "{% set c = 'inner' %}{% for x in 'ab' %}{{ loop.index }}{{ x }}{% endfor %}{{ c }}"
+    "{% endgeneration %}{{ c }}{% endfor %}",
+    "{% set ns = namespace(n=0) %}{% generation %}{% set ns.n = 2 %}{% set z = 3 %}"
+    "{% endgeneration %}{{ ns.n }}{{ z is defined }}",
 ]
 
 
