@@ -44,6 +44,7 @@ class Presentation:
 
 
 CPU_COST = ("wall_seconds", "peak_rss_bytes")
+VERIFIED_COST = ("verified_cpu_seconds", "verified_wall_seconds", "verified_peak_rss_bytes")
 CPU_MEASURES = {
     "start_up": Presentation("Start-up", "cpu_seconds", CPU_COST),
     "data_preparation": Presentation(
@@ -75,7 +76,10 @@ CPU_MEASURES = {
         ),
     ),
     "packing": Presentation("Packing", "utilisation", ("cpu_seconds_per_100k_documents",)),
-    "merge": Presentation("Merge", "cpu_seconds", CPU_COST),
+    "merge": Presentation("Merge", "cpu_seconds", (*CPU_COST, *VERIFIED_COST)),
+    "merge_large": Presentation(
+        "Merge of larger models", "cpu_seconds", (*CPU_COST, *VERIFIED_COST)
+    ),
     "step_overhead": Presentation("Training-step overhead", "cpu_seconds", CPU_COST),
     "step_traffic": Presentation(
         "What a decoder layer costs in a step",

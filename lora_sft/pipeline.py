@@ -42,9 +42,15 @@ from lora_sft.errors import (
 )
 from lora_sft.evaluate.generation import make_generation_config, stream_answer
 from lora_sft.evaluate.scoring import Evaluation, evaluate_split
-from lora_sft.export.adapter_files import AdapterOrigin, write_adapter_folder
-from lora_sft.export.merging import check_output_is_free, make_merge_plan, merge
+from lora_sft.export.adapter_files import (
+    AdapterOrigin,
+    write_adapter_folder,
+    write_validation_sample,
+)
+from lora_sft.export.base_checkpoint import fingerprint_location
+from lora_sft.export.merging import make_merge_plan, merge
 from lora_sft.export.model_card import make_adapter_card
+from lora_sft.export.staging import check_output_is_free
 from lora_sft.log import make_console, say
 from lora_sft.model.adapter import add_adapter, load_adapter
 from lora_sft.model.base_model import (
@@ -127,6 +133,7 @@ def _train(
         base, lora = recipe.model.model_name_or_path, recipe.adapter.lora
         card = make_adapter_card(base, recipe.train, lora, account)
         write_adapter_folder(model, tokenizer, run.adapter, origin, card)
+        write_validation_sample(run, corpus.validation)
     return result
 
 
@@ -334,6 +341,7 @@ def make_adapter_origin(recipe: Recipe, corpus: Corpus) -> AdapterOrigin:
         stop_token_ids=sorted(corpus.stop_token_ids),
         chat_template_kwargs=recipe.data.chat_template_kwargs,
         export_dtype=recipe.export.dtype,
+        base_fingerprint=fingerprint_location(recipe.model.location, recipe.model.revision),
     )
 
 

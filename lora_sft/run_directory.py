@@ -64,6 +64,10 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def validation_sample(self) -> Path:
+        return self.path / "validation_sample.json"
+
+    @property
     def adapter(self) -> Path:
         return self.path / "adapter"
 

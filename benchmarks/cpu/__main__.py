@@ -17,6 +17,7 @@ from benchmarks.cpu import (
     data_scale,
     data_stages,
     merge,
+    merge_large,
     packing,
     start_up,
     step_overhead,
@@ -36,7 +37,7 @@ MEASURES = {
         step_traffic,
     )
 }
-ON_REQUEST = {each.MEASURE: each for each in (data_scale,)}  # ten minutes and more
+ON_REQUEST = {each.MEASURE: each for each in (data_scale, merge_large)}  # ten minutes and more
 
 
 def main() -> int:

@@ -1,9 +1,10 @@
 """What it costs to merge an adapter into its base: whole processes, from files to files.
 
-The base is a random Llama of 0.65 B parameters in bf16, in three shards; the adapter is r=16 on
-every linear layer, as PEFT writes it. lora-sft runs without its verification, which PEFT has none
-of. That both did the same work is in the facts: the outputs are compared tensor by tensor, beside
-how far the adapter moved the base. The limit is a copy of the base's files, page cache warm.
+The base is a random Llama in bf16, in three shards; the adapter is r=16 on every linear layer.
+lora-sft is run without its verification, which PEFT has none of, and once more with it, in columns
+of their own. That both did the same work is in the facts: the outputs are compared tensor by
+tensor, beside how far the adapter moved the base. The limit is a copy of the base's files, page
+cache warm.
 """
 
 from __future__ import annotations
@@ -29,25 +30,35 @@ from benchmarks.record import Case, Role
 
 MEASURE = "merge"
 
-SUBJECTS = {False: "Llama of 0.65 B, bf16, r=16 on all linear layers", True: "toy Llama"}
+SUBJECTS = {
+    "0.65 B": "Llama of 0.65 B, bf16, r=16 on all linear layers",
+    "1.2 B": "Llama of 1.2 B (tied), bf16, r=16 on all linear layers",
+    "3.2 B": "Llama of 3.2 B (tied), bf16, r=16 on all linear layers",
+    "toy": "toy Llama",
+}
 REPEATS = 3
 
 
 def measure(toy: bool) -> Iterator[Case]:
     """Make base and adapter, merge them in turn, and compare what came of it."""
-    subject = SUBJECTS[toy]
+    yield from measure_size("toy" if toy else "0.65 B", 1 if toy else REPEATS)
+
+
+def measure_size(size: str, repeats: int, *, alone: bool = False) -> Iterator[Case]:
+    """One size of base; `alone`: only ours without verification, and the copy."""
+    subject = SUBJECTS[size]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        size = run_worker("merge_worker", "make", "toy" if toy else "full", folder)
-        contestants = _list_contestants(subject, folder)
-        cases = list(take_turns(contestants, 1 if toy else REPEATS))
-        agreement = _compare(cases, folder)
+        facts = run_worker("merge_worker", "make", size, folder)
+        contestants = _list_contestants(subject, folder, alone)
+        cases = list(take_turns(contestants, repeats))
+        agreement = {} if alone else _compare(cases, folder)
     for case in cases:
         compared = {} if case.role == "limit" else agreement
-        yield replace(case, facts={**case.facts, **size, **compared})
+        yield replace(case, facts={**case.facts, **facts, **compared})
 
 
-def _list_contestants(subject: str, folder: Path) -> Sequence[Contestant]:
+def _list_contestants(subject: str, folder: Path, alone: bool) -> Sequence[Contestant]:
     base, adapter = folder / "base", folder / "adapter"
     ours, peft, copy = folder / "lora-sft", folder / "peft", folder / "copy"
     lora_sft = [sys.executable, "-m", "lora_sft", "merge", adapter, ours, "--base", base]
@@ -56,11 +67,39 @@ def _list_contestants(subject: str, folder: Path) -> Sequence[Contestant]:
     def make(name: str, role: Role, command: Sequence[object], output: Path) -> Contestant:
         return Contestant(name, role, (subject,), _make_run(subject, command, output))
 
-    return (
-        make("lora-sft", "ours", [*lora_sft, "--verify", "none"], ours),
-        make("PEFT", "peer", peer, peft),
+    merge = [*lora_sft, "--verify", "none"]
+    run = _make_run(subject, merge, ours)
+    if not alone:
+        run = _make_verified_run(subject, lora_sft, run, ours)
+    contestants = [
+        Contestant("lora-sft", "ours", (subject,), run),
         make("copy of the base", "limit", ["cp", "-R", base, copy], copy),
-    )
+    ]
+    if not alone:
+        contestants.insert(1, make("PEFT", "peer", peer, peft))
+    return tuple(contestants)
+
+
+def _make_verified_run(
+    subject: str,
+    command: Sequence[object],
+    run: Callable[[], Mapping[str, Sample]],
+    output: Path,
+) -> Callable[[], Mapping[str, Sample]]:
+    """The merge as it is by default, verified, and then without: both in one sample."""
+
+    def run_both() -> Mapping[str, Sample]:
+        shutil.rmtree(output, ignore_errors=True)
+        verified = run_whole(command)
+        sample = run()[subject]
+        more = {
+            "verified_cpu_seconds": verified.cpu_seconds,
+            "verified_wall_seconds": verified.wall_seconds,
+            "verified_peak_rss_bytes": float(verified.peak_rss_bytes),
+        }
+        return {subject: replace(sample, values={**sample.values, **more})}
+
+    return run_both
 
 
 def _make_run(

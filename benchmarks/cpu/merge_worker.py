@@ -1,6 +1,7 @@
 """Make a base and an adapter, merge them with PEFT alone, and compare two merged models.
 
-`python -m benchmarks.cpu.merge_worker make toy|full FOLDER` writes `base` and `adapter` there;
+`python -m benchmarks.cpu.merge_worker make SIZE FOLDER` writes `base` and `adapter` there, a shard
+at a time, so that making a model takes no more memory than merging one may;
 `peft BASE ADAPTER OUTPUT` is what a script of PEFT's own calls does; `compare OURS PEFT BASE`
 reads the three models tensor by tensor. The last line of `make` and `compare` is JSON.
 """
@@ -16,16 +17,36 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 TOKENIZER = "lora_sft/quickstart/base"  # small, and in the source tree
 SIZES: Mapping[str, dict[str, Any]] = {
-    "full": {
+    "0.65 B": {
         "hidden_size": 1536,
         "intermediate_size": 6144,
         "num_hidden_layers": 16,
         "num_attention_heads": 12,
         "num_key_value_heads": 4,
         "vocab_size": 32_000,
+    },
+    # Llama-3.2-1B's and -3B's shapes
+    "1.2 B": {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128_256,
+        "tie_word_embeddings": True,
+    },
+    "3.2 B": {
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 24,
+        "num_key_value_heads": 8,
+        "vocab_size": 128_256,
+        "tie_word_embeddings": True,
     },
     "toy": {
         "hidden_size": 64,
@@ -39,35 +60,79 @@ SIZES: Mapping[str, dict[str, Any]] = {
 NUM_SHARDS = 3
 RANK, ALPHA = 16, 32
 SEED = 0
+BASE_STANDARD_DEVIATION = 0.02
 # With PEFT's own A, this moves a weight by about a tenth of its size.
 B_STANDARD_DEVIATION = 0.01
 
 
 def make(size: str, folder: str) -> None:
     """A random base in bf16 with a tokenizer, in three shards, and an adapter that changes it."""
-    from peft import LoraConfig, get_peft_model
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     base, adapter = Path(folder) / "base", Path(folder) / "adapter"
+    base.mkdir()
+    adapter.mkdir()
     torch.manual_seed(SEED)
-    torch.set_default_dtype(torch.bfloat16)
-    model = LlamaForCausalLM(LlamaConfig(**SIZES[size], tie_word_embeddings=False))
-    parameters = model.num_parameters()
-    weight_bytes = 2 * parameters
-    model.save_pretrained(base, max_shard_size=weight_bytes // NUM_SHARDS + weight_bytes // 20)
+    config = LlamaConfig(**{"tie_word_embeddings": False, **SIZES[size]}, dtype="bfloat16")
+    config.architectures = ["LlamaForCausalLM"]
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    parameters = dict(model.named_parameters())  # a tied head is the embedding, and comes once
+    _write_shards(parameters, base)
+    config.save_pretrained(base)
     AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(base)
-    torch.set_default_dtype(torch.float32)
-    lora = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
-    adapted = get_peft_model(model, lora)
-    modules = 0
-    for name, parameter in adapted.named_parameters():
-        if ".lora_B." in name:
-            torch.nn.init.normal_(parameter, std=B_STANDARD_DEVIATION)
-            modules += 1
-    adapted.save_pretrained(str(adapter))
+    modules = _write_adapter(model, adapter)
     shards = len(list(base.glob("*.safetensors")))
-    answer = {"parameters": parameters, "adapted_modules": modules, "base_shards": shards}
+    total = sum(parameter.numel() for parameter in parameters.values())
+    answer = {"parameters": total, "adapted_modules": modules, "base_shards": shards}
     print(json.dumps(answer))
+
+
+def _write_shards(parameters: Mapping[str, torch.Tensor], folder: Path) -> None:
+    total = sum(parameter.numel() for parameter in parameters.values())
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, parameter in parameters.items():
+        if size and size + parameter.numel() > 1.05 * total / NUM_SHARDS:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += parameter.numel()
+    weight_map = {}
+    for index, names in enumerate(shards):
+        file = f"model-{index + 1:05}-of-{len(shards):05}.safetensors"
+        tensors = {name: _make_weight(parameters[name].shape) for name in names}
+        save_file(tensors, folder / file, {"format": "pt"})
+        weight_map.update(dict.fromkeys(names, file))
+    index_file = {"metadata": {"total_size": 2 * total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index_file))
+
+
+def _make_weight(shape: torch.Size) -> torch.Tensor:
+    if len(shape) == 1:
+        return torch.ones(shape, dtype=torch.bfloat16)
+    return torch.empty(shape, dtype=torch.bfloat16).normal_(std=BASE_STANDARD_DEVIATION)
+
+
+def _write_adapter(model: torch.nn.Module, folder: Path) -> int:
+    """In PEFT's format: r=16 on every linear layer but the head. The number of modules."""
+    from peft import LoraConfig
+
+    tensors, names = {}, set()
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and name != "lm_head":
+            a = torch.empty(RANK, module.in_features)
+            torch.nn.init.kaiming_uniform_(a, a=5**0.5)  # PEFT's own
+            b = torch.empty(module.out_features, RANK).normal_(std=B_STANDARD_DEVIATION)
+            tensors[f"base_model.model.{name}.lora_A.weight"] = a
+            tensors[f"base_model.model.{name}.lora_B.weight"] = b
+            names.add(name.rsplit(".", 1)[-1])
+    config = LoraConfig(
+        r=RANK, lora_alpha=ALPHA, target_modules=sorted(names), task_type="CAUSAL_LM"
+    )
+    config.save_pretrained(str(folder))
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    return len(tensors) // 2
 
 
 def merge_with_peft(base: str, adapter: str, output: str) -> None:

@@ -16,13 +16,23 @@ def add_parser(commands: Commands) -> None:
         commands,
         "merge",
         run,
-        "Merge an adapter into its base, verified.",
-        "The folder is reloaded from disk and its logits are compared with base + adapter; past "
-        "the tolerance it is kept as OUT.failed and the exit code is 7.",
+        "Merge adapters into their base, file by file, verified.",
+        "Every tensor is read back from disk and compared with the formula, and the answers with "
+        "those of base + adapter; past the tolerance the folder is kept as OUT.failed and the exit "
+        "code is 7.",
     )
     parser.add_argument("adapter", metavar="ADAPTER", type=Path, help="adapter folder, or a run")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")
     parser.add_argument("--base", metavar="PATH", help="the base, where it moved")
+    parser.add_argument(
+        "--with",
+        dest="others",
+        metavar="ADAPTER",
+        type=Path,
+        action="append",
+        default=[],
+        help="one more adapter to add in the same merge (again for more)",
+    )
     parser.add_argument(
         "--onto",
         choices=("dequantized", "original"),
@@ -31,9 +41,19 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--dtype",
         choices=("bfloat16", "float16", "float32"),
-        help="default: the recipe's, else the base's in training",
+        help="default: the recipe's, else the base's in training, else as the base is stored",
     )
-    parser.add_argument("--verify", choices=("auto", "logits", "none"), default="auto")
+    parser.add_argument(
+        "--verify",
+        choices=("auto", "logits", "tensors", "none"),
+        default="auto",
+        help="auto: every tensor, and the answers where the model fits into memory",
+    )
+    parser.add_argument(
+        "--allow-other-base",
+        action="store_true",
+        help="merge even where the base is not the one that the adapter recorded",
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
     add_json(parser)
 
@@ -48,7 +68,9 @@ def run(arguments: argparse.Namespace) -> int:
         base=arguments.base,
         onto=arguments.onto,
         dtype=arguments.dtype,
-        verify=arguments.verify != "none",
+        verify=arguments.verify,
+        others=arguments.others,
+        allow_other_base=arguments.allow_other_base,
     )
     report = merging.describe_merge_plan(plan) if arguments.dry_run else merging.merge(plan)
     if arguments.json:
@@ -60,17 +82,42 @@ def run(arguments: argparse.Namespace) -> int:
 
 def format_report(report: dict[str, Any]) -> str:
     """The report (or, of a dry run, the plan) as a person reads it."""
-    if "tensors_merged" not in report:
-        return "\n".join(f"{name}: {value}" for name, value in report.items())
-    lines = [f"{report['output']}: adapter merged onto the {report['onto']} base"]
+    if "seconds" not in report:
+        return "\n".join(f"{name}: {format_value(value)}" for name, value in report.items())
+    from lora_sft.export.check_summary import describe_check
+
+    lines = [
+        f"{report['output']}: {report['adapter_tensors_used']} adapter tensors merged into "
+        f"{report['tensors_merged']} tensors of the {report['onto']} base, {report['dtype']}"
+    ]
     checked = report.get("correctness")
     if checked:
-        lines += [
-            f"verified on {checked['prompts']} prompts against {checked['against']}: "
-            f"mean KL {checked['mean_kl']:.2e} nats, top-1 agreement "
-            f"{100 * checked['top1_agreement']:.2f} %, "
-            f"largest logit difference {checked['max_abs_logit_difference']:.2e}",
-            f"shift against {report['shift']['against']}: "
-            f"mean KL {report['shift']['mean_kl']:.2e} nats",
-        ]
+        lines.append(f"verified against {checked['against']}: {describe_check(checked)}")
+        if "logits_left_out" in checked:
+            lines.append(f"answers were not compared: {checked['logits_left_out']}")
+        if "greedy_prompts" in checked:
+            equal, prompts = checked["greedy_equal"], checked["greedy_prompts"]
+            lines.append(f"greedy continuations: {equal} of {prompts} the same")
+    shift = report.get("shift")
+    if shift:
+        choices = shift.get("choices") or {report["onto"]: shift}
+        lines += [format_shift(onto, each, shift["against"]) for onto, each in choices.items()]
     return "\n".join(lines)
+
+
+def format_value(value: Any) -> str:
+    """A list on lines of its own, anything else as it is."""
+    if isinstance(value, list):
+        return "".join(f"\n  {each}" for each in value)
+    return str(value)
+
+
+def format_shift(onto: str, shift: dict[str, Any], against: str) -> str:
+    """What one choice of base costs against the model as it was trained."""
+    line = f"shift of --onto {onto} against {against}: mean KL {shift['mean_kl']:.2e} nats"
+    if "loss" in shift:
+        line += (
+            f", loss {shift['loss']:.4f} ({shift['loss_as_trained']:.4f}) on "
+            f"{shift['held_out_rows']} held-out rows"
+        )
+    return line

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from types import BuiltinMethodType
-from typing import Any
+from typing import Any, ClassVar
 
 import jinja2
 from jinja2 import nodes
@@ -73,7 +73,7 @@ class UnmarkedGeneration(Extension):
     such marks, and the call costs more than what it encloses.
     """
 
-    tags = {"generation"}  # noqa: RUF012 (as jinja declares it)
+    tags: ClassVar = {"generation"}
 
     def parse(self, parser: Parser) -> nodes.Node:
         """The block's own statements."""

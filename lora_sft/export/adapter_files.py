@@ -10,17 +10,22 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import safe_open
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from lora_sft.errors import ExportError
-from lora_sft.model.base_model import CausalModel
-from lora_sft.run_directory import ORIGIN_FILE, write_json
+from lora_sft.export.adapter_reading import read_adapter_config
+from lora_sft.run_directory import ORIGIN_FILE, RunDirectory, write_json
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+    from lora_sft.model.base_model import CausalModel
+
+NUM_SAMPLED_ROWS = 16
+SAMPLED_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class AdapterOrigin:
     stop_token_ids: Sequence[int] = ()
     chat_template_kwargs: Mapping[str, Any] | None = None
     export_dtype: str | None = None
+    base_fingerprint: Mapping[str, Any] | None = None
 
 
 def write_adapter_folder(
@@ -58,6 +64,21 @@ def write_adapter_folder(
     let_others_read(folder)
 
 
+def write_validation_sample(run: RunDirectory, rows: Dataset | None) -> None:
+    """Keep the first validation rows as tokens, for a merge to compare answers on.
+
+    They stay in the run directory: an adapter folder is given to others, and holds no data.
+    """
+    if rows is None:
+        return
+    count = min(len(rows), NUM_SAMPLED_ROWS)
+    sample = [
+        {name: list(rows[index][name])[:SAMPLED_TOKENS] for name in ("input_ids", "labels")}
+        for index in range(count)
+    ]
+    write_json(run.validation_sample, {"rows": sample})
+
+
 def let_others_read(folder: Path) -> None:
     """Give every file the mode that the user's umask allows.
 
@@ -77,6 +98,8 @@ def make_stop_config(
     inherited: GenerationConfig | None = None,
 ) -> GenerationConfig:
     """A generation config in which every stop token ends an answer when served."""
+    from transformers import GenerationConfig
+
     config = inherited or GenerationConfig()
     stops = sorted(set(stop_token_ids) or {tokenizer.eos_token_id} - {None})
     config.eos_token_id = stops[0] if len(stops) == 1 else stops or None
@@ -91,6 +114,9 @@ def check_adapter_file(path: Path) -> None:
     Raises: ExportError naming the first such tensor. (Sharded training setups save zero-sized
     tensors without an error; an adapter at zero is the base.)
     """
+    import torch
+    from safetensors import safe_open
+
     with safe_open(str(path), framework="pt") as file:
         names = sorted(file.keys())
         empty = [name for name in names if 0 in file.get_slice(name).get_shape()]
@@ -115,17 +141,11 @@ def read_origin(folder: Path) -> AdapterOrigin:
 
     Raises: ExportError where the folder is no adapter.
     """
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError) as error:
-        raise ExportError(
-            "no adapter here: adapter_config.json is missing or not JSON",
-            str(folder),
-            "give a run directory, its adapter/ folder, or a PEFT adapter folder",
-        ) from error
+    config = read_adapter_config(folder)
     if (folder / ORIGIN_FILE).exists():
         record = json.loads((folder / ORIGIN_FILE).read_text(encoding="utf-8"))
-        return AdapterOrigin(**record)
+        known = {field.name for field in fields(AdapterOrigin)}
+        return AdapterOrigin(**{name: record[name] for name in record.keys() & known})
     return AdapterOrigin(config.get("base_model_name_or_path") or "", config.get("revision"))
 
 

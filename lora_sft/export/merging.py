@@ -1,68 +1,93 @@
-"""Merge an adapter into its base and prove that the result answers the same.
+"""Merge adapters into their base, file by file, and prove that the result answers the same.
 
-The merge is computed in float32 (W + scale x B A, Hu et al. 2021, arXiv 2106.09685, section
-4.1), rounded once to the dtype of the export, and verified by reloading the folder from disk.
-A QLoRA adapter learned against the dequantised base, so that is the base it is merged onto by
-default; merging into packed 4-bit weights and packing again loses most and is not offered.
+    headers -> plan of every tensor -> files in a hidden folder -> verified -> renamed
+
+The base is never whole in memory. Each merged tensor is computed in float32 and rounded once to
+the dtype of the export; what the adapter does not touch is copied byte by byte. A QLoRA adapter
+learned against the dequantised base, so that is what it is merged onto by default; merging into
+packed 4-bit weights and packing again loses most and is not offered.
 """
 
 from __future__ import annotations
 
+import json
 import resource
 import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from lora_sft.data.tokenizer import load_saved_tokenizer
-from lora_sft.errors import ExportError, VerificationError
-from lora_sft.export.adapter_files import (
-    AdapterOrigin,
-    let_others_read,
-    make_stop_config,
-    read_origin,
+from lora_sft.errors import CapabilityError, ExportError, VerificationError
+from lora_sft.export.adapter_files import AdapterOrigin, let_others_read, read_origin
+from lora_sft.export.adapter_reading import SavedAdapter, read_adapter
+from lora_sft.export.base_checkpoint import (
+    CONFIG_FILE,
+    BaseCheckpoint,
+    check_fingerprint,
+    read_base_checkpoint,
 )
-from lora_sft.export.model_card import make_merged_card
-from lora_sft.export.verification import (
-    LogitDifference,
-    compare_logits,
-    compute_logits,
-    find_tolerance,
-    make_prompts,
+from lora_sft.export.base_form import BaseForm, find_form
+from lora_sft.export.check_summary import AGAINST
+from lora_sft.export.merge_progress import byte_progress
+from lora_sft.export.shard_writing import OutputFile, ShardWriter, lay_out_files
+from lora_sft.export.staging import (
+    check_disk_room,
+    check_output_is_free,
+    put_in_place,
+    staged_output,
 )
-from lora_sft.model.adapter import load_adapter, read_adapter_tensor_names
-from lora_sft.model.base_model import (
-    CausalModel,
-    load_base_model,
-    parse_dtype,
-    read_stored_dtype,
-)
-from lora_sft.model.quantization import dequantize, is_quantized
-from lora_sft.recipe import ModelSection
+from lora_sft.export.tensor_check import TensorDifference, compare_tensors
+from lora_sft.export.weight_plan import WeightPlan, make_weight_plan
+from lora_sft.log import say
 from lora_sft.run_directory import write_json
 
 Onto = Literal["dequantized", "original"]
-Logits = list[torch.Tensor]
+Verify = Literal["auto", "logits", "tensors", "none"]
 REPORT_FILE = "merge_report.json"
-AGAINST = "base as merged onto + adapter"
+SLACK_BYTES = 64 << 20  # tokenizer, configs and card beside the weights
 
 
 @dataclass(frozen=True)
 class MergePlan:
-    """Everything a merge needs to know before it loads a weight."""
+    """What is merged onto what, and how; no weight was looked at yet.
 
-    adapter: Path
+    `run`: the run directory that the adapter comes from, whose validation rows can be prompts.
+    """
+
+    adapters: tuple[Path, ...]
     output: Path
     origin: AdapterOrigin
     onto: Onto
     dtype: str
-    verify: bool
+    verify: Verify
+    allow_other_base: bool = False
+    run: Path | None = None
+
+    @property
+    def adapter(self) -> Path:
+        """The first adapter, whose tokenizer goes with the output."""
+        return self.adapters[0]
+
+
+@dataclass(frozen=True)
+class PreparedMerge:
+    """All that the headers tell: everything that can be wrong with the input is known."""
+
+    base: BaseCheckpoint
+    adapters: tuple[SavedAdapter, ...]
+    form: BaseForm
+    weights: WeightPlan
+    files: tuple[OutputFile, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(file.num_bytes for file in self.files)
 
 
 def make_merge_plan(
@@ -72,62 +97,105 @@ def make_merge_plan(
     base: str | None = None,
     onto: str | None = None,
     dtype: str | None = None,
-    verify: bool = True,
+    verify: Verify = "auto",
+    others: Sequence[Path] = (),
+    allow_other_base: bool = False,
 ) -> MergePlan:
     """Decide what is merged onto what; `adapter` may be a run directory.
+
+    `others` are merged in the same pass, each with its own scale.
 
     Raises: ExportError where the adapter, its base, the choice or the output cannot be.
     """
     output = output.resolve() if output.name == "" else output
-    if not adapter.exists():
-        raise ExportError("no such folder", str(adapter), "give an adapter folder or a run")
-    folder = adapter / "adapter" if (adapter / "adapter").is_dir() else adapter
-    origin = read_origin(folder)
+    folders = tuple(find_adapter_folder(each) for each in (adapter, *others))
+    origin = read_origin(folders[0])
     if base is not None:
         origin = replace(origin, model_name_or_path=base, revision=None)
     if not origin.model_name_or_path:
         raise ExportError(
-            "the adapter does not say which base it belongs to", str(folder), "add --base PATH"
+            "the adapter does not say which base it belongs to",
+            str(folders[0]),
+            "add --base PATH",
         )
-    if onto == "dequantized" and not origin.quantization:
-        raise ExportError(
-            "the adapter was not trained on a quantised base (as far as its folder says)",
-            f"{folder}  --onto dequantized",
-            "drop --onto, or write --onto original",
-        )
-    if not (folder / "adapter_model.safetensors").exists():
-        raise ExportError(
-            "the adapter's weights are missing (adapter_model.safetensors)",
-            str(folder),
-            "give the folder of a PEFT adapter; pickled adapter_model.bin files are not loaded",
-        )
+    if onto == "original" and origin.quantization is None:
+        onto = None  # the same thing
     check_output_is_free(output)
     chosen: Onto = "dequantized" if origin.quantization and onto != "original" else "original"
-    return MergePlan(folder, output, origin, chosen, dtype or _default_dtype(origin), verify)
+    if onto == "dequantized" and chosen == "original":
+        chosen = "dequantized"  # only right where the base is stored quantised: checked with it
+    run = adapter if folders[0] != adapter else None
+    return MergePlan(folders, output, origin, chosen, dtype or "", verify, allow_other_base, run)
 
 
-def check_output_is_free(output: Path) -> None:
-    """Raises: ExportError where something is at `output` already."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ExportError("the output exists already", str(output), "give another folder")
+def find_adapter_folder(path: Path) -> Path:
+    """The adapter folder of a run directory, or the folder itself.
+
+    Raises: ExportError where there is nothing.
+    """
+    if not path.exists():
+        raise ExportError("no such folder", str(path), "give an adapter folder or a run")
+    return path / "adapter" if (path / "adapter").is_dir() else path
 
 
-def _default_dtype(origin: AdapterOrigin) -> str:
-    """The recipe's own choice, else the base's dtype in training, else as it is stored."""
-    known = origin.export_dtype or origin.dtype
-    stored = None if known else read_stored_dtype(make_base_section(origin, "float32"), "--base")
-    return known or stored or "bfloat16"
+def prepare_merge(plan: MergePlan) -> tuple[MergePlan, PreparedMerge]:
+    """Read all headers and plan every tensor; the plan comes back with its open choices made.
+
+    Raises: ExportError where adapter and base do not belong together; ModelError where there is
+    no base; CapabilityError where disk or memory are short.
+    """
+    origin = plan.origin
+    adapters = tuple(read_adapter(folder) for folder in plan.adapters)
+    base = read_base_checkpoint(origin.model_name_or_path, origin.revision)
+    plan = _settle(plan, base)
+    if origin.base_fingerprint is not None and not plan.allow_other_base:
+        check_fingerprint(base, origin.base_fingerprint, str(plan.adapter))
+    trained = getattr(torch, origin.dtype or plan.dtype)
+    trust = origin.trust_remote_code
+    form = find_form(base, plan.onto, origin.quantization, trained, trust_remote_code=trust)
+    weights = make_weight_plan(form.base, adapters, trust_remote_code=trust)
+    files = lay_out_files(weights, form, getattr(torch, plan.dtype))
+    prepared = PreparedMerge(base, adapters, form, weights, files)
+    check_disk_room(plan.output, prepared.num_bytes + SLACK_BYTES)
+    return plan, prepared
+
+
+def _settle(plan: MergePlan, base: BaseCheckpoint) -> MergePlan:
+    """The choices that need the base's config.
+
+    Raises: ExportError for --onto where only the other one is there.
+    """
+    origin, onto = plan.origin, plan.onto
+    if base.stored_quantization is not None:
+        onto = "dequantized"
+    elif onto == "dequantized" and not origin.quantization:
+        raise ExportError(
+            "the adapter was not trained on a quantised base (as far as its folder says)",
+            f"{plan.adapter}  --onto dequantized",
+            "drop --onto, or write --onto original",
+        )
+    stored = base.config.get("dtype") or base.config.get("torch_dtype")
+    dtype = plan.dtype or origin.export_dtype or origin.dtype or stored
+    if dtype not in ("bfloat16", "float16", "float32"):
+        dtype = "bfloat16" if base.stored_quantization else str(base.main_dtype)[len("torch.") :]
+    return replace(plan, onto=onto, dtype=dtype)
 
 
 def describe_merge_plan(plan: MergePlan) -> dict[str, Any]:
     """The plan as the JSON document of `merge --dry-run`."""
-    names = read_adapter_tensor_names(plan.adapter / "adapter_model.safetensors")
+    plan, prepared = prepare_merge(plan)
+    changed = [name for name, weight in prepared.weights.weights.items() if weight.is_changed]
     return {
         "output": str(plan.output),
         "base": plan.origin.model_name_or_path,
         "onto": plan.onto,
         "dtype": plan.dtype,
-        "adapter_tensors_total": len(names),
+        "adapters": [str(folder) for folder in plan.adapters],
+        "adapter_tensors_total": prepared.weights.adapter_tensors,
+        "output_bytes": prepared.num_bytes,
+        "config_changes": dict(prepared.weights.config_changes),
+        "tensors_merged": len(changed),
+        "merged": changed,
     }
 
 
@@ -137,155 +205,166 @@ def merge(plan: MergePlan) -> dict[str, Any]:
     The folder is made beside its place and renamed when it is complete and verified; one that
     fails the verification is kept as `OUTPUT.failed`, so that nobody serves it by mistake.
 
-    Raises: VerificationError past the tolerance; ModelError where the adapter does not fit.
+    Raises: VerificationError past the tolerance; and as `prepare_merge`.
     """
     started = time.monotonic()
-    tokenizer = load_merge_tokenizer(plan)
-    prompts = make_prompts(tokenizer) if plan.verify else []
-    trained = _logits_as_trained(plan, prompts)
-    adapted = _load_adapted(plan)
-    reference = compute_logits(adapted, prompts)
-    effect = _measure_effect(adapted, prompts, reference)
-    staged = plan.output.with_name(f".{plan.output.name}.merging")
-    shutil.rmtree(staged, ignore_errors=True)
-    report = {"output": str(plan.output), "onto": plan.onto, **_count_tensors(plan, adapted)}
-    _write_merged(plan, adapted, tokenizer, staged)
-    del adapted
-    if plan.verify:
-        merged = compute_logits(_reload(staged), prompts)
-        report["correctness"] = _judge(plan, compare_logits(reference, merged), effect)
-        shift = compare_logits(trained or reference, merged)
-        report["shift"] = {"against": "the model as trained", **shift.to_dict()}
-    report["seconds"] = round(time.monotonic() - started, 2)
-    report["peak_rss_bytes"] = measure_peak_rss()
-    write_json(staged / REPORT_FILE, report)
-    (staged / "README.md").write_text(make_merged_card(plan.origin.model_name_or_path, report))
-    let_others_read(staged)
-    _put_in_place(plan, staged, report)
+    plan, prepared = prepare_merge(plan)
+    report: dict[str, Any] = {
+        "output": str(plan.output),
+        "onto": plan.onto,
+        "dtype": plan.dtype,
+        "tensors_merged": prepared.weights.num_changed,
+        "adapter_tensors_used": prepared.weights.adapter_tensors,
+        "adapter_tensors_total": prepared.weights.adapter_tensors,
+    }
+    with staged_output(plan.output) as staged:
+        with byte_progress("merging", prepared.num_bytes) as advance:
+            ShardWriter(staged, prepared.form, advance).write(prepared.files)
+        seconds = time.monotonic() - started
+        say(f"{prepared.num_bytes / 1e9:.2f} GB written in {seconds:.1f} s")
+        write_companions(plan, prepared, staged)
+        report.update(_verify(plan, prepared, staged))
+        report["seconds"] = round(time.monotonic() - started, 2)
+        report["peak_rss_bytes"] = measure_peak_rss()
+        finish_companions(plan, report, staged)
+        let_others_read(staged)
+        _judge_and_place(plan, staged, report)
     return report
 
 
-def load_merge_tokenizer(plan: MergePlan) -> PreTrainedTokenizerBase:
-    """The tokenizer saved with the adapter, else the base's."""
-    if (plan.adapter / "tokenizer_config.json").exists():
-        return load_saved_tokenizer(plan.adapter)
+def write_companions(plan: MergePlan, prepared: PreparedMerge, folder: Path) -> None:
+    """What makes a folder of weights a model; config.json last: without it nothing loads."""
+    from lora_sft.data.tokenizer import load_saved_tokenizer
+    from lora_sft.export.adapter_files import make_stop_config
+
     origin = plan.origin
-    return load_saved_tokenizer(
-        origin.model_name_or_path, origin.revision, trust_remote_code=origin.trust_remote_code
-    )
-
-
-def make_base_section(origin: AdapterOrigin, dtype: Any) -> ModelSection:
-    """The recipe section that loads this adapter's base."""
-    return ModelSection(
-        model_name_or_path=origin.model_name_or_path,
-        revision=origin.revision,
-        dtype=dtype,
-        trust_remote_code=origin.trust_remote_code,
-    )
-
-
-def _logits_as_trained(plan: MergePlan, prompts: Sequence[Sequence[int]]) -> Logits | None:
-    """Logits of the quantised base + adapter; None where training saw the same base."""
-    if not prompts or not plan.origin.quantization:
-        return None
-    section = make_base_section(plan.origin, plan.origin.dtype or plan.dtype)
-    base = load_base_model(section, quantization=plan.origin.quantization)
-    return compute_logits(load_adapter(base, plan.adapter), prompts)
-
-
-def _load_adapted(plan: MergePlan) -> CausalModel:
-    """Base (as merged onto) + adapter, all in float32, on the CPU."""
-    cpu = torch.device("cpu")
-    if plan.onto == "dequantized":
-        trained_dtype = plan.origin.dtype or plan.dtype
-        base = load_base_model(
-            make_base_section(plan.origin, trained_dtype),
-            quantization=plan.origin.quantization,
-            device=cpu,
-        )
-        base = dequantize(base, parse_dtype(trained_dtype)).float()
+    if (plan.adapter / "tokenizer_config.json").exists():
+        tokenizer = load_saved_tokenizer(plan.adapter)
     else:
-        base = load_base_model(make_base_section(plan.origin, "float32"), device=cpu)
-        if is_quantized(base):  # stored so: nothing else than its dequantised form is there
-            base = dequantize(base, torch.float32)
-    return load_adapter(base, plan.adapter).float()
-
-
-def _count_tensors(plan: MergePlan, adapted: CausalModel) -> dict[str, int]:
-    """`load_adapter` has proved that every saved tensor is in use; here they are counted."""
-    total = len(read_adapter_tensor_names(plan.adapter / "adapter_model.safetensors"))
-    merged = sum(1 for module in adapted.modules() if getattr(module, "lora_A", None))
-    return {
-        "tensors_merged": merged,
-        "adapter_tensors_used": total,
-        "adapter_tensors_total": total,
-    }
-
-
-def _write_merged(
-    plan: MergePlan, adapted: CausalModel, tokenizer: PreTrainedTokenizerBase, folder: Path
-) -> None:
-    merged = adapted.merge_and_unload(safe_merge=True)
-    merged = merged.to(parse_dtype(plan.dtype))
-    if hasattr(merged.config, "quantization_config"):
-        del merged.config.quantization_config
-    merged.generation_config = make_stop_config(
-        plan.origin.stop_token_ids or _stops_of(merged), tokenizer, merged.generation_config
-    )
-    merged.save_pretrained(folder)
+        tokenizer = load_saved_tokenizer(
+            origin.model_name_or_path, origin.revision, trust_remote_code=origin.trust_remote_code
+        )
     tokenizer.save_pretrained(folder)
+    inherited = _read_generation_config(prepared.base)
+    stops = list(origin.stop_token_ids) or _list_stops(inherited)
+    make_stop_config(stops, tokenizer, inherited).save_pretrained(folder)
+    for code in prepared.base.files[0].parent.glob("*.py"):
+        if "auto_map" in prepared.base.config:
+            shutil.copyfile(code, folder / code.name)
+    config = make_config(prepared.base.config, plan.dtype, prepared.weights.config_changes)
+    write_json(folder / CONFIG_FILE, config)
 
 
-def _stops_of(model: CausalModel) -> list[int]:
+def finish_companions(plan: MergePlan, report: Mapping[str, Any], folder: Path) -> None:
+    """What tells of the verification: the report and the card."""
+    from lora_sft.export.model_card import make_merged_card
+
+    write_json(folder / REPORT_FILE, report)
+    card = make_merged_card(plan.origin.model_name_or_path, report)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _read_generation_config(base: BaseCheckpoint) -> Any:
+    from transformers import GenerationConfig
+
+    path = base.files[0].parent / "generation_config.json"
+    if not path.exists():
+        return None
+    return GenerationConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _list_stops(inherited: Any) -> list[int]:
     """The base's own stop tokens, for an adapter that records none."""
-    stops = model.generation_config.eos_token_id if model.generation_config else None
+    stops = inherited.eos_token_id if inherited else None
     return stops if isinstance(stops, list) else [stops] if stops is not None else []
 
 
-def _reload(folder: Path) -> CausalModel:
-    """The export as anybody would load it, computed in float32 like its reference."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+def make_config(
+    config: Mapping[str, Any], dtype: str, changes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The base's config.json as the merged weights need it, also inside `text_config`."""
+    made = {name: value for name, value in config.items() if name != "quantization_config"}
+    dtype_names = [name for name in ("dtype", "torch_dtype") if name in made] or ["dtype"]
+    made.update(dict.fromkeys(dtype_names, dtype))
+    text = made.get("text_config")
+    if isinstance(text, dict):
+        made["text_config"] = text = make_config(text, dtype, {})
+        text.update({name: value for name, value in changes.items() if name in text})
+        changes = {name: value for name, value in changes.items() if name not in text}
+    made.update(changes)
+    return made
 
 
-def _measure_effect(
-    adapted: CausalModel, prompts: Sequence[Sequence[int]], reference: Logits
-) -> float:
-    """Mean KL that the adapter itself makes: what a merge that lost it would differ by."""
-    if not prompts:
-        return 0.0
-    with adapted.disable_adapter():
-        return compare_logits(reference, compute_logits(adapted, prompts)).mean_kl
+def _verify(plan: MergePlan, prepared: PreparedMerge, staged: Path) -> dict[str, Any]:
+    """The report's `correctness` and `shift`."""
+    if plan.verify == "none":
+        return {}
+    tensors: TensorDifference | None = None
+    if plan.verify != "logits":
+        with byte_progress("verifying", prepared.num_bytes) as advance:
+            tensors = compare_tensors(prepared.files, staged, prepared.form, advance)
+    if plan.verify == "tensors":
+        assert tensors is not None
+        return {"correctness": describe_tensor_check(tensors)}
+    from lora_sft.export.answer_check import compare_answers
+
+    # inside the staging folder, so that a killed merge leaves nothing else behind
+    with tempfile.TemporaryDirectory(dir=staged, prefix=".work-") as name:
+        report = compare_answers(plan, prepared, staged, Path(name))
+    if isinstance(report, str):
+        if tensors is None:
+            raise CapabilityError(report, "--verify logits", "write --verify tensors")
+        say(f"answers were not compared: {report}")
+        return {"correctness": {**describe_tensor_check(tensors), "logits_left_out": report}}
+    if tensors is not None:
+        checked = report["correctness"]
+        checked["tensors"] = tensors.to_dict()
+        checked["passed"] = checked["passed"] and tensors.passed
+    return report
 
 
-def _judge(plan: MergePlan, difference: LogitDifference, effect: float) -> dict[str, Any]:
-    largest_kl, least_top1 = find_tolerance(plan.dtype, effect)
+def describe_tensor_check(tensors: TensorDifference) -> dict[str, Any]:
+    """The report's `correctness` where only tensors were compared."""
     return {
         "against": AGAINST,
-        "method": "logits",
-        **difference.to_dict(),
-        "adapter_effect_kl": effect,
-        "tolerance": {"mean_kl": largest_kl, "top1_agreement": least_top1},
-        "passed": difference.mean_kl <= largest_kl and difference.top1_agreement >= least_top1,
+        "method": "tensors",
+        "prompts": 0,
+        "max_abs_logit_difference": None,
+        "mean_kl": None,
+        "top1_agreement": None,
+        "tolerance": {"ulps": tensors.to_dict()["tolerance_ulps"]},
+        "tensors": tensors.to_dict(),
+        "passed": tensors.passed,
     }
 
 
-def _put_in_place(plan: MergePlan, staged: Path, report: dict[str, Any]) -> None:
+def _judge_and_place(plan: MergePlan, staged: Path, report: Mapping[str, Any]) -> None:
     judged = report.get("correctness")
     if judged is None or judged["passed"]:
-        if plan.output.exists():
-            plan.output.rmdir()  # only an empty folder comes this far
-        staged.rename(plan.output)
+        put_in_place(staged, plan.output)
         return
     failed = plan.output.with_name(f"{plan.output.name}.failed")
     shutil.rmtree(failed, ignore_errors=True)
-    staged.rename(failed)
+    put_in_place(staged, failed)
     raise VerificationError(
-        f"the merged model does not answer like {AGAINST}: mean KL {judged['mean_kl']:.2e} nats "
-        f"(at most {judged['tolerance']['mean_kl']:.1e}), top-1 agreement "
-        f"{judged['top1_agreement']:.4f} (at least {judged['tolerance']['top1_agreement']})",
+        f"the merged model is not {AGAINST}: {describe_failure(judged)}",
         str(failed),
         f"the report is in {failed / REPORT_FILE}; try --dtype float32 to tell rounding from error",
+    )
+
+
+def describe_failure(judged: Mapping[str, Any]) -> str:
+    """What of a verification is past its tolerance."""
+    tensors = judged.get("tensors")
+    if tensors and tensors["differing"]:
+        return (
+            f"{tensors['differing']} of {tensors['compared']} tensors differ (first: "
+            f"{tensors['first_differing']}; by {tensors['max_abs_weight_difference']:.2e} at most)"
+        )
+    return (
+        f"mean KL {judged['mean_kl']:.2e} nats (at most {judged['tolerance']['mean_kl']:.1e}), "
+        f"top-1 agreement {judged['top1_agreement']:.4f} (at least "
+        f"{judged['tolerance']['top1_agreement']})"
     )
 
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lora_sft.export.check_summary import AGAINST, describe_check
+
 ADAPTER_USE = """```python
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoTokenizer
@@ -66,9 +68,7 @@ def make_merged_card(base: str, report: Mapping[str, Any]) -> str:
     """The card of a merged model: its base and how it was verified."""
     checked = report.get("correctness")
     verdict = (
-        f"Verified by {checked['method']} on {checked['prompts']} prompts against the base plus "
-        f"adapter: mean KL {checked['mean_kl']:.2e} nats, top-1 agreement "
-        f"{100 * checked['top1_agreement']:.2f} %."
+        f"Verified against the {AGAINST}: {describe_check(checked)}."
         if checked
         else "Not verified (the merge was run with `--verify none`)."
     )

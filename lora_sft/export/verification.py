@@ -31,6 +31,8 @@ TOLERANCES: dict[str, tuple[float, float]] = {  # dtype: (largest mean KL in nat
 LARGEST_SHARE_OF_EFFECT = 0.1
 NOISE_KL = 1e-6
 
+IGNORED_LABEL = -100
+
 PROMPTS = (
     "The capital of France is",
     "Explain in one sentence why the sky is blue.",
@@ -104,3 +106,32 @@ def compare_logits(
     return LogitDifference(
         len(reference), positions, largest, max(kl_sum / positions, 0.0), equal / positions
     )
+
+
+@torch.inference_mode()
+def continue_greedily(
+    model: CausalModel, prompts: Sequence[Sequence[int]], num_tokens: int
+) -> list[list[int]]:
+    """The most likely `num_tokens` after each prompt, without a look at stop tokens."""
+    model.eval()
+    continued = []
+    for ids in prompts:
+        given = torch.tensor([list(ids)], device=model.device)
+        for _ in range(num_tokens):
+            chosen = model(input_ids=given).logits[0, -1].argmax()
+            given = torch.cat([given, chosen.reshape(1, 1)], dim=1)
+        continued.append(given[0, len(ids) :].tolist())
+    return continued
+
+
+def compute_loss(logits: Sequence[torch.Tensor], labels: Sequence[Sequence[int]]) -> float:
+    """Mean negative log-likelihood of the learned tokens (labels other than -100), in nats."""
+    total, count = 0.0, 0
+    for logits_TV, row in zip(logits, labels, strict=True):
+        wanted_T = torch.tensor(row[1:])
+        is_target = wanted_T != IGNORED_LABEL
+        log_p_TV = logits_TV[:-1].double().log_softmax(-1)
+        chosen_T = log_p_TV.gather(1, wanted_T.clamp(min=0).unsqueeze(1)).squeeze(1)
+        total -= float(chosen_T[is_target].sum())
+        count += int(is_target.sum())
+    return total / count if count else 0.0

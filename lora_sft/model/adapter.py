@@ -139,6 +139,69 @@ def load_adapter(
     return adapted
 
 
+def attach_adapters(model: PreTrainedModel, folders: Sequence[str | Path]) -> PeftModel:
+    """Attach saved adapters, all active at once; what a merge of them is compared with.
+
+    Each is added with its own scale. An adapter that brings a resized embedding gets a base of
+    that size first, as PEFT needs it.
+    """
+    for folder in folders:
+        _resize_for(model, Path(folder))
+    names = [f"adapter_{index}" for index in range(len(folders))]
+    adapted = PeftModel.from_pretrained(model, str(folders[0]), adapter_name=names[0])
+    for name, folder in zip(names[1:], folders[1:], strict=True):
+        adapted.load_adapter(str(folder), adapter_name=name)
+    tuner: Any = adapted.base_model
+    tuner.set_adapter(names)
+    return adapted.eval()
+
+
+def attach_adapters_to_layers(model: PreTrainedModel, folders: Sequence[str | Path]) -> PeftModel:
+    """Attach saved adapters to a model whose weights stay on disk, all active at once.
+
+    For LoRA on linear layers and embeddings, whose A and B work beside a layer and never look at
+    its weight. (`PeftModel.from_pretrained` would load the base to place the adapter.)
+    """
+    adapted: Any = None
+    names = [f"adapter_{index}" for index in range(len(folders))]
+    for name, folder in zip(names, folders, strict=True):
+        config = LoraConfig.from_pretrained(str(folder))
+        if adapted is None:
+            adapted = get_peft_model(model, config, name, low_cpu_mem_usage=True)
+        else:
+            adapted.add_adapter(name, config, low_cpu_mem_usage=True)
+        state = _read_layer_state(Path(folder), name)
+        strangers = adapted.load_state_dict(state, strict=False, assign=True).unexpected_keys
+        assert not strangers, strangers
+    adapted.base_model.set_adapter(names)
+    return adapted.eval()
+
+
+def _read_layer_state(folder: Path, adapter_name: str) -> dict[str, torch.Tensor]:
+    """A and B by the names that they have in the model; the base's own copies are left out."""
+    state = {}
+    with safe_open(str(folder / "adapter_model.safetensors"), framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118 (no mapping)
+            found = re.search(r"\.lora_(embedding_)?[AB](?=\.|$)", key)
+            if found:
+                name = f"{key[: found.end()]}.{adapter_name}{key[found.end() :]}"
+                state[name] = file.get_tensor(key).float()
+    return state
+
+
+def _resize_for(model: PreTrainedModel, folder: Path) -> None:
+    embedding: Any = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is embedding)
+    with safe_open(str(folder / "adapter_model.safetensors"), framework="pt") as file:
+        rows = {
+            file.get_slice(key).get_shape()[0]
+            for key in file.keys()  # noqa: SIM118 (no mapping)
+            if f".{name}." in key and key.endswith(".weight")
+        }
+    if rows and max(rows) != embedding.weight.shape[0]:
+        model.resize_token_embeddings(max(rows), mean_resizing=False)
+
+
 def read_adapter_tensor_names(path: Path) -> set[str]:
     """Names in an adapter file, read from its header only."""
     with safe_open(str(path), framework="pt") as file:

@@ -7,7 +7,7 @@ passed on every load, because transformers asks at the terminal when they are le
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -72,6 +72,82 @@ def load_base_model(
     if is_quantized(model):
         keep_codes_unpacked(model)
     return model
+
+
+def build_without_weights(
+    location: str,
+    revision: str | None,
+    *,
+    trust_remote_code: bool = False,
+    num_tokens: int | None = None,
+) -> PreTrainedModel:
+    """The model of a config on torch's meta device: all names, types and shapes, and no memory.
+
+    A stored quantisation is left out, so that linear layers are linear layers; `num_tokens`
+    replaces the vocabulary's size.
+
+    Raises: ModelError where transformers cannot build it.
+    """
+    section = ModelSection(
+        model_name_or_path=location, revision=revision, trust_remote_code=trust_remote_code
+    )
+    loaded = _load_config(section, "base")
+    with _as_model_error(section, "base"):
+        if hasattr(loaded, "quantization_config"):
+            del loaded.quantization_config
+        if num_tokens is not None:
+            loaded.get_text_config().vocab_size = num_tokens
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(loaded, trust_remote_code=trust_remote_code)
+
+
+def map_checkpoint_names(
+    model: PreTrainedModel, names: Sequence[str]
+) -> dict[str, list[list[str]] | str]:
+    """Parameter -> the tensors on disk that transformers makes it from.
+
+    Groups are joined along the rows, one after another; the items of a group are stacked (experts).
+    A parameter that is made in another way has the name of the operation instead.
+
+    Source: transformers 5.23 `convert_and_load_state_dict_in_model`.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        dot_natural_key,
+        rename_source_key,
+    )
+
+    transforms = get_model_conversion_mapping(model)
+    renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
+    converters = [each for each in transforms if isinstance(each, WeightConverter)]
+    by_pattern = {name: each for each in converters for name in each.source_patterns}
+    parameters = model.state_dict()
+    collected: dict[str, dict[str | None, list[str]]] = {}
+    for name in sorted(names, key=dot_natural_key):
+        found, pattern = rename_source_key(
+            name, renamings, converters, model.base_model_prefix, parameters
+        )
+        collected.setdefault(found, {}).setdefault(pattern, []).append(name)
+    made: dict[str, list[list[str]] | str] = {}
+    for parameter, groups in collected.items():
+        pattern = next(iter(groups))
+        converter = by_pattern[pattern] if pattern is not None else None
+        made[parameter] = _follow_converter(converter, groups)
+    return made
+
+
+def _follow_converter(converter: Any, groups: Mapping[Any, list[str]]) -> list[list[str]] | str:
+    """The groups in the order in which the converter joins them, or what cannot be followed."""
+    if converter is None:
+        return [groups[None]]
+    operations = [
+        (type(each).__name__, getattr(each, "dim", None)) for each in converter.operations
+    ]
+    if operations not in ([("MergeModulelist", 0)], [("MergeModulelist", 0), ("Concatenate", 1)]):
+        return " + ".join(name for name, _ in operations)
+    return [groups[pattern] for pattern in converter.source_patterns if pattern in groups]
 
 
 def read_stored_dtype(section: ModelSection, where: str) -> str | None:

@@ -6,8 +6,10 @@ section 3); the fields are transformers' `BitsAndBytesConfig`, unrenamed.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -73,3 +75,69 @@ def dequantize(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """
     model.dequantize(dtype=dtype)
     return model
+
+
+class LayerCodes:
+    """Quantises a base's layers one at a time as loading would, and gives their numbers back.
+
+    The model has no weights (torch's meta device): it only tells which layers are quantised.
+    Every layer is quantised anew, or unpacked from the codes that the base is stored in, and
+    dequantised at once, before anything could repack it.
+
+    Source: transformers 5.23 `replace_with_bnb_linear`, `Bnb4bitQuantize`, `Bnb4bitDeserialize` and
+    their 8-bit twins, `dequantize_bnb_weight`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        fields: Mapping[str, Any],
+        dtype: torch.dtype,
+        *,
+        are_stored: bool = False,
+    ) -> None:
+        """`are_stored`: the base is stored quantised, and `fields` is what its config says.
+
+        Raises: CapabilityError where bitsandbytes is missing.
+        """
+        from transformers.quantizers.auto import AutoHfQuantizer
+
+        config = make_quantization_config(fields, dtype, "quantization")
+        self._quantizer = AutoHfQuantizer.from_config(config, pre_quantized=are_stored)
+        self._model = copy.deepcopy(model)
+        self._quantizer.preprocess_model(self._model, device_map={"": "cpu"})
+        self._dtype = dtype
+        self._device = find_quantizing_device()
+        self.parameters = tuple(
+            f"{name}.weight"
+            for name, module in self._model.named_modules()
+            if type(module).__name__ in {"Linear4bit", "Linear8bitLt"}
+        )
+
+    def quantize_and_back(self, parameter: str, values: torch.Tensor) -> torch.Tensor:
+        """What is left of a layer's weight once it is quantised: [out, in] stays as it came."""
+        operation = self._quantizer.get_quantize_ops()
+        given = {parameter: [values.to(self._dtype).to(self._device)]}
+        made = operation.convert(given, full_layer_name=parameter, model=self._model)
+        return self._dequantize(parameter, made[parameter])
+
+    def unpack(self, parameter: str, stored: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The numbers of a layer from the tensors that it is stored in, `weight` among them."""
+        operation = self._quantizer.get_load_operations()["deserialize"](self._quantizer)
+        given: dict[str, Any] = {name: [tensor.to(self._device)] for name, tensor in stored.items()}
+        made = operation.convert(given, full_layer_name=parameter, model=self._model)
+        return self._dequantize(parameter, made["weight"])
+
+    def _dequantize(self, parameter: str, codes: Any) -> torch.Tensor:
+        from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+        scales = SimpleNamespace(SCB=getattr(codes, "SCB", None))
+        values = dequantize_bnb_weight(codes, scales).to("cpu").to(self._dtype)
+        layer: Any = self._model.get_submodule(parameter.removesuffix(".weight"))
+        # codes of a Conv1D are those of its transpose
+        return values.T if layer.source_cls.__name__ == "Conv1D" else values
+
+
+def find_quantizing_device() -> torch.device:
+    """Where codes are made: a GPU where there is one, as in training."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -132,7 +132,7 @@ def remove_run(run: RunDirectory) -> None:
     """Delete what a run wrote, and nothing else that lies in the folder."""
     for folder in (run.checkpoints, run.adapter):
         shutil.rmtree(folder, ignore_errors=True)
-    for file in (run.recipe, run.manifest, run.metrics, run.status):
+    for file in (run.recipe, run.manifest, run.metrics, run.status, run.validation_sample):
         file.unlink(missing_ok=True)
 
 

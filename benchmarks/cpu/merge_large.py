@@ -1,0 +1,23 @@
+"""Merging models of 1.2 B and 3.2 B parameters: what `make bench` has no time for.
+
+`python -m benchmarks.cpu merge_large`. The larger one is merged by lora-sft alone, to show whether
+memory grows with the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from benchmarks.cpu.merge import measure_size
+from benchmarks.record import Case
+
+MEASURE = "merge_large"
+
+REPEATS = 3
+
+
+def measure(toy: bool) -> Iterator[Case]:
+    """Both sizes, or the toy twice."""
+    yield from measure_size("toy" if toy else "1.2 B", 1 if toy else REPEATS)
+    if not toy:
+        yield from measure_size("3.2 B", 1, alone=True)
