@@ -19,7 +19,7 @@ $(VENV)/.core: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core
-	$(PIP) --editable '.[qlora,dev]'
+	DS_BUILD_OPS=0 $(PIP) --editable '.[qlora,deepspeed,dev]'
 	@touch $@
 
 quickstart: $(VENV)/.core ## train, evaluate, merge and verify on what ships inside (no network, no GPU)

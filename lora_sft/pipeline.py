@@ -10,7 +10,6 @@ Each stage takes what came before and returns the next; nothing is handed back.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -25,21 +24,14 @@ from transformers import (
 
 from lora_sft.data.account import render_account_table
 from lora_sft.data.corpus import Corpus
-from lora_sft.data.corpus_cache import CachedCorpus, load_or_build_corpus
+from lora_sft.data.corpus_cache import CachedCorpus, find_cache_folder, load_or_build_corpus
 from lora_sft.data.tokenizer import (
     find_saved_stop_token_ids,
     find_stop_token_ids,
     load_saved_tokenizer,
     load_tokenizer,
 )
-from lora_sft.errors import (
-    EXIT_INTERRUPTED,
-    EXIT_UNEXPECTED,
-    LoraSftError,
-    ModelError,
-    RecipeError,
-    ResumeMismatch,
-)
+from lora_sft.errors import ModelError, RecipeError, ResumeMismatch
 from lora_sft.evaluate.generation import make_generation_config, stream_answer
 from lora_sft.evaluate.scoring import Evaluation, evaluate_split
 from lora_sft.export.adapter_files import (
@@ -55,6 +47,7 @@ from lora_sft.log import make_console, say
 from lora_sft.model.adapter import add_adapter, load_adapter
 from lora_sft.model.base_model import (
     CausalModel,
+    count_embedding_rows,
     load_base_model,
     parse_dtype,
     read_stored_dtype,
@@ -64,10 +57,15 @@ from lora_sft.model.untrained_tokens import find_untrained_tokens
 from lora_sft.plan.batch import BatchPlan, make_batch_plan
 from lora_sft.recipe import ModelSection, Recipe, read_recipe
 from lora_sft.run_directory import RunDirectory, write_json, write_text_atomically
+from lora_sft.train import zero
+from lora_sft.train.first_process import first_one_builds
 from lora_sft.train.fit import TrainResult, fit
+from lora_sft.train.output_lock import locked
 from lora_sft.train.packing import Packing, decide_packing
 from lora_sft.train.processes import Processes, leave_process_group
+from lora_sft.train.report import Report, status_written
 from lora_sft.train.resume import StartingPoint, find_starting_point, remove_run
+from lora_sft.train.stop_signal import StopRequest
 from lora_sft.train.trainer import make_collator, make_sft_config
 from lora_sft.versions import read_versions
 
@@ -75,24 +73,36 @@ ROWS_LOOKED_AT = 200  # for the special tokens that a template uses
 
 
 def run_training(
-    recipe: Recipe, processes: Processes, *, resume: str = "auto", overwrite: bool = False
+    recipe: Recipe,
+    processes: Processes,
+    *,
+    resume: str = "auto",
+    overwrite: bool = False,
+    request: StopRequest | None = None,
 ) -> TrainResult:
-    """Train one recipe from rows on disk to an adapter folder (and its merge, if asked for)."""
+    """Train one recipe from rows on disk to an adapter folder (and its merge, if asked for).
+
+    `request`: where signals are noted; its owner may have listened since before this was imported.
+    """
     run = RunDirectory(Path(recipe.output_dir)).create()
-    start = find_starting_point(run, recipe, resume, overwrite)
-    if start.finished:
-        step = (run.read_status() or {}).get("step", 0)
-        say(f"{run.path}: this run is finished (step {step}); nothing to do")
-        return TrainResult(step)
-    if recipe.export.merge is not None:
-        check_output_is_free(Path(recipe.export.merge))  # now, not after hours of training
-    with _status_written(run, processes):
-        result = _train(recipe, run, start, processes)
-        leave_process_group()
-        if processes.is_main:
-            if result.is_complete and recipe.export.merge is not None:
-                merge(make_merge_plan(run.path, Path(recipe.export.merge)))
-            run.write_status(result.exit_code, result.reason, result.step)
+    request = request or StopRequest()
+    with request.listening(), locked(run.path, is_main=processes.is_main):
+        start = find_starting_point(run, recipe, resume, overwrite)
+        if start.finished:
+            step = (run.read_status() or {}).get("step", 0)
+            say(f"{run.path}: this run is finished (step {step}); nothing to do")
+            return TrainResult(step)
+        if recipe.export.merge is not None:
+            check_output_is_free(Path(recipe.export.merge))  # now, not after hours of training
+        with status_written(run, processes) as report:
+            result = _train(recipe, run, start, processes, request, report)
+            leave_process_group()
+            report.stop_watching()
+            if processes.is_main:
+                if result.is_complete and recipe.export.merge is not None:
+                    merge(make_merge_plan(run.path, Path(recipe.export.merge)))
+                run.write_status(result.exit_code, result.reason, result.step)
+        request.finish()
     say(describe_end(run, result))
     return result
 
@@ -107,10 +117,17 @@ def describe_end(run: RunDirectory, result: TrainResult) -> str:
 
 
 def _train(
-    recipe: Recipe, run: RunDirectory, start: StartingPoint, processes: Processes
+    recipe: Recipe,
+    run: RunDirectory,
+    start: StartingPoint,
+    processes: Processes,
+    request: StopRequest,
+    report: Report,
 ) -> TrainResult:
     batch = make_batch_plan(recipe, processes.world_size)
-    arguments = make_sft_config(recipe, batch, run)
+    universal = start.needs_conversion(processes.world_size)
+    arguments = make_sft_config(recipe, batch, run, universal=universal)
+    watch = report.watch_over(arguments.ddp_timeout)
     kept_day = read_template_date(run) if start.checkpoint is not None else None
     tokenizer, corpus = load_data(recipe, kept_day)
     show_accounts(corpus)
@@ -127,13 +144,16 @@ def _train(
         write_json(run.manifest, make_manifest(recipe, batch, corpus, census, packing))
     origin = make_adapter_origin(recipe, corpus)
     rows = (packing, corpus.validation)
-    result = fit(recipe, arguments, model, tokenizer, rows, run, asdict(origin), start.checkpoint)
-    if result.is_complete and processes.is_main:
-        account = corpus.accounts["train"].as_dict()
-        base, lora = recipe.model.model_name_or_path, recipe.adapter.lora
-        card = make_adapter_card(base, recipe.train, lora, account)
-        write_adapter_folder(model, tokenizer, run.adapter, origin, card)
-        write_validation_sample(run, corpus.validation)
+    guards = (request, watch, start.checkpoint)
+    result = fit(recipe, arguments, model, tokenizer, rows, run, asdict(origin), *guards)
+    with zero.gathered(model):
+        if result.is_complete and processes.is_main:
+            account = corpus.accounts["train"].as_dict()
+            base, lora = recipe.model.model_name_or_path, recipe.adapter.lora
+            card = make_adapter_card(base, recipe.train, lora, account)
+            write_adapter_folder(model, tokenizer, run.adapter, origin, card)
+            write_validation_sample(run, corpus.validation)
+    zero.leave()
     return result
 
 
@@ -147,6 +167,10 @@ def _open_run(
         if start.discard:
             remove_run(run)
         run.clear_status()
+        if start.checkpoint is not None and start.needs_conversion(processes.world_size):
+            say(f"{start.checkpoint.name} was written by another number of processes: converting")
+            zero.convert_to_universal(start.checkpoint)
+    arguments.distributed_state.wait_for_everyone()
     if start.checkpoint is not None:
         say(f"going on from {start.checkpoint}")
 
@@ -185,7 +209,7 @@ def check_vocabulary(
     model: CausalModel, tokenizer: PreTrainedTokenizerBase, corpus: Corpus
 ) -> None:
     """Raises: ModelError where a token id has no row in the model's embedding."""
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = count_embedding_rows(model)
     largest = max(corpus.largest_token_id, tokenizer.pad_token_id or 0)
     if largest >= rows:
         raise ModelError(
@@ -216,24 +240,6 @@ def warn_of_untrained_tokens(
         )
 
 
-@contextmanager
-def _status_written(run: RunDirectory, processes: Processes) -> Iterator[None]:
-    """Leave the exit code and reason of a failed start where any launcher's user finds them."""
-    try:
-        yield
-    except BaseException as error:
-        code, reason = EXIT_UNEXPECTED, f"{type(error).__name__}: {error}"
-        if isinstance(error, LoraSftError):
-            code, reason = error.exit_code, error.what
-        elif isinstance(error, KeyboardInterrupt):
-            code, reason = EXIT_INTERRUPTED, "interrupted"
-        if processes.is_main:
-            checkpoints = run.list_checkpoints()
-            step = int(checkpoints[-1].name.rsplit("-", 1)[-1]) if checkpoints else 0
-            run.write_status(code, reason, step)
-        raise
-
-
 def load_data(
     recipe: Recipe, kept_day: str | None = None
 ) -> tuple[PreTrainedTokenizerBase, Corpus]:
@@ -255,7 +261,10 @@ def _load_corpus(
 ) -> CachedCorpus:
     stops = find_stop_token_ids(tokenizer, recipe.model, recipe.data.stop_tokens)
     data = replace(recipe.data, template_date=recipe.data.template_date or kept_day)
-    return load_or_build_corpus(data, tokenizer, stops)
+    written = recipe.to_dict(absolute_paths=True)
+    work = [written["data"], written["model"], written["tokenizer"], kept_day]
+    with first_one_builds(find_cache_folder(), work):
+        return load_or_build_corpus(data, tokenizer, stops)
 
 
 def read_template_date(run: RunDirectory) -> str | None:

@@ -56,8 +56,19 @@ def find_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         f"{group}.{name}"
         for group in sorted(old.keys() | new.keys())
         for name in sorted(old.get(group, {}).keys() | new.get(group, {}).keys())
-        if old.get(group, {}).get(name) != new.get(group, {}).get(name)
+        if _unordered(old.get(group, {}).get(name)) != _unordered(new.get(group, {}).get(name))
     ]
+
+
+def _unordered(described: Any) -> Any:
+    """A description with its types in one order.
+
+    `typing` keeps one object for `str | list[str]` and `list[str] | str`, so that the order of an
+    annotation is that of whichever library was imported first.
+    """
+    if not isinstance(described, dict) or "types" not in described:
+        return described
+    return {**described, "types": sorted(described["types"])}
 
 
 def _describe_dataclass(config: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import logging
 import os
 import sys
 import traceback
@@ -15,7 +16,18 @@ import warnings
 from collections.abc import Sequence
 
 from lora_sft import __version__
-from lora_sft.cli import chat, evaluate, merge, prepare, preview, quickstart, recipes, show, train
+from lora_sft.cli import (
+    chat,
+    evaluate,
+    launch,
+    merge,
+    prepare,
+    preview,
+    quickstart,
+    recipes,
+    show,
+    train,
+)
 from lora_sft.cli.arguments import Parser, UsageError
 from lora_sft.errors import (
     EXIT_DONE,
@@ -27,7 +39,7 @@ from lora_sft.errors import (
 )
 from lora_sft.log import is_main_process
 
-COMMANDS = (quickstart, recipes, show, preview, prepare, train, evaluate, merge, chat)
+COMMANDS = (quickstart, recipes, show, preview, prepare, train, launch, evaluate, merge, chat)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -44,8 +56,17 @@ def _settle_libraries() -> None:
     if not (sys.stderr.isatty() and is_main_process()):
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    # DeepSpeed logs to stdout, which is for results, as soon as a library finds it installed.
+    logging.getLogger("DeepSpeed").addFilter(_log_to_stderr)
     # transformers 5.23 calls its own deprecated name; a user can do nothing about it.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+
+
+def _log_to_stderr(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    if not text.startswith("Setting accelerator to CPU"):  # on every command without a GPU
+        print(f"[{record.levelname}] {text}", file=sys.stderr)
+    return False
 
 
 def run(arguments: list[str]) -> int:

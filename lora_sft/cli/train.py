@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+import traceback
+from typing import TYPE_CHECKING
 
 from lora_sft.cli.arguments import Commands, add_command, add_recipe
+from lora_sft.errors import EXIT_UNEXPECTED, LoraSftError
+
+if TYPE_CHECKING:
+    from lora_sft.train.stop_signal import StopRequest
 
 
 def add_parser(commands: Commands) -> None:
@@ -30,8 +38,47 @@ def add_parser(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, and return the contract's exit code."""
+    from lora_sft.launch.supervision import leave_outcome
+    from lora_sft.train.stop_signal import Stopped, StopRequest
+
+    with StopRequest().listening() as request:
+        try:
+            code = _run(arguments, request)
+        except Stopped as stopped:
+            print(f"{stopped}; the same command goes on with the run", file=sys.stderr)
+            code = stopped.exit_code
+            _leave_at_once(code)
+        except LoraSftError as error:
+            leave_outcome(os.environ, error.exit_code)
+            _leave_at_once(error.exit_code, str(error))
+            raise
+        except Exception:
+            leave_outcome(os.environ, EXIT_UNEXPECTED)
+            _leave_at_once(EXIT_UNEXPECTED, traceback.format_exc())
+            raise
+        leave_outcome(os.environ, code)
+        return code
+
+
+def _leave_at_once(exit_code: int, last_words: str = "") -> None:
+    """One of several processes ends here, without closing what it shares with the others.
+
+    Closing waits for them, or aborts with another exit code; both hide the error.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return
+    from lora_sft.launch.supervision import leave_outcome
+
+    print(last_words, file=sys.stderr, flush=True)
+    leave_outcome(os.environ, exit_code)
+    os._exit(exit_code)
+
+
+def _run(arguments: argparse.Namespace, request: StopRequest) -> int:
+    from lora_sft.launch.world import check_world
     from lora_sft.recipe import read_recipe
 
+    check_world(os.environ)
     recipe = read_recipe(arguments.recipe, arguments.overrides)
 
     # torch is imported here, after a recipe that is right
@@ -43,5 +90,6 @@ def run(arguments: argparse.Namespace) -> int:
         Processes.from_environment(),
         resume=arguments.resume,
         overwrite=arguments.overwrite,
+        request=request,
     )
     return result.exit_code

@@ -16,6 +16,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lora_sft.errors import CapabilityError, ModelError
+from lora_sft.model.partitioning import find_shape, is_partitioned, partitioned_in
 from lora_sft.model.quantization import (
     is_quantized,
     keep_codes_unpacked,
@@ -52,7 +53,8 @@ def load_base_model(
     """Load the recipe's base on `device` (this process's own unless given).
 
     `dtype` overrides the recipe's (the merge computes in float32); a quantised base is placed
-    while it loads, since its codes cannot be moved cheaply afterwards.
+    while it loads, since its codes cannot be moved cheaply afterwards. Under ZeRO-3 DeepSpeed
+    places what it spreads, and 4-bit codes are stored in the base's dtype.
 
     Raises: ModelError where nothing loadable is at the recipe's location; CapabilityError where
     the machine cannot run the quantisation.
@@ -62,13 +64,15 @@ def load_base_model(
     arguments: dict[str, Any] = {
         "dtype": dtype,
         "attn_implementation": section.attn_implementation,
-        "device_map": {"": device},
     }
+    if not is_partitioned():
+        arguments["device_map"] = {"": device}
     if quantization is not None:
         arguments["quantization_config"] = make_quantization_config(
-            quantization, dtype, "quantization"
+            quantization, dtype, "quantization", stored_alike=is_partitioned()
         )
-    model = _load(section, arguments, where)
+    with partitioned_in(dtype):
+        model = _load(section, arguments, where)
     if is_quantized(model):
         keep_codes_unpacked(model)
     return model
@@ -148,6 +152,11 @@ def _follow_converter(converter: Any, groups: Mapping[Any, list[str]]) -> list[l
     if operations not in ([("MergeModulelist", 0)], [("MergeModulelist", 0), ("Concatenate", 1)]):
         return " + ".join(name for name, _ in operations)
     return [groups[pattern] for pattern in converter.source_patterns if pattern in groups]
+
+
+def count_embedding_rows(model: CausalModel) -> int:
+    """How many token ids the model knows."""
+    return int(find_shape(model.get_input_embeddings().weight)[0])
 
 
 def read_stored_dtype(section: ModelSection, where: str) -> str | None:

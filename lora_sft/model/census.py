@@ -15,6 +15,7 @@ from rich.table import Table
 
 from lora_sft.errors import ModelError
 from lora_sft.model.adapter import count_adapted_modules
+from lora_sft.model.partitioning import count_elements
 from lora_sft.model.quantization import count_unpacked, is_quantized_parameter
 
 
@@ -93,6 +94,22 @@ def take_census(model: torch.nn.Module) -> Census:
     return census
 
 
+def check_trained_dtype(model: torch.nn.Module, dtype: torch.dtype = torch.float32) -> None:
+    """Raises: ModelError where a trained weight is of another type than the optimizer is to see."""
+    strays = [
+        f"{name} in {str(parameter.dtype).removeprefix('torch.')}"
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and parameter.dtype != dtype
+    ]
+    if strays:
+        raise ModelError(
+            f"{len(strays)} trained weights are not {str(dtype).removeprefix('torch.')} "
+            f"(first: {strays[0]})",
+            "adapter",
+            "a library cast them after they were built; please report it with its version",
+        )
+
+
 def _kind(parameter: torch.nn.Parameter) -> str:
     if parameter.requires_grad:
         return "trained"
@@ -107,7 +124,7 @@ def _dtype_name(parameter: torch.nn.Parameter) -> str:
 
 def _bytes(parameter: torch.nn.Parameter) -> int:
     """Bytes of the stored elements, quantisation constants included."""
-    stored = parameter.numel() * parameter.element_size()
+    stored = count_elements(parameter) * parameter.element_size()
     state = getattr(parameter, "quant_state", None)
     if state is None:
         return stored

@@ -16,14 +16,18 @@ import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from lora_sft.errors import CapabilityError
+from lora_sft.model.partitioning import count_elements
 
 CPU_REPACKING_SWITCH = "support_avx512bf16_for_cpu"  # on bitsandbytes' Linear4bit
 
 
 def make_quantization_config(
-    fields: Mapping[str, Any], dtype: torch.dtype, where: str
+    fields: Mapping[str, Any], dtype: torch.dtype, where: str, *, stored_alike: bool = False
 ) -> BitsAndBytesConfig:
     """The library's config object; 4-bit matmuls compute in the base's dtype unless told.
+
+    `stored_alike`: the 4-bit codes lie in tensors of the base's dtype (the bits are the same), for
+    what gathers all weights of a layer as one type.
 
     Raises: CapabilityError (with the install command) where bitsandbytes is missing.
     """
@@ -36,6 +40,8 @@ def make_quantization_config(
     settings = dict(fields)
     if settings.get("load_in_4bit"):
         settings.setdefault("bnb_4bit_compute_dtype", dtype)
+        if stored_alike and settings.get("bnb_4bit_quant_storage") is None:
+            settings["bnb_4bit_quant_storage"] = dtype
     return BitsAndBytesConfig(**settings)
 
 
@@ -52,7 +58,7 @@ def is_quantized_parameter(parameter: torch.nn.Parameter) -> bool:
 def count_unpacked(parameter: torch.nn.Parameter) -> int:
     """Number of weights a parameter stands for (4-bit storage packs several into an element)."""
     state = getattr(parameter, "quant_state", None)
-    return int(torch.Size(state.shape).numel()) if state is not None else parameter.numel()
+    return int(torch.Size(state.shape).numel()) if state is not None else count_elements(parameter)
 
 
 def keep_codes_unpacked(model: PreTrainedModel) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,9 @@ from lora_sft.recipe.schema import (
     train_fields,
 )
 from lora_sft.recipe.section_builder import SectionBuilder
-from lora_sft.recipe.shipped import find_shipped_folder
+from lora_sft.recipe.shipped import find_shipped_policy, list_shipped_policies
 from lora_sft.recipe.written import Written
 
-DEEPSPEED_NAME = re.compile(r"zero[0-3](_offload)?")
 _OLDER_TRAIN_NAMES = {
     "gradient_checkpointing": "activation_checkpointing",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
@@ -165,18 +163,17 @@ class _RecipeBuilder:
         """The DeepSpeed file that `train.deepspeed` names; None where it holds none."""
         if not isinstance(value, str):
             return None
+        policy = find_shipped_policy(value)
+        if policy is not None:
+            return str(policy)
         written = self._tree.value["train"].value["deepspeed"]
-        shipped = find_shipped_folder("ds_configs")
-        if DEEPSPEED_NAME.fullmatch(value):
-            file = shipped / f"{value}.json" if shipped else None
-            if file is not None and file.is_file():
-                return str(file)
-            what, fix = f"deepspeed: {value} comes in a later version", "give a file of your own"
-        else:
-            place = locate(value, written.origin.folder, "deepspeed")
-            if place is not None:
-                return place
-            what, fix = describe_missing(value, written.origin, "deepspeed")
+        place = locate(value, written.origin.folder, "deepspeed")
+        if place is not None:
+            return place
+        what, fix = describe_missing(value, written.origin, "deepspeed")
+        if value.isidentifier():
+            what = f'no DeepSpeed policy or file "{value}"'
+            fix = f"write train.deepspeed: one of {', '.join(list_shipped_policies())}"
         self._faults.add(what, written.origin, "train.deepspeed", fix)
         return None
 

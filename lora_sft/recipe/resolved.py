@@ -19,7 +19,7 @@ from lora_sft.recipe.schema import (
     TokenizerSection,
     section_fields,
 )
-from lora_sft.recipe.shipped import PREFIX
+from lora_sft.recipe.shipped import PREFIX, find_shipped_policy
 from lora_sft.recipe.written import Origin, join
 from lora_sft.recipe.yaml_reader import write_yaml, write_yaml_inline
 
@@ -121,6 +121,8 @@ class Recipe:
         if not absolute_paths or not isinstance(self.train.get("deepspeed"), str):
             return dict(self.train)
         written = self.train["deepspeed"]
+        if find_shipped_policy(written) is not None:
+            return dict(self.train)  # a name means the same everywhere
         return {**self.train, "deepspeed": _portable(written, self.deepspeed_location or written)}
 
     def _origin_of(self, dotted: str) -> str:

@@ -8,12 +8,13 @@ and give it a case in the tests, which check that every rule was hit.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 from lora_sft.errors import Fault
+from lora_sft.recipe.deepspeed_rules import DEEPSPEED_RULES
 from lora_sft.recipe.fault_list import FaultList
+from lora_sft.recipe.finding import Finding, Rule
 from lora_sft.recipe.locations import is_hub_id, is_local
 from lora_sft.recipe.resolved import Recipe
 from lora_sft.recipe.schema import DatasetSection, SplitSection, train_fields
@@ -25,18 +26,6 @@ LOAD_DATASET_BUILDERS = frozenset(("json", "csv", "parquet", "arrow", "text"))
 CONVERSATION_FORMATS = frozenset(("messages", "sharegpt"))
 _COMMIT_OR_TAG = re.compile(r"(?!main$|master$).+")
 _DATE = re.compile(r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Settings that cannot stand together, why, and the fix."""
-
-    paths: tuple[str, ...]
-    what: str
-    fix: str
-
-
-Rule = Callable[[Recipe], Iterator[Finding]]
 
 
 def find_rule_faults(recipe: Recipe, faults: FaultList) -> None:
@@ -435,6 +424,7 @@ RULES: tuple[Rule, ...] = (
     the_micro_batch_stays,
     steps_are_counted_or_off,
     metrics_are_known,
+    *DEEPSPEED_RULES,
 )
 
 

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 import torch
@@ -16,6 +12,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lora_sft.log import make_console, say
 from lora_sft.run_directory import RunDirectory, write_text_atomically
+from lora_sft.train.stop_signal import StopRequest
+from lora_sft.train.watch import Watch
 
 SHOWN_METRICS = ("loss", "eval_loss", "grad_norm", "learning_rate", "mean_token_accuracy")
 
@@ -133,26 +131,9 @@ class StopOnSignal(TrainerCallback):
     written inside a step resumes on other dropout draws.
     """
 
-    def __init__(self) -> None:
-        self.received: signal.Signals | None = None
+    def __init__(self, request: StopRequest | None = None) -> None:
+        self.request = request or StopRequest()
         self.stopped = False
-
-    @contextmanager
-    def listening(self) -> Iterator[StopOnSignal]:
-        """Catch SIGTERM, SIGUSR1 and Ctrl-C; a second Ctrl-C stops at once."""
-        caught = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-        before = {number: signal.signal(number, self._receive) for number in caught}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = signal.Signals(number)
-        say(f"{self.received.name}: saving at the end of this step, then stopping")
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -165,9 +146,52 @@ class StopOnSignal(TrainerCallback):
 
     def _agreed(self, args: TrainingArguments) -> bool:
         """Whether any rank was signalled; one that stopped alone would leave the rest hanging."""
-        here = self.received is not None
+        here = self.request.received is not None
         if args.world_size == 1:
             return here
         flag = torch.tensor(int(here), device=args.device)
         torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
         return bool(flag.item())
+
+
+class ProgressForWatch(TrainerCallback):
+    """Tell the watch over the processes that something was done."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """From here on steps are to be expected."""
+        self.watch.stepping(True)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """What follows takes as long as it takes."""
+        self.watch.stepping(False)
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A micro-batch is done."""
+        self.watch.step()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A step is done."""
+        self.watch.step()
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A batch of an evaluation is done."""
+        self.watch.step()
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A checkpoint is written."""
+        self.watch.step()

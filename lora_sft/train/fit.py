@@ -6,7 +6,6 @@ together and watched, and a checkpoint is left whenever the run must stop.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +18,23 @@ from transformers import (
     TrainerCallback,
 )
 
-from lora_sft.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_RESUME_ME
+from lora_sft.errors import EXIT_DONE
 from lora_sft.log import say
 from lora_sft.model.base_model import CausalModel
 from lora_sft.recipe import Recipe
 from lora_sft.run_directory import RunDirectory
-from lora_sft.train.callbacks import MetricsFile, ProgressDisplay, StopOnSignal
+from lora_sft.train.callbacks import (
+    MetricsFile,
+    ProgressDisplay,
+    ProgressForWatch,
+    StopOnSignal,
+)
+from lora_sft.train.first_step import FirstStepRecord
 from lora_sft.train.packing import Packing
 from lora_sft.train.resume import read_checkpoint_state
+from lora_sft.train.stop_signal import StopRequest, exit_code_of
 from lora_sft.train.trainer import build_trainer
+from lora_sft.train.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -52,26 +59,34 @@ def fit(
     rows: tuple[Packing, Dataset | None],
     run: RunDirectory,
     origin: Mapping[str, Any],
+    request: StopRequest,
+    watch: Watch | None = None,
     checkpoint: Path | None = None,
 ) -> TrainResult:
     """Train `model`'s adapter on `rows` (train, validation), from `checkpoint` if one is given.
 
-    `origin` says what base the adapter belongs to; it is saved with every checkpoint.
+    `origin` says what base the adapter belongs to; it is saved with every checkpoint. `watch` is
+    told of each step.
 
-    Raises: NonFiniteLoss before the step that would have used a loss that is no number.
+    Raises: NonFiniteLoss before the step that would have used a loss that is no number;
+    TrainingError where a saved adapter is not what was trained.
     """
-    stop = StopOnSignal()
+    stop = StopOnSignal(request)
     callbacks: list[TrainerCallback] = [MetricsFile(run), ProgressDisplay(), stop]
+    if watch is not None:
+        callbacks.append(ProgressForWatch(watch))
     patience = recipe.train.get("early_stopping_patience")
     if patience is not None:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=patience))
     trainer = build_trainer(arguments, model, tokenizer, *rows, callbacks)
     trainer.origin = origin
+    trainer.first_step = FirstStepRecord(run)
+    trainer.add_callback(trainer.first_step)
     if checkpoint is not None and _has_nothing_left(checkpoint, trainer):
         say(f"{checkpoint.name} is the last step already; nothing is left to train")
         trainer._load_from_checkpoint(_find_final_weights(checkpoint, trainer))
         return TrainResult(read_checkpoint_state(checkpoint)["global_step"])
-    with stop.listening():
+    with request.stepping():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return _make_result(trainer, stop)
 
@@ -97,6 +112,7 @@ def _make_result(trainer: Any, stop: StopOnSignal) -> TrainResult:
     state = trainer.state
     if not stop.stopped or state.global_step >= state.max_steps:
         return TrainResult(state.global_step)
-    name = stop.received.name if stop.received else "a signal to another process"
-    code = EXIT_INTERRUPTED if stop.received == signal.SIGINT else EXIT_RESUME_ME
-    return TrainResult(state.global_step, code, f"stopped by {name}, state saved")
+    received = stop.request.received
+    name = received.name if received else "a signal to another process"
+    reason = f"stopped by {name}, state saved"
+    return TrainResult(state.global_step, exit_code_of(received), reason)

@@ -10,8 +10,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-import torch.distributed
-
 
 @dataclass(frozen=True)
 class Processes:
@@ -41,6 +39,8 @@ def leave_process_group() -> None:
     `terminate called without an active exception`), and the launcher then kills the main one,
     which is still writing the adapter. Nothing collective may follow.
     """
+    import torch.distributed  # who only watches the processes needs no torch
+
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()

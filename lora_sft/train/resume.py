@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from lora_sft.errors import RecipeError, ResumeMismatch, TrainingError
+from lora_sft.log import say
 from lora_sft.recipe import Recipe
 from lora_sft.run_directory import CHECKPOINT_PREFIX, RunDirectory
+from lora_sft.train.sealing import find_damage, read_manifest
+from lora_sft.train.zero import has_shards
 
 # What may differ between two starts of the same run: how it is watched and saved.
 FREE_PREFIXES = ("train.logging_", "train.save_", "train.eval_", "train.report_to")
 # The length of the run may grow.
 BUDGET_FIELDS = ("train.max_steps", "train.num_train_epochs")
-# The files without which a checkpoint cannot be gone on from with the same numbers.
-NEEDED_FILES = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,12 @@ class StartingPoint:
     checkpoint: Path | None = None
     finished: bool = False
     discard: bool = False
+
+    def needs_conversion(self, world_size: int) -> bool:
+        """Whether DeepSpeed's states were written by another number of processes."""
+        if self.checkpoint is None or not has_shards(self.checkpoint):
+            return False
+        return (read_manifest(self.checkpoint) or {}).get("world_size") != world_size
 
 
 def find_starting_point(
@@ -65,14 +72,14 @@ def find_starting_point(
         )
     if run.is_finished and not _is_longer(run, recipe):
         return StartingPoint(finished=True)
-    complete = [folder for folder in run.list_checkpoints() if is_complete(folder)]
-    if not complete:
+    checkpoint = find_last_intact(run)
+    if checkpoint is None:
         raise RecipeError(
             "the output directory holds this run, but no complete checkpoint to go on from",
             f"{run.path}  output_dir",
             "add --overwrite to train it again from step 0, or choose another output_dir",
         )
-    return StartingPoint(complete[-1])
+    return StartingPoint(checkpoint)
 
 
 def _refuse_own_sources(run: RunDirectory, recipe: Recipe) -> None:
@@ -104,7 +111,7 @@ def _refuse_both(run: RunDirectory, resume: str) -> None:
 
 def _check_chosen(checkpoint: Path, run: RunDirectory, recipe: Recipe) -> Path:
     """The checkpoint that the user named, if it is of this very run and nothing is past it."""
-    _check_complete(checkpoint)
+    _check_complete(checkpoint, run)
     own = RunDirectory(checkpoint.resolve().parent.parent)
     fields = find_differences(_recorded_recipe(own), recipe.to_dict(absolute_paths=True))
     if fields:
@@ -136,11 +143,14 @@ def remove_run(run: RunDirectory) -> None:
         file.unlink(missing_ok=True)
 
 
-def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint has every file that its continuation needs."""
-    return all((checkpoint / name).exists() for name in NEEDED_FILES) and any(
-        checkpoint.glob("rng_state*.pth")
-    )
+def find_last_intact(run: RunDirectory) -> Path | None:
+    """The newest checkpoint in which every file is as it was written; says which were not."""
+    for checkpoint in reversed(run.list_checkpoints()):
+        damage = find_damage(checkpoint)
+        if not damage:
+            return checkpoint
+        say(f"passed over {checkpoint}: {damage}")
+    return None
 
 
 def read_checkpoint_state(checkpoint: Path) -> dict[str, Any]:
@@ -149,15 +159,22 @@ def read_checkpoint_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def _check_complete(checkpoint: Path) -> Path:
-    if is_complete(checkpoint):
-        return checkpoint
-    missing = [name for name in NEEDED_FILES if not (checkpoint / name).exists()]
-    raise TrainingError(
-        f"this is no complete checkpoint: {', '.join(missing or ['rng_state.pth'])} missing",
-        f"{checkpoint}  --resume",
-        "give a folder checkpoints/checkpoint-N of a run, or use --resume auto",
-    )
+def _check_complete(checkpoint: Path, run: RunDirectory) -> None:
+    damage = find_damage(checkpoint)
+    if damage:
+        raise TrainingError(
+            f"this is no complete checkpoint: {damage}",
+            f"{checkpoint}  --resume",
+            "give a folder checkpoints/checkpoint-N of a run, or use --resume auto",
+        )
+    is_own = checkpoint.resolve().is_relative_to(run.path.resolve())
+    if has_shards(checkpoint) and not is_own:
+        raise TrainingError(  # whoever made the folder made its manifest too
+            "DeepSpeed's states are pickles, which can run code, and are loaded from the run's own "
+            "directory alone",
+            f"{checkpoint}  --resume",
+            "set output_dir to that run's directory, if you trust who wrote it",
+        )
 
 
 def find_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

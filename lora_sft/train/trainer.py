@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,18 +23,28 @@ from transformers import (
     PrinterCallback,
     TrainerCallback,
 )
+from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from lora_sft.data.supervised_row import IGNORED_LABEL
-from lora_sft.errors import CapabilityError, NonFiniteLoss, RecipeError
+from lora_sft.errors import CapabilityError, NonFiniteLoss, RecipeError, TrainingError
 from lora_sft.log import say
-from lora_sft.model.adapter import restore_adapter_dtype
+from lora_sft.model.adapter import (
+    find_fault_in_saved_adapter,
+    list_adapter_shapes,
+    restore_adapter_dtype,
+)
 from lora_sft.model.base_model import CausalModel, find_device
+from lora_sft.model.census import check_trained_dtype
 from lora_sft.plan.batch import BatchPlan
 from lora_sft.recipe import Recipe
-from lora_sft.run_directory import ORIGIN_FILE, RunDirectory, write_json
+from lora_sft.run_directory import CHECKPOINT_PREFIX, ORIGIN_FILE, RunDirectory, write_json
+from lora_sft.train import zero
+from lora_sft.train.even_shares import FilledSampler, fill_up
+from lora_sft.train.first_step import FirstStepRecord
 from lora_sft.train.packing import Packing
+from lora_sft.train.sealing import seal
 
 # Fields of the recipe's `train` section that are ours, not SFTConfig's.
 OWN_FIELDS = frozenset({"global_batch_size", "early_stopping_patience"})
@@ -81,55 +92,148 @@ class LoraTrainer(SFTTrainer):
     """SFTTrainer that leaves nothing behind but what a run directory promises."""
 
     origin: Mapping[str, Any] = {}  # the base that the adapter belongs to, saved beside it
+    first_step: FirstStepRecord | None = None
+    num_rows: int | None = None  # of the training rows; what follows them only fills up
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._step_losses: list[torch.Tensor] = []  # of the micro-batches since the last step
+        self._uncounted_tokens = 0
+        super().__init__(*args, **kwargs)
+        self.adapter_shapes: Mapping[str, torch.Size] = {}  # what a saved adapter must hold
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Save adapter and tokenizer; the stock method also pickles the arguments.
 
         `training_args.bin` holds the hub token in clear text and runs code when it is loaded.
         """
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or str(self.args.output_dir))
         model: CausalModel = self.model
-        model.save_pretrained(folder, state_dict=state_dict, is_main_process=self.args.should_save)
+        model.save_pretrained(folder, state_dict=state_dict)
+        assert self.processing_class is not None
+        self.processing_class.save_pretrained(folder)
+        write_json(folder / ORIGIN_FILE, self.origin)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's placeholder card
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """The stock order of the rows, then those that fill up the last round of batches."""
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        if self.num_rows is None or self.num_rows == len(rows):
+            return super()._get_train_sampler(rows)
+        order = super()._get_train_sampler(rows.select(range(self.num_rows)))
+        data_seed = self.accelerator.dataloader_config.data_seed
+        return FilledSampler(order, self.num_rows, len(rows), data_seed)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save, read the adapter back, and seal; only then may an older checkpoint go."""
+        checkpoint = (
+            Path(str(self.args.output_dir)) / f"{CHECKPOINT_PREFIX}{self.state.global_step}"
+        )
+        if self.args.should_save:  # what lies there was passed over: damaged, or never finished
+            shutil.rmtree(checkpoint, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            assert self.processing_class is not None
-            self.processing_class.save_pretrained(folder)
-            write_json(folder / ORIGIN_FILE, self.origin)
-            (folder / "README.md").unlink(missing_ok=True)  # PEFT's placeholder card
+            self._check_saved_adapter(checkpoint, has_stepped=self.state.global_step >= 2)
+            seal(checkpoint, self.args.world_size)
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(str(self.args.output_dir), limit, best)
+
+    def probe_saving(self) -> None:
+        """Save and read back before the first step: it must not fail after three days.
+
+        Raises: TrainingError where the adapter on disk is not the one in memory.
+        """
+        folder = Path(str(self.args.output_dir)) / "_probe"
+        self.save_model(str(folder), _internal_call=True)
+        if self.args.should_save:
+            self._check_saved_adapter(folder, has_stepped=False)
+            shutil.rmtree(folder)
+
+    def _check_saved_adapter(self, folder: Path, *, has_stepped: bool) -> None:
+        fault = find_fault_in_saved_adapter(
+            folder / "adapter_model.safetensors", self.adapter_shapes, has_stepped=has_stepped
+        )
+        if fault:
+            raise TrainingError(
+                f"the saved adapter is not the one that is trained: {fault}",
+                f"{folder} (optimizer step {self.state.global_step})",
+                "please report it with the recipe and `pip freeze`; older checkpoints are intact",
+            )
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write no card into checkpoints: the adapter folder gets one that is filled in."""
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One micro-batch, forward and backward; refuses to go on from a loss that is no number.
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One micro-batch, forward and backward; its loss is looked at before the next step."""
+        if self.first_step is not None:
+            self.first_step.note(inputs)
+        if "position_ids" in inputs:  # TRL counts one row of a batch without a mask (trl 1.16)
+            positions = inputs["position_ids"]
+            self._uncounted_tokens += positions.numel() - positions.size(1)
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self._step_losses.append(loss)
+        return loss
 
-        Raises: NonFiniteLoss before the optimizer has moved a weight, so that the last
-        checkpoint stays good. (The stock trainer logs 0.0 and saves NaN.)
+    def compute_loss(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        """TRL's loss; under DeepSpeed looked at here, because its backward also steps."""
+        result = super().compute_loss(model, *args, **kwargs)
+        if self.is_deepspeed_enabled and model.training:
+            self._refuse_non_finite(result[0] if isinstance(result, tuple) else result)
+        return result
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The norm of the step's gradient, summed over all processes; the step comes next.
+
+        One look at the device a step, not one a micro-batch. A loss that is no number on one
+        process gives every process a norm that is none, so that all of them stop here. (Under
+        float16 a norm may be infinite: the loss scale is too high, and the step is left out.)
         """
-        loss = super().training_step(*args, **kwargs)
-        self._count_tokens_of_all_rows(*args)
-        if not math.isfinite(loss.item()):
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if not self.is_deepspeed_enabled:
+            loss = torch.stack(self._step_losses).sum()
+            self._refuse_non_finite(loss if self.args.fp16 else loss + 0.0 * norm)
+        self._step_losses.clear()
+        return norm
+
+    def _refuse_non_finite(self, loss: torch.Tensor) -> None:
+        """Raises: NonFiniteLoss before the optimizer has moved a weight.
+
+        The last checkpoint stays good. (The stock trainer logs 0.0 and saves NaN.)
+        """
+        number = float(loss.detach())
+        if not math.isfinite(number):
             raise NonFiniteLoss(
-                f"the loss is {loss.item()} at optimizer step {self.state.global_step + 1}",
+                f"the loss is {number} at optimizer step {self.state.global_step + 1}",
                 f"{self.args.output_dir}",
                 "lower train.learning_rate or train in bfloat16/float32; "
                 "the last checkpoint is from before this step",
             )
-        return loss
 
-    def _count_tokens_of_all_rows(self, model: Any, inputs: Mapping[str, Any], *_: Any) -> None:
-        """Add what TRL misses: of a batch without a mask it counts one row (trl 1.16)."""
-        if getattr(self.data_collator, "keeps_rows_apart", False) and "position_ids" in inputs:
-            positions = inputs["position_ids"]
-            missed = torch.tensor(positions.numel() - positions.size(1), device=positions.device)
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """One record; every process is here, so the token counts are summed here alone."""
+        model: CausalModel = self.model
+        if model.training and getattr(self.data_collator, "keeps_rows_apart", False):
+            missed = torch.tensor(self._uncounted_tokens, device=self.args.device)
             self._total_train_tokens += int(self.accelerator.gather(missed).sum().item())
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+            self._uncounted_tokens = 0
+        super().log(logs, start_time)
 
 
-def make_sft_config(recipe: Recipe, batch: BatchPlan, run: RunDirectory) -> SFTConfig:
+def make_sft_config(
+    recipe: Recipe, batch: BatchPlan, run: RunDirectory, *, universal: bool = False
+) -> SFTConfig:
     """The library's arguments for this recipe on this machine.
 
     Building it starts the process group where a launcher asked for one, so it comes before the
-    model is loaded.
+    model is loaded. `universal`: DeepSpeed goes on from states of another number of processes.
 
     Raises: CapabilityError where the device lacks the dtype; RecipeError for settings that the
     library itself refuses.
@@ -146,8 +250,6 @@ def make_sft_config(recipe: Recipe, batch: BatchPlan, run: RunDirectory) -> SFTC
         "packing": False,
         "dataset_kwargs": {"skip_prepare_dataset": True},
     }
-    if recipe.deepspeed_location is not None:
-        written["deepspeed"] = recipe.deepspeed_location
     settings = {**_library_defaults(recipe), **written, **decided_elsewhere}
     if (
         settings["bf16"]
@@ -159,6 +261,12 @@ def make_sft_config(recipe: Recipe, batch: BatchPlan, run: RunDirectory) -> SFTC
             recipe.where("model.dtype"),
             "write model.dtype: float16 (or float32)",
         )
+    deepspeed = zero.make_deepspeed_config(
+        recipe, autocast_bfloat16=settings["bf16"], universal=universal
+    )
+    if deepspeed is not None:  # which then owns precision
+        zero.enter()
+        settings |= {"deepspeed": deepspeed, "bf16": False}
     try:
         arguments = SFTConfig(**settings)
     except (ValueError, TypeError) as error:  # the library's own cross-field rules
@@ -168,6 +276,7 @@ def make_sft_config(recipe: Recipe, batch: BatchPlan, run: RunDirectory) -> SFTC
             recipe.where("train"),
             "change the field that the message names (under train, without the dashes)",
         ) from error
+    zero.join(deepspeed)
     _use_one_gpu(arguments, batch)
     return arguments
 
@@ -203,9 +312,13 @@ def _library_defaults(recipe: Recipe) -> dict[str, Any]:
 
 
 def default_optimizer(recipe: Recipe) -> str:
-    """Paged 8-bit AdamW for a 4-bit base on CUDA (QLoRA, section 3), else fused AdamW."""
+    """Paged 8-bit AdamW for a 4-bit base on CUDA (QLoRA, section 3), else fused AdamW.
+
+    Under DeepSpeed the states are spread or offloaded instead, and can only then be taken up by
+    another number of processes.
+    """
     four_bit = (recipe.quantization or {}).get("load_in_4bit")
-    if four_bit and find_device().type == "cuda":
+    if four_bit and recipe.train.get("deepspeed") is None and find_device().type == "cuda":
         return "paged_adamw_8bit"
     return "adamw_torch_fused"
 
@@ -220,11 +333,14 @@ def build_trainer(
 ) -> LoraTrainer:
     """The trainer over tokenised rows (`input_ids`, `labels`), its adapter weights in float32."""
     evaluates = arguments.eval_strategy != "no" or arguments.eval_on_start
+    rows = packing.rows
+    if arguments.world_size > 1:
+        rows = fill_up(rows, arguments.world_size * arguments.per_device_train_batch_size)
     try:
         trainer = LoraTrainer(
             model=model,
             args=arguments,
-            train_dataset=packing.rows,
+            train_dataset=rows,
             eval_dataset=validation if evaluates else None,
             processing_class=tokenizer,
             callbacks=list(callbacks),
@@ -243,4 +359,21 @@ def build_trainer(
     )
     trainer.remove_callback(PrinterCallback)  # it writes to stdout, which is not ours to fill
     restore_adapter_dtype(model)
+    check_trained_dtype(model)
+    trainer.adapter_shapes = list_adapter_shapes(model)
+    trainer.num_rows = len(packing.rows)
+    trainer.add_callback(SaveProbe(trainer))
     return trainer
+
+
+class SaveProbe(TrainerCallback):
+    """Try a save once the model is as it will be trained: wrapped, spread, cast."""
+
+    def __init__(self, trainer: LoraTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Save before the first step, and see that nobody cast the adapter."""
+        model: CausalModel = self.trainer.model
+        check_trained_dtype(model)
+        self.trainer.probe_saving()

@@ -30,6 +30,10 @@ NEEDED = (
     "lora_sft/quickstart/data/train.jsonl",
     "lora_sft/quickstart/data/validation.jsonl",
     "lora_sft/_shipped/recipes/quickstart.yaml",
+    *(
+        f"lora_sft/_shipped/ds_configs/zero{stage}.json"
+        for stage in ("0", "1", "2", "2_offload", "3", "3_offload")
+    ),
 )
 
 
@@ -103,6 +107,17 @@ def test_the_quickstart_recipe_reads_from_the_installed_package(installed, tmp_p
     shown = json.loads(run_lora_sft(installed, tmp_path, "show", path, "--json"))
     assert shown["recipe"]["model"]["model_name_or_path"] == "lora_sft://quickstart/base"
     assert shown["origins"]["model.model_name_or_path"].startswith(path)
+
+
+def test_a_deepspeed_policy_is_found_in_the_installed_package(installed, tmp_path):
+    recipe = {
+        "model": "some/model",
+        "data": {"datasets": [{"path": "some/data"}], "max_length": 64},
+        "train": {"deepspeed": "zero3"},
+    }
+    (tmp_path / "my.yaml").write_text(json.dumps(recipe))
+    shown = json.loads(run_lora_sft(installed, tmp_path, "show", "my.yaml", "--json"))
+    assert shown["recipe"]["train"]["deepspeed"] == "zero3"
 
 
 def run_lora_sft(installed: Path, folder: Path, *arguments: str) -> str:

@@ -115,7 +115,10 @@ def test_a_recipe_without_sections_names_what_is_required(tmp_path):
         ("data.chat_template='{{ messages }}'", "save it as a .jinja file"),
         ("tokenizer=other", "write tokenizer: {path: other}"),
         ("output_dir=3", "write output_dir: runs/my"),
-        ("train.deepspeed=zero3", "give a file of your own"),
+        (
+            "train.deepspeed=zero4",
+            "write train.deepspeed: one of zero0, zero1",
+        ),
         ("train.deepspeed=ds.json", "create "),
         ("extends=other.yaml", "write extends into the recipe"),
         ("learning_rate", "write it as section.field=value"),
@@ -192,7 +195,7 @@ def test_every_resolved_value_has_an_origin(tmp_path):
 
 
 FULL = """\
-model: {model_name_or_path: base, dtype: float16}
+model: {model_name_or_path: base, dtype: float32}
 tokenizer: {path: ./base}
 quantization: {load_in_4bit: true}
 adapter: {r: 8, target_modules: [q_proj], init_lora_weights: gaussian}
@@ -349,3 +352,13 @@ print(sorted(heavy & sys.modules.keys()))
         check=True,
     )
     assert finished.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "name", ["zero0", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"]
+)
+def test_a_shipped_deepspeed_policy_is_found_by_name_and_stays_a_name(tmp_path, name):
+    recipe = read_smallest(tmp_path, f"train.deepspeed={name}")
+    assert recipe.deepspeed_location is not None
+    assert recipe.deepspeed_location.endswith(f"{name}.json")
+    assert recipe.to_dict(absolute_paths=True)["train"]["deepspeed"] == name

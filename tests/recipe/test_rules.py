@@ -185,7 +185,52 @@ CASES = [
         "delete the line, or write train.max_steps: 100",
     ),
     ("metrics_are_known", ["evaluate.metrics=[bleu]"], "write evaluate.metrics: [exact_match]"),
+    (
+        "a_policy_leaves_the_numbers_to_the_recipe",
+        ["train.deepspeed={gradient_clipping: 0.5}"],
+        'write "gradient_clipping": "auto" in train.deepspeed',
+    ),
+    (
+        "a_policy_leaves_the_numbers_to_the_recipe",
+        ["train.deepspeed={optimizer: {type: Adam}}"],
+        'delete "optimizer" in train.deepspeed',
+    ),
+    (
+        "a_policy_leaves_the_numbers_to_the_recipe",
+        ["train.deepspeed={bf16: {enabled: true}}"],
+        'delete "bf16" in train.deepspeed',
+    ),
+    (
+        "float16_needs_a_loss_scale_that_is_shared",
+        ["train.deepspeed=zero1", "model.dtype=float16"],
+        "write model.dtype: bfloat16, or leave out train.deepspeed",
+    ),
+    (
+        "eight_bit_weights_are_not_partitioned",
+        ["train.deepspeed=zero3", "quantization=int8"],
+        "write quantization: nf4, or train.deepspeed: zero2",
+    ),
+    (
+        "four_bit_storage_is_the_dtype",
+        [
+            "train.deepspeed=zero3_offload",
+            "quantization={load_in_4bit: true, bnb_4bit_quant_storage: uint8}",
+        ],
+        "write quantization.bnb_4bit_quant_storage: bfloat16",
+    ),
+    (
+        "checkpointing_is_reentrant",
+        ["train.deepspeed=zero3", "train.activation_checkpointing_kwargs={use_reentrant: false}"],
+        "delete train.activation_checkpointing_kwargs",
+    ),
+    (
+        "one_way_to_spread_the_model",
+        ["train.deepspeed=zero2", "train.fsdp=full_shard"],
+        "delete train.fsdp",
+    ),
 ]
+# A file that is no JSON has its own test below: it needs one on disk.
+WITH_A_FILE = {"a_policy_is_json"}
 
 
 @pytest.mark.parametrize(("rule", "overrides", "fix"), CASES)
@@ -205,7 +250,7 @@ def test_only_the_rule_that_is_named_speaks(tmp_path, monkeypatch, rule, overrid
 
 
 def test_every_rule_has_a_case_and_a_reason():
-    assert {rule for rule, _, _ in CASES} == {rule.__name__ for rule in rules.RULES}
+    assert {rule for rule, _, _ in CASES} | WITH_A_FILE == {rule.__name__ for rule in rules.RULES}
     assert all(rule.__doc__ for rule in rules.RULES)
 
 
@@ -227,7 +272,25 @@ GOOD = [
     ["data.datasets.0.format=tokenized", "data.loss_on=all", "data.duplicates=drop"],
     ["data.validation={datasets: [{path: some/data, split: test}]}"],
     ["train.gradient_checkpointing=true", "train.activation_checkpointing=true"],
+    ["train.deepspeed=zero3", "quantization=nf4", "train.bf16=true"],
+    ["train.deepspeed={gradient_clipping: 1.0, bf16: {enabled: auto}, fp16: {enabled: false}}"],
 ]
+
+
+def test_a_deepspeed_file_that_is_no_json_is_named(tmp_path):
+    (tmp_path / "ds.json").write_text("{")
+    fault = fault_of(tmp_path, SMALLEST + "train: {deepspeed: ds.json}\n")
+    assert "the DeepSpeed file cannot be read" in fault.what
+    assert fault.where == "my.yaml:6  train.deepspeed"
+
+
+def test_a_contradicting_deepspeed_file_names_both_places(tmp_path):
+    (tmp_path / "ds.json").write_text('{"train_micro_batch_size_per_gpu": 8}')
+    train = "train:\n  deepspeed: ds.json\n  per_device_train_batch_size: 4\n"
+    fault = fault_of(tmp_path, SMALLEST + train)
+    assert "ds.json says train_micro_batch_size_per_gpu: 8" in fault.what
+    assert "my.yaml:8  train.per_device_train_batch_size" in fault.where
+    assert fault.fix == 'write "train_micro_batch_size_per_gpu": "auto" in ds.json'
 
 
 @pytest.mark.parametrize("overrides", GOOD)

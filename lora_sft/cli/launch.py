@@ -1,0 +1,112 @@
+"""`lora-sft launch`: the same run on several GPUs or machines, or the files that start it there."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from lora_sft.cli.arguments import Commands, add_command, add_recipe, positive
+from lora_sft.errors import CapabilityError, RecipeError
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command."""
+    parser = add_command(
+        commands,
+        "launch",
+        run,
+        "Train on several GPUs or machines.",
+        "On one machine it starts torchrun. On several, run it on each with --rendezvous, give "
+        "--hostfile to reach them over ssh, or --slurm to submit a job.",
+    )
+    add_recipe(parser)
+    parser.add_argument("--gpus", type=positive, help="processes a machine (default: its GPUs)")
+    parser.add_argument("--nodes", type=positive, default=1, help="machines (default: 1)")
+    parser.add_argument(
+        "--rendezvous", metavar="HOST:PORT", help="one of the machines, the same on all of them"
+    )
+    parser.add_argument(
+        "--address", help="this machine's, if the others do not find it by its host name"
+    )
+    parser.add_argument("--hostfile", type=Path, help="machines, for DeepSpeed's launcher")
+    parser.add_argument("--slurm", action="store_true", help="submit it as a SLURM job")
+    parser.add_argument("--write", metavar="DIR", type=Path, help="only write the files")
+    parser.add_argument("--hosts", default="", help="with --write: names for the hostfile")
+    parser.add_argument("--resume", metavar="WHERE", default="auto", help="as of train")
+    parser.add_argument("--overwrite", action="store_true", help="as of train")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Start the run, and return the exit code of its processes."""
+    from lora_sft.launch.commands import World
+    from lora_sft.launch.files import write_launch_files
+    from lora_sft.recipe import read_recipe
+
+    recipe = read_recipe(arguments.recipe, arguments.overrides)
+    world = World(arguments.nodes, arguments.gpus or _count_gpus(arguments))
+    train = _list_train_arguments(arguments)
+    if arguments.write is not None or arguments.slurm:
+        folder = arguments.write or Path(recipe.output_dir) / "launch"
+        hosts = [host for host in arguments.hosts.split(",") if host]
+        files = write_launch_files(folder, world, Path(arguments.recipe), train, hosts)
+        if arguments.write is not None:
+            print("\n".join(str(file) for file in files))
+            return 0
+        return _submit(files[0])
+    return _start(arguments, world, train, Path(recipe.output_dir) / "status.json")
+
+
+def _start(arguments: argparse.Namespace, world: object, train: list[str], status: Path) -> int:
+    from lora_sft.launch.commands import World, make_deepspeed_command, make_torchrun_command
+    from lora_sft.launch.supervision import supervise
+    from lora_sft.launch.world import ASKED_FOR
+
+    assert isinstance(world, World)
+    if arguments.hostfile is not None:
+        command = make_deepspeed_command(world, ["train", *train], arguments.hostfile)
+    elif world.nodes > 1 and arguments.rendezvous is None:
+        raise RecipeError(
+            f"{world.nodes} machines, and no way to reach the others",
+            "lora-sft launch --nodes",
+            "run it on each with --rendezvous HOST:PORT, or give --hostfile FILE, or --slurm",
+        )
+    else:
+        command = make_torchrun_command(
+            world, ["train", *train], arguments.rendezvous, arguments.address
+        )
+    return supervise(command, {**os.environ, ASKED_FOR: str(world.processes)}, status)
+
+
+def _list_train_arguments(arguments: argparse.Namespace) -> list[str]:
+    """What follows `lora-sft train`: the same recipe and overrides."""
+    options = [] if arguments.resume == "auto" else ["--resume", arguments.resume]
+    options += ["--overwrite"] if arguments.overwrite else []
+    return [str(arguments.recipe), *arguments.overrides, *options]
+
+
+def _count_gpus(arguments: argparse.Namespace) -> int:
+    """Raises: CapabilityError where there is none to count: a number is then to be given."""
+    import torch
+
+    count = torch.cuda.device_count()
+    if count == 0:
+        raise CapabilityError(
+            "no GPU is visible, so it is not known how many processes to start",
+            "lora-sft launch --gpus",
+            "give the number: --gpus 2 (without a GPU they run on the processor)",
+        )
+    return count
+
+
+def _submit(script: Path) -> int:
+    sbatch = shutil.which("sbatch")
+    if sbatch is None:
+        raise CapabilityError(
+            "no sbatch on this machine",
+            "lora-sft launch --slurm",
+            f"add --write DIR for the files alone, or run sbatch {script} where SLURM is",
+        )
+    return subprocess.run([sbatch, str(script)], check=False).returncode

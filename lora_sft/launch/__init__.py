@@ -1,0 +1,1 @@
+"""Start a run on several GPUs and machines: the commands, the files, and what came of them."""

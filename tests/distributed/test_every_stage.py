@@ -1,0 +1,120 @@
+"""The same recipe on one process, on two, and under every ZeRO stage: the same numbers.
+
+Float32 must agree to rounding. Under NF4 with bfloat16 arithmetic a batch that is cut otherwise
+rounds otherwise: the noise was measured between one process and two without DeepSpeed.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from tests.distributed.cells import STEPS
+
+pytest.importorskip("deepspeed", reason="pip install 'lora-sft[deepspeed]'")
+
+RELATIVE = {"lora": 1e-5, "qlora": 2e-3}
+RELATIVE_GRADIENT = {"lora": 1e-5, "qlora": 5e-2}
+SPREADS = ["ddp", "zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
+ALONE = ["zero2_alone", "zero3_alone"]
+BY_DEFAULT = {("qlora", "zero3")}
+CASES = [
+    pytest.param(
+        base,
+        spread,
+        marks=[] if (base, spread) in BY_DEFAULT else [pytest.mark.slow],
+        id=f"{base}-{spread}",
+    )
+    for base in RELATIVE
+    for spread in (*SPREADS, *ALONE)
+]
+
+
+@pytest.mark.parametrize(("base", "spread"), CASES)
+def test_every_way_to_spread_a_run_gives_the_same_numbers(cell, base, spread):
+    one, spread_out = cell(base, "one"), cell(base, spread)
+    for key, relative in (("loss", RELATIVE), ("grad_norm", RELATIVE_GRADIENT)):
+        expected, found = one.read(key), spread_out.read(key)
+        assert list(expected) == list(found) == list(range(1, STEPS + 1))
+        residuals = [found[step] / value - 1 for step, value in expected.items()]
+        assert max(map(abs, residuals)) <= relative[base], (key, residuals)
+    losses = list(one.read("loss").values())
+    assert losses[-1] < losses[0] - 0.01, "a recipe that learns nothing compares nothing"
+
+
+@pytest.mark.parametrize(("base", "spread"), CASES)
+def test_every_saved_adapter_loads_in_plain_peft_and_scores_alike(cell, base, spread, shared_model):
+    one, spread_out = cell(base, "one"), cell(base, spread)
+    expected = score(one.run / "adapter", base, shared_model)
+    assert score(spread_out.run / "adapter", base, shared_model) == pytest.approx(
+        expected, rel=RELATIVE[base]
+    )
+    assert expected < score(None, base, shared_model) - 0.01
+
+
+@pytest.mark.parametrize(("base", "spread"), CASES)
+def test_adapters_are_float32_under_every_stage(cell, base, spread):
+    trained = cell(base, spread)
+    folders = [trained.run / "adapter", *sorted((trained.run / "checkpoints").iterdir())]
+    assert len(folders) == 3
+    for folder in folders:
+        with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+        assert len(tensors) == 28
+        assert all(tensor.numel() for tensor in tensors.values())
+    rows = trained.manifest["census"]["rows"]
+    assert {row["dtype"] for row in rows if row["kind"] == "trained"} == {"float32"}
+    assert trained.manifest["census"]["total_parameters"] == 133_440 + 0
+
+
+@pytest.mark.parametrize(("base", "spread"), CASES)
+def test_nothing_is_left_that_runs_code_unseen(cell, base, spread):
+    trained = cell(base, spread)
+    assert not list(trained.run.rglob("*.bin"))
+    assert not (trained.run / "processes").exists()
+    for checkpoint in (trained.run / "checkpoints").iterdir():
+        sealed = json.loads((checkpoint / "manifest.json").read_text())["files"]
+        pickles = {
+            path.relative_to(checkpoint).as_posix()
+            for suffix in ("*.pt", "*.pth")
+            for path in checkpoint.rglob(suffix)
+        }
+        assert pickles
+        assert pickles <= sealed.keys()
+
+
+def score(adapter, base, model):
+    """Mean loss over some tokens, by transformers and PEFT alone."""
+    quantization = None
+    if base == "qlora":
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    dtype = torch.bfloat16 if base == "qlora" else torch.float32
+    loaded = AutoModelForCausalLM.from_pretrained(
+        model, dtype=dtype, quantization_config=quantization
+    )
+    if adapter is not None:
+        loaded = PeftModel.from_pretrained(loaded, adapter)
+    from tests.tiny import make_tokenizer
+
+    tokenizer = make_tokenizer()
+    text = tokenizer.apply_chat_template(
+        [
+            {"role": "user", "content": "Where is Oslo? "},
+            {"role": "assistant", "content": "Oslo is number 12."},
+        ],
+        tokenize=False,
+    )
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        return float(loaded(input_ids=ids, labels=ids).loss)

@@ -1,0 +1,53 @@
+"""What most recipes also ask for, on two processes: checkpointing, evaluation, the best model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.commands import read_metrics
+from tests.distributed.cells import train, write_recipe_for
+
+pytest.importorskip("deepspeed", reason="pip install 'lora-sft[deepspeed]'")
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("spread", ["ddp", "zero2", "zero3"])
+def test_checkpointing_evaluation_and_the_best_checkpoint(spread, cell, tmp_path, shared_model):
+    recipe = write_recipe_for(
+        *(tmp_path, shared_model, "lora", spread, "run"),
+        activation_checkpointing=True,
+        eval_strategy="steps",
+        eval_steps=3,
+        load_best_model_at_end=True,
+    )
+    outcome = train(2, recipe)
+    assert outcome.code == 0, outcome.stderr
+    run = tmp_path / "run"
+    expected = cell("lora", "one").read("loss")
+    assert read_metrics(run, "loss") == pytest.approx(expected, rel=1e-5)
+    scores = read_metrics(run, "eval_loss")
+    assert list(scores) == [3, 6]
+    best = run / "checkpoints" / f"checkpoint-{min(scores, key=scores.__getitem__)}"
+    wanted = load_file(best / "adapter_model.safetensors")
+    exported = load_file(run / "adapter" / "adapter_model.safetensors")
+    assert wanted.keys() == exported.keys()
+    assert all(torch.equal(wanted[name], exported[name]) for name in wanted)
+
+
+def test_a_loss_that_is_no_number_stops_both_processes_before_the_step(tmp_path, shared_model):
+    """At such a rate the weights overflow soon; nothing may be saved as if it were trained."""
+    recipe = write_recipe_for(
+        *(tmp_path, shared_model, "lora", "ddp", "run"), learning_rate=1e30, save_steps=1
+    )
+    outcome = train(2, recipe)
+    assert outcome.code != 0
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["exit_code"] == 6
+    assert "at optimizer step" in status["reason"]
+    for folder in (tmp_path / "run" / "checkpoints").glob("checkpoint-*"):
+        tensors = load_file(folder / "adapter_model.safetensors")
+        assert all(torch.isfinite(tensor).all() for tensor in tensors.values())

@@ -1,0 +1,74 @@
+"""Two machines, as network namespaces of this one: train, lose one, go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.commands import read_metrics, run_process
+from tests.distributed.cells import STEPS, write_recipe_for
+
+pytestmark = pytest.mark.slow
+TOOL = Path(__file__).parents[2] / "tools" / "two_nodes.py"
+END_SECONDS = 60
+
+
+def can_make_namespaces():
+    """Whether this machine lets us; where `ip` is installed and we are root, it must."""
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        return False
+    name = f"probe{os.getpid()}"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False)
+    subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+    return made.returncode == 0
+
+
+@pytest.fixture(autouse=True)
+def namespaces():
+    """Skip where the system has none: CI as root with iproute2 has them."""
+    if not can_make_namespaces():
+        pytest.skip("NO NETWORK NAMESPACES HERE: needs root and iproute2")
+
+
+def run_two_nodes(*arguments):
+    outcome = run_process(sys.executable, TOOL, *arguments, timeout_seconds=500)
+    return outcome, json.loads(outcome.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "launch"])
+def test_two_nodes_train_the_run_of_one_process(launcher, cell, tmp_path, shared_model):
+    recipe = write_recipe_for(tmp_path, shared_model, "lora", "ddp", "run")
+    outcome, result = run_two_nodes("--launcher", launcher, recipe)
+    assert result["exit_codes"] == [0, 0], outcome.stderr
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["world_size"] == 2
+    assert manifest["first_step"]["rows_read_by_several"] == 0
+    expected = cell("lora", "one").read("loss")
+    assert read_metrics(tmp_path / "run", "loss") == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_both_nodes_end_soon_after_one_is_lost_and_the_run_goes_on(killed, tmp_path, shared_model):
+    recipe = write_recipe_for(
+        tmp_path, shared_model, "lora", "ddp", "run", max_steps=40, save_steps=1
+    )
+    outcome, result = run_two_nodes("--kill", killed, recipe)
+    assert all(result["exit_codes"])
+    assert max(result["seconds"]) < END_SECONDS
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["exit_code"] == 6
+    assert "process" in status["reason"]
+    assert "the same command goes on from the last checkpoint" in outcome.stderr
+    reached = max(read_metrics(tmp_path / "run", "loss"))
+    assert reached < 40
+    steps = reached + STEPS
+    again, result = run_two_nodes(recipe, f"train.max_steps={max(40, steps)}")
+    assert result["exit_codes"] == [0, 0], again.stderr
+    assert "going on from" in again.stderr
+    assert list(read_metrics(tmp_path / "run", "loss")) == list(range(1, max(40, steps) + 1))

@@ -1,0 +1,90 @@
+"""What `lora-sft launch --write` leaves is accepted by those who will read it."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+
+import pytest
+
+
+@pytest.fixture
+def written(command, write_recipe, tmp_path):
+    """The files for four machines with eight GPUs each."""
+    outcome = command(
+        *("launch", write_recipe(), "train.max_steps=9", "--nodes", "4", "--gpus", "8"),
+        *("--slurm", "--write", tmp_path / "out", "--hosts", "a,b"),
+    )
+    assert outcome.code == 0, outcome.stderr
+    assert [line.rsplit("/", 1)[-1] for line in outcome.stdout.splitlines()] == [
+        "job.sbatch",
+        "hostfile",
+        "accelerate.yaml",
+    ]
+    return tmp_path / "out"
+
+
+def test_the_batch_script_is_bash_and_starts_the_same_recipe(written, tmp_path):
+    script = written / "job.sbatch"
+    assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
+    text = script.read_text()
+    for line in ("#SBATCH --nodes=4", "#SBATCH --ntasks-per-node=1", "#SBATCH --gpus-per-node=8"):
+        assert line in text
+    (started,) = [line for line in text.splitlines() if line.startswith("srun ")]
+    words = shlex.split(started.rstrip(" &"))
+    assert words[words.index("launch") + 1 :][:2] == [
+        str(tmp_path / "recipe.yaml"),
+        "train.max_steps=9",
+    ]
+    assert {"--nodes=4", "--gpus=8", "--rendezvous"} <= set(words)
+
+
+def test_the_batch_script_asks_to_be_queued_again_after_75(written, tmp_path):
+    """Run with stand-ins for SLURM's programs: only their calls are looked at."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name, body in {
+        "srun": "exit 75",
+        "scontrol": f'[ "$1" = show ] && echo first || echo "$@" >> {tmp_path}/calls',
+        "scancel": f'echo scancel "$@" >> {tmp_path}/calls',
+    }.items():
+        (tools / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tools / name).chmod(0o755)
+    finished = subprocess.run(
+        ["bash", str(written / "job.sbatch")],
+        env={"PATH": f"{tools}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "x"},
+        check=False,
+        timeout=30,
+    )
+    assert finished.returncode == 75
+    assert (tmp_path / "calls").read_text() == "requeue 7\n"
+
+
+def test_accelerate_reads_the_configuration(written):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(written / "accelerate.yaml"))
+    assert (config.num_machines, config.num_processes) == (4, 32)
+    assert config.main_process_ip == "a"
+    assert str(config.distributed_type).endswith("MULTI_GPU")
+
+
+def test_deepspeed_reads_the_hostfile(written):
+    pytest.importorskip("deepspeed", reason="pip install 'lora-sft[deepspeed]'")
+    from deepspeed.launcher.runner import fetch_hostfile
+
+    hosts = fetch_hostfile(str(written / "hostfile"))
+    assert dict(hosts) == {"a": 8, "b": 8, "node-3": 8, "node-4": 8}
+
+
+def test_several_machines_need_a_way_to_meet(command, write_recipe):
+    outcome = command("launch", write_recipe(), "--nodes", "2", "--gpus", "1")
+    assert outcome.code == 2
+    assert "--rendezvous HOST:PORT" in outcome.stderr
+
+
+def test_without_sbatch_a_job_is_not_submitted(command, write_recipe, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    outcome = command("launch", write_recipe(), "--gpus", "2", "--slurm")
+    assert outcome.code == 5
+    assert "no sbatch on this machine" in outcome.stderr

@@ -1,0 +1,49 @@
+"""A checkpoint counts once every file in it is the one that was saved."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lora_sft.train.sealing import MANIFEST, find_damage, seal
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    folder = tmp_path / "checkpoint-3"
+    (folder / "global_step3").mkdir(parents=True)
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    (folder / "global_step3" / "states.pt").write_bytes(b"states")
+    seal(folder, world_size=2)
+    return folder
+
+
+def test_a_sealed_checkpoint_is_whole(checkpoint):
+    assert find_damage(checkpoint) == ""
+    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    assert manifest["world_size"] == 2
+    assert set(manifest["files"]) == {"adapter_model.safetensors", "global_step3/states.pt"}
+
+
+def test_a_flipped_bit_is_found(checkpoint):
+    (checkpoint / "global_step3" / "states.pt").write_bytes(b"statet")
+    assert find_damage(checkpoint) == "global_step3/states.pt is not the file that was saved"
+
+
+def test_a_file_cut_short_is_found(checkpoint):
+    (checkpoint / "adapter_model.safetensors").write_bytes(b"weigh")
+    assert "adapter_model.safetensors" in find_damage(checkpoint)
+
+
+def test_a_lost_file_is_named(checkpoint):
+    (checkpoint / "adapter_model.safetensors").unlink()
+    assert find_damage(checkpoint) == "adapter_model.safetensors is missing"
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", "{}"])
+def test_a_checkpoint_that_was_never_finished_has_no_manifest(checkpoint, content):
+    (checkpoint / MANIFEST).unlink()
+    if content is not None:
+        (checkpoint / MANIFEST).write_text(content)
+    assert "never finished" in find_damage(checkpoint)

@@ -1,0 +1,127 @@
+"""A run of several processes ends when one is gone or stands still, and says which and why."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+# A process of a run of two that does nothing but watch; what it does then is in its argument.
+PROCESS = """
+import sys, time
+from pathlib import Path
+from lora_sft.run_directory import write_json
+from lora_sft.train import watch
+from lora_sft.train.processes import Processes
+folder, rank, deed = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+watch.BEAT_SECONDS, watch.DEAD_SECONDS = 0.2, 2.0
+def write_status(code, reason):
+    write_json(folder / "status.json", {"exit_code": code, "reason": reason, "by": rank})
+one = watch.Watch(folder / "processes" / "x", Processes(rank, 2), 1.5, write_status)
+one.start()
+print("watching", flush=True)
+def a_function_that_hangs():
+    time.sleep(60)
+if deed == "fail":
+    time.sleep(0.5)
+    error = one.explain(ValueError("the disk is full"))
+    one.end(3, str(error))
+    one.stop()
+    sys.exit(3)
+if deed == "connection":
+    time.sleep(1.0)
+    error = one.explain(RuntimeError("gloo: connection closed by peer"))
+    one.end(6, error.what)
+    one.stop()
+    print(error, file=sys.stderr)
+    sys.exit(6)
+if deed == "stall":
+    one.stepping(True)
+if deed == "finish":
+    time.sleep(0.5)
+    one.stop()
+    sys.exit(0)
+a_function_that_hangs()
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """`start("wait", "fail")`: two processes and what each of them does."""
+    processes = []
+
+    def start_all(*deeds):
+        for rank, deed in enumerate(deeds):
+            command = [sys.executable, "-c", PROCESS, str(tmp_path), str(rank), deed]
+            processes.append(
+                subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            )
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "watching\n"
+        return processes
+
+    yield start_all
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def read_status(tmp_path):
+    return json.loads((tmp_path / "status.json").read_text())
+
+
+def read_stacks(tmp_path, rank):
+    return (tmp_path / "processes" / "x" / f"stacks-{rank}.txt").read_text()
+
+
+def test_an_error_in_any_process_ends_all_with_its_reason_and_code(start, tmp_path):
+    processes = start("wait", "fail")
+    assert [process.wait(timeout=20) for process in processes] == [3, 3]
+    assert read_status(tmp_path) == {"exit_code": 3, "reason": "the disk is full", "by": 1}
+    assert "a_function_that_hangs" in read_stacks(tmp_path, 0)
+
+
+def test_a_killed_process_is_noticed_and_named(start, tmp_path):
+    processes = start("wait", "wait")
+    processes[1].kill()
+    began = time.monotonic()
+    assert processes[0].wait(timeout=20) == 6
+    assert time.monotonic() - began < 10
+    assert f"process 1 (pid {processes[1].pid} on" in read_status(tmp_path)["reason"]
+    assert "a_function_that_hangs" in read_stacks(tmp_path, 0)
+
+
+def test_a_process_that_stands_still_in_the_kernel_is_noticed(start, tmp_path):
+    """Nothing of it runs any more, not even the thread that says so: as on a machine that hangs."""
+    processes = start("wait", "wait")
+    os.kill(processes[1].pid, signal.SIGSTOP)
+    assert processes[0].wait(timeout=20) == 6
+    assert "gave no sign of life for 2 s" in read_status(tmp_path)["reason"]
+
+
+def test_no_step_in_any_process_is_a_stall_and_leaves_all_stacks(start, tmp_path):
+    processes = start("stall", "stall")
+    assert [process.wait(timeout=20) for process in processes] == [6, 6]
+    assert "no process made a step for" in read_status(tmp_path)["reason"]
+    for rank in range(2):
+        assert "a_function_that_hangs" in read_stacks(tmp_path, rank)
+
+
+def test_a_broken_connection_is_put_down_to_the_process_that_is_gone(start, tmp_path):
+    processes = start("connection", "wait")
+    processes[1].kill()
+    assert processes[0].wait(timeout=20) == 6
+    assert "is gone without a word" in read_status(tmp_path)["reason"]
+
+
+def test_a_good_end_leaves_nothing_behind(start, tmp_path):
+    processes = start("finish", "finish")
+    assert [process.wait(timeout=20) for process in processes] == [0, 0]
+    assert not (tmp_path / "processes").exists()
+    assert not (tmp_path / "status.json").exists()

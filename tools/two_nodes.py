@@ -1,0 +1,160 @@
+"""Train on two "machines" of this one: two network namespaces that only a cable connects.
+
+Usage (as root, with `ip` from iproute2):
+
+    python tools/two_nodes.py RECIPE [FIELD=VALUE ...]           # train; exit code of the run
+    python tools/two_nodes.py --kill 1 RECIPE ...                # kill that node's worker at step 1
+    python tools/two_nodes.py --launcher launch RECIPE ...       # `lora-sft launch` on each node
+
+Each namespace has its own address, its own loopback and nothing else: what works here finds its
+peers over the network, by torchrun's rendezvous, and not by luck on one host. Prints one JSON
+document: how each node ended and after how many seconds (from the kill, where there is one).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+ADDRESSES = ("10.77.0.1", "10.77.0.2")
+PORT = 29500
+READY_SECONDS = 240  # for the first step, on a busy machine
+END_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Node:
+    """One namespace: its name and its address on the cable."""
+
+    name: str
+    address: str
+
+    def start(self, command: list[str]) -> subprocess.Popen[bytes]:
+        """Run a command inside, in a process group of its own."""
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "GLOO_SOCKET_IFNAME": f"{self.name}-eth",
+            "NCCL_SOCKET_IFNAME": f"{self.name}-eth",
+        }
+        inside = ["ip", "netns", "exec", self.name, *command]
+        return subprocess.Popen(inside, env=environment, start_new_session=True)
+
+
+@contextmanager
+def two_nodes() -> Iterator[tuple[Node, Node]]:
+    """Two namespaces joined by a veth pair; both are gone afterwards."""
+    names = [f"lora{os.getpid()}{side}" for side in "ab"]
+    nodes = (Node(names[0], ADDRESSES[0]), Node(names[1], ADDRESSES[1]))
+    try:
+        for node in nodes:
+            _ip("netns", "add", node.name)
+        first, second = (f"{node.name}-eth" for node in nodes)
+        _ip("link", "add", first, "type", "veth", "peer", "name", second)
+        for node in nodes:
+            device = f"{node.name}-eth"
+            _ip("link", "set", device, "netns", node.name)
+            _ip("-n", node.name, "address", "add", f"{node.address}/24", "dev", device)
+            _ip("-n", node.name, "link", "set", device, "up")
+            _ip("-n", node.name, "link", "set", "lo", "up")
+        yield nodes
+    finally:
+        for node in nodes:
+            subprocess.run(["ip", "netns", "delete", node.name], capture_output=True, check=False)
+
+
+def make_command(launcher: str, recipe: list[str], node: Node) -> list[str]:
+    """One node's command: one process on each, meeting at the first node's address.
+
+    Both have the same host name, so each says under which address the other finds it.
+    """
+    meeting = f"{ADDRESSES[0]}:{PORT}"
+    if launcher == "launch":
+        launch = ["launch", *recipe, "--nodes=2", "--gpus=1", f"--rendezvous={meeting}"]
+        return [sys.executable, "-m", "lora_sft", *launch, f"--address={node.address}"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    rendezvous = ["--rdzv-backend=c10d", f"--rdzv-endpoint={meeting}", "--rdzv-id=two-nodes"]
+    is_host = int(node.address == ADDRESSES[0])
+    own = [f"--local-addr={node.address}", f"--rdzv-conf=is_host={is_host}"]
+    return [*torchrun, *rendezvous, *own, "-m", "lora_sft", "train", *recipe]
+
+
+def find_worker(node: Node) -> int | None:
+    """The training process in a namespace."""
+    listed = subprocess.run(
+        ["ip", "netns", "pids", node.name], capture_output=True, text=True, check=True
+    )
+    for pid in map(int, listed.stdout.split()):
+        with suppress(OSError):
+            if b"\0RANK=" in b"\0" + Path(f"/proc/{pid}/environ").read_bytes():
+                return pid
+    return None
+
+
+def kill_worker(node: Node, metrics: Path) -> None:
+    """Kill a node's worker once the run has logged its first step."""
+    deadline = time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline:
+        worker = find_worker(node)
+        if worker is not None and metrics.exists() and metrics.stat().st_size:
+            os.kill(worker, signal.SIGKILL)
+            return
+        time.sleep(0.05)
+    raise SystemExit(f"no step within {READY_SECONDS} s")
+
+
+def run(launcher: str, recipe: list[str], metrics: Path, kill: int | None) -> dict[str, object]:
+    """Train on both nodes to the end; how each of them ended."""
+    with two_nodes() as nodes:
+        processes = [node.start(make_command(launcher, recipe, node)) for node in nodes]
+        try:
+            if kill is not None:
+                kill_worker(nodes[kill], metrics)
+            began = time.monotonic()
+            ended: dict[int, float] = {}
+            limit = READY_SECONDS if kill is None else END_SECONDS
+            while len(ended) < len(processes) and time.monotonic() - began < limit:
+                for index, process in enumerate(processes):
+                    if process.poll() is not None:
+                        ended.setdefault(index, round(time.monotonic() - began, 1))
+                time.sleep(0.05)
+            codes = [process.poll() for process in processes]
+        finally:
+            for process in processes:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    return {"exit_codes": codes, "seconds": [ended.get(index) for index in range(len(codes))]}
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="train on two network namespaces")
+    parser.add_argument("--launcher", choices=("torchrun", "launch"), default="torchrun")
+    parser.add_argument("--kill", type=int, choices=(0, 1), help="kill this node's worker")
+    parser.add_argument("recipe", nargs="+", help="RECIPE and overrides")
+    arguments = parser.parse_args()
+
+    from lora_sft.recipe import read_recipe
+
+    recipe = read_recipe(arguments.recipe[0], arguments.recipe[1:])
+    metrics = Path(recipe.output_dir) / "metrics.jsonl"
+    result = run(arguments.launcher, arguments.recipe, metrics, arguments.kill)
+    print(json.dumps(result))
+    raise SystemExit(0 if result["exit_codes"] == [0, 0] else 1)
+
+
+if __name__ == "__main__":
+    main()
