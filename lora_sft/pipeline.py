@@ -9,8 +9,8 @@ Each stage takes what came before and returns the next; nothing is handed back.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,14 @@ from transformers import (
 )
 
 from lora_sft.data.account import render_account_table
+from lora_sft.data.arrow_files import find_cache_folder
 from lora_sft.data.corpus import Corpus
-from lora_sft.data.corpus_cache import CachedCorpus, find_cache_folder, load_or_build_corpus
+from lora_sft.data.corpus_cache import CachedCorpus, load_or_build_corpus
 from lora_sft.data.tokenizer import (
-    find_saved_stop_token_ids,
     find_stop_token_ids,
-    load_saved_tokenizer,
     load_tokenizer,
 )
 from lora_sft.errors import ModelError, RecipeError, ResumeMismatch
-from lora_sft.evaluate.generation import make_generation_config, stream_answer
 from lora_sft.evaluate.scoring import Evaluation, evaluate_split
 from lora_sft.export.adapter_files import (
     AdapterOrigin,
@@ -40,8 +38,9 @@ from lora_sft.export.adapter_files import (
     write_validation_sample,
 )
 from lora_sft.export.base_checkpoint import fingerprint_location
+from lora_sft.export.hub import check_can_push, push_folder
 from lora_sft.export.merging import make_merge_plan, merge
-from lora_sft.export.model_card import make_adapter_card
+from lora_sft.export.model_card import make_public
 from lora_sft.export.staging import check_output_is_free
 from lora_sft.log import make_console, say
 from lora_sft.model.adapter import add_adapter, load_adapter
@@ -49,14 +48,12 @@ from lora_sft.model.base_model import (
     CausalModel,
     count_embedding_rows,
     load_base_model,
-    parse_dtype,
-    read_stored_dtype,
 )
 from lora_sft.model.census import Census, take_census
 from lora_sft.model.untrained_tokens import find_untrained_tokens
 from lora_sft.plan.batch import BatchPlan, make_batch_plan
-from lora_sft.recipe import ModelSection, Recipe, read_recipe
-from lora_sft.run_directory import RunDirectory, write_json, write_text_atomically
+from lora_sft.recipe import Recipe, read_recipe
+from lora_sft.run_directory import RunDirectory, is_run, write_json, write_text_atomically
 from lora_sft.train import zero
 from lora_sft.train.first_process import first_one_builds
 from lora_sft.train.fit import TrainResult, fit
@@ -94,17 +91,28 @@ def run_training(
             return TrainResult(step)
         if recipe.export.merge is not None:
             check_output_is_free(Path(recipe.export.merge))  # now, not after hours of training
+        if recipe.export.push_to_hub is not None and processes.is_main:
+            check_can_push(recipe.export.push_to_hub, recipe.where("export.push_to_hub"))
         with status_written(run, processes) as report:
             result = _train(recipe, run, start, processes, request, report)
             leave_process_group()
             report.stop_watching()
             if processes.is_main:
-                if result.is_complete and recipe.export.merge is not None:
-                    merge(make_merge_plan(run.path, Path(recipe.export.merge)))
+                if result.is_complete:
+                    _export(recipe, run)
                 run.write_status(result.exit_code, result.reason, result.step)
         request.finish()
     say(describe_end(run, result))
     return result
+
+
+def _export(recipe: Recipe, run: RunDirectory) -> None:
+    """What the recipe asks for beside the adapter: its merge, and the hub (private)."""
+    wanted = recipe.export
+    if wanted.merge is not None:
+        merge(make_merge_plan(run.path, Path(wanted.merge)))
+    if wanted.push_to_hub is not None:
+        push_folder(Path(wanted.merge) if wanted.merge else run.adapter, wanted.push_to_hub)
 
 
 def describe_end(run: RunDirectory, result: TrainResult) -> str:
@@ -148,10 +156,7 @@ def _train(
     result = fit(recipe, arguments, model, tokenizer, rows, run, asdict(origin), *guards)
     with zero.gathered(model):
         if result.is_complete and processes.is_main:
-            account = corpus.accounts["train"].as_dict()
-            base, lora = recipe.model.model_name_or_path, recipe.adapter.lora
-            card = make_adapter_card(base, recipe.train, lora, account)
-            write_adapter_folder(model, tokenizer, run.adapter, origin, card)
+            write_adapter_folder(model, tokenizer, run.adapter, origin)
             write_validation_sample(run, corpus.validation)
     zero.leave()
     return result
@@ -351,24 +356,11 @@ def make_adapter_origin(recipe: Recipe, corpus: Corpus) -> AdapterOrigin:
         chat_template_kwargs=recipe.data.chat_template_kwargs,
         export_dtype=recipe.export.dtype,
         base_fingerprint=fingerprint_location(recipe.model.location, recipe.model.revision),
+        template_date=recipe.data.template_date,
+        recipe=make_public(recipe.to_dict(absolute_paths=True)),
+        # for the card, which quotes no row and names no file
+        account={**corpus.accounts["train"].as_dict(), "examples": {}, "sources": {}},
     )
-
-
-def is_run(path: Path) -> bool:
-    """Whether `path` is a run directory with a trained adapter (else it is a model).
-
-    Raises: ModelError for no folder at all, and for a run not trained to its end.
-    """
-    if not path.exists():
-        raise ModelError("no such folder", str(path), "give a run directory or a model folder")
-    run = RunDirectory(path)
-    if run.manifest.exists() and not (run.adapter / "adapter_config.json").exists():
-        raise ModelError(
-            "this run has no adapter yet: its training has not come to an end",
-            str(path),
-            f"go on with it: lora-sft train {run.recipe}",
-        )
-    return run.recipe.exists() and run.adapter.is_dir()
 
 
 def run_evaluation(
@@ -404,46 +396,3 @@ def run_evaluation(
     model.eval()
     stops = sorted(corpus.stop_token_ids)
     return evaluate_split(model, tokenizer, rows.to_list(), split, recipe.evaluate, stops)
-
-
-@dataclass(frozen=True)
-class Speaker:
-    """A model ready to answer chats, with the tokens that end an answer."""
-
-    model: CausalModel
-    tokenizer: PreTrainedTokenizerBase
-    stop_token_ids: Sequence[int]
-    template_kwargs: Mapping[str, Any]
-
-    def stream(self, messages: Sequence[dict[str, str]], max_new_tokens: int) -> Iterator[str]:
-        """The answer to a conversation, piece by piece; the prompt is the one training used."""
-        config = make_generation_config(self.tokenizer, self.stop_token_ids, max_new_tokens)
-        return stream_answer(self.model, self.tokenizer, self.make_prompt(messages), config)
-
-    def make_prompt(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Token ids before the answer; a model without a template completes the last text."""
-        if not self.tokenizer.chat_template:
-            return list(self.tokenizer(messages[-1]["content"])["input_ids"])
-        ids = self.tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, return_dict=False, **self.template_kwargs
-        )
-        return list(ids)
-
-
-def load_speaker(path: Path) -> Speaker:
-    """Load a run (base + adapter) or a model folder to talk to."""
-    if is_run(path):
-        run = RunDirectory(path)
-        recipe = read_recipe(run.recipe)
-        base = load_base_model(recipe.model, quantization=recipe.quantization)
-        model: CausalModel = load_adapter(base, run.adapter)
-        folder = run.adapter
-        kwargs = recipe.data.chat_template_kwargs
-    else:
-        section = ModelSection(model_name_or_path=str(path))
-        dtype = read_stored_dtype(section, str(path)) or "float32"
-        model = load_base_model(section, dtype=parse_dtype(dtype), where=str(path))
-        folder, kwargs = path, {}
-    model.eval()
-    tokenizer = load_saved_tokenizer(folder)
-    return Speaker(model, tokenizer, sorted(find_saved_stop_token_ids(folder, tokenizer)), kwargs)

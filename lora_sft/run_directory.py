@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_sft.errors import RecipeError
+from lora_sft.errors import ModelError, RecipeError
 
 CHECKPOINT_PREFIX = "checkpoint-"
 ORIGIN_FILE = "lora_sft.json"  # beside an adapter: the base it was trained on, and how
@@ -129,3 +129,20 @@ class RunDirectory:
     def clear_status(self) -> None:
         """Forget the end of an earlier start: this one has not ended yet."""
         self.status.unlink(missing_ok=True)
+
+
+def is_run(path: Path) -> bool:
+    """Whether `path` is a run directory with a trained adapter (else it is a model).
+
+    Raises: ModelError for no folder at all, and for a run not trained to its end.
+    """
+    if not path.exists():
+        raise ModelError("no such folder", str(path), "give a run directory or a model folder")
+    run = RunDirectory(path)
+    if run.manifest.exists() and not (run.adapter / "adapter_config.json").exists():
+        raise ModelError(
+            "this run has no adapter yet: its training has not come to an end",
+            str(path),
+            f"go on with it: lora-sft train {run.recipe}",
+        )
+    return run.recipe.exists() and run.adapter.is_dir()

@@ -25,6 +25,7 @@ from lora_sft.cli import (
     preview,
     quickstart,
     recipes,
+    serve,
     show,
     train,
 )
@@ -39,7 +40,19 @@ from lora_sft.errors import (
 )
 from lora_sft.log import is_main_process
 
-COMMANDS = (quickstart, recipes, show, preview, prepare, train, launch, evaluate, merge, chat)
+COMMANDS = (
+    quickstart,
+    recipes,
+    show,
+    preview,
+    prepare,
+    train,
+    launch,
+    evaluate,
+    merge,
+    chat,
+    serve,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -58,7 +58,10 @@ def add_json(parser: Parser) -> None:
 def add_model_folder(parser: Parser) -> None:
     """RUN|MODEL: what can answer."""
     parser.add_argument(
-        "folder", metavar="RUN|MODEL", type=Path, help="a run directory, or a model folder"
+        "folder",
+        metavar="RUN|MODEL",
+        type=Path,
+        help="a run directory, an adapter folder, or a model folder",
     )
 
 

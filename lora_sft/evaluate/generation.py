@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from transformers import (
     GenerationConfig,
     PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
     TextIteratorStreamer,
 )
 
@@ -16,11 +19,18 @@ from lora_sft.model.base_model import CausalModel
 
 
 def make_generation_config(
-    tokenizer: PreTrainedTokenizerBase, stop_token_ids: Sequence[int], max_new_tokens: int
+    tokenizer: PreTrainedTokenizerBase,
+    stop_token_ids: Sequence[int],
+    max_new_tokens: int,
+    *,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
 ) -> GenerationConfig:
-    """Greedy decoding that ends at any of the stop tokens."""
+    """Decoding that ends at any of the stop tokens: greedy, or sampled from a temperature on."""
+    sampling = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
     return GenerationConfig(
-        do_sample=False,
+        do_sample=bool(temperature),
+        **sampling,
         max_new_tokens=max_new_tokens,
         eos_token_id=sorted(stop_token_ids) or None,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
@@ -69,32 +79,70 @@ def cut_at_stop(ids: list[int], config: GenerationConfig) -> list[int]:
     return ids
 
 
-def stream_answer(
-    model: CausalModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt_ids: Sequence[int],
-    config: GenerationConfig,
-) -> Iterator[str]:
-    """The greedy answer to one prompt, piece by piece as it is made."""
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    ids = torch.tensor([list(prompt_ids)], device=model.device)
-    failures: list[BaseException] = []
+class AnswerStream:
+    """The answer to one prompt, piece by piece as it is made, on a thread of its own.
 
-    def generate() -> None:
+    Whoever stops reading (a person's Ctrl-C, a closed connection) stops the generation at its next
+    token. `was_cut` says, once all is read, that the answer ended at the token limit.
+    """
+
+    was_cut = False
+
+    def __init__(
+        self,
+        model: CausalModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt_ids: Sequence[int],
+        config: GenerationConfig,
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._prompt_ids = list(prompt_ids)
+        self._config = config
+
+    def __iter__(self) -> Iterator[str]:
+        streamer = TextIteratorStreamer(self._tokenizer, skip_prompt=True, skip_special_tokens=True)
+        stop, failures = threading.Event(), list[BaseException]()
+
+        def generate() -> None:
+            try:
+                self._generate(streamer, stop)
+            except BaseException as error:  # carried to the reader, who would wait for ever
+                failures.append(error)
+                streamer.end()
+
+        worker = threading.Thread(target=generate, daemon=True)
+        worker.start()
         try:
-            model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                generation_config=config,
-                streamer=streamer,
-            )
-        except BaseException as error:  # carried to the reader, who would wait for ever
-            failures.append(error)
-            streamer.end()
+            yield from (piece for piece in streamer if piece)
+        finally:
+            stop.set()
+            worker.join()
+        if failures:
+            raise failures[0]
 
-    worker = threading.Thread(target=generate, daemon=True)
-    worker.start()
-    yield from streamer
-    worker.join()
-    if failures:
-        raise failures[0]
+    def _generate(self, streamer: TextIteratorStreamer, stop: threading.Event) -> None:
+        ids_BT = torch.tensor([self._prompt_ids], device=self._model.device)
+        output_BT = self._model.generate(
+            input_ids=ids_BT,
+            attention_mask=torch.ones_like(ids_BT),
+            generation_config=self._config,
+            streamer=streamer,
+            stopping_criteria=StoppingCriteriaList([_StopsWhen(stop)]),
+        )
+        answer = output_BT[0, len(self._prompt_ids) :].tolist()
+        stops = set(self._config.eos_token_id or ())
+        self.was_cut = len(answer) >= self._config.max_new_tokens and answer[-1] not in stops
+
+
+class _StopsWhen(StoppingCriteria):
+    """Ends a generation once an event is set."""
+
+    def __init__(self, event: threading.Event) -> None:
+        self._event = event
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+        """One flag a sequence (B,)."""
+        return torch.full(
+            (input_ids.shape[0],), self._event.is_set(), device=input_ids.device, dtype=torch.bool
+        )

@@ -20,7 +20,7 @@ from lora_sft.run_directory import ORIGIN_FILE, RunDirectory, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import GenerationConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from lora_sft.model.base_model import CausalModel
 
@@ -41,6 +41,9 @@ class AdapterOrigin:
     chat_template_kwargs: Mapping[str, Any] | None = None
     export_dtype: str | None = None
     base_fingerprint: Mapping[str, Any] | None = None
+    template_date: str | None = None
+    recipe: Mapping[str, Any] | None = None
+    account: Mapping[str, Any] | None = None
 
 
 def write_adapter_folder(
@@ -48,18 +51,17 @@ def write_adapter_folder(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     origin: AdapterOrigin,
-    card: str,
 ) -> None:
     """Write everything that a user of the adapter needs, and read the weights' header back.
 
     Raises: ExportError where the file on disk is not what was trained.
     """
+    from lora_sft.export.serving_files import write_adapter_serving_files
+
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    make_stop_config(origin.stop_token_ids, tokenizer).save_pretrained(folder)
+    write_adapter_serving_files(folder, tokenizer, origin)
     _sort_adapter_config(folder / "adapter_config.json")
     write_json(folder / ORIGIN_FILE, asdict(origin))
-    (folder / "README.md").write_text(card, encoding="utf-8")
     check_adapter_file(folder / "adapter_model.safetensors")
     let_others_read(folder)
 
@@ -90,22 +92,6 @@ def let_others_read(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_file():
             path.chmod(0o666 & ~umask)
-
-
-def make_stop_config(
-    stop_token_ids: Sequence[int],
-    tokenizer: PreTrainedTokenizerBase,
-    inherited: GenerationConfig | None = None,
-) -> GenerationConfig:
-    """A generation config in which every stop token ends an answer when served."""
-    from transformers import GenerationConfig
-
-    config = inherited or GenerationConfig()
-    stops = sorted(set(stop_token_ids) or {tokenizer.eos_token_id} - {None})
-    config.eos_token_id = stops[0] if len(stops) == 1 else stops or None
-    config.bos_token_id = tokenizer.bos_token_id
-    config.pad_token_id = tokenizer.pad_token_id
-    return config
 
 
 def check_adapter_file(path: Path) -> None:

@@ -10,7 +10,6 @@ packed 4-bit weights and packing again loses most and is not offered.
 
 from __future__ import annotations
 
-import json
 import resource
 import shutil
 import sys
@@ -233,9 +232,9 @@ def merge(plan: MergePlan) -> dict[str, Any]:
 
 
 def write_companions(plan: MergePlan, prepared: PreparedMerge, folder: Path) -> None:
-    """What makes a folder of weights a model; config.json last: without it nothing loads."""
+    """What makes a folder of weights a model that servers read."""
     from lora_sft.data.tokenizer import load_saved_tokenizer
-    from lora_sft.export.adapter_files import make_stop_config
+    from lora_sft.export.serving_files import write_serving_files
 
     origin = plan.origin
     if (plan.adapter / "tokenizer_config.json").exists():
@@ -244,39 +243,20 @@ def write_companions(plan: MergePlan, prepared: PreparedMerge, folder: Path) -> 
         tokenizer = load_saved_tokenizer(
             origin.model_name_or_path, origin.revision, trust_remote_code=origin.trust_remote_code
         )
-    tokenizer.save_pretrained(folder)
-    inherited = _read_generation_config(prepared.base)
-    stops = list(origin.stop_token_ids) or _list_stops(inherited)
-    make_stop_config(stops, tokenizer, inherited).save_pretrained(folder)
     for code in prepared.base.files[0].parent.glob("*.py"):
         if "auto_map" in prepared.base.config:
             shutil.copyfile(code, folder / code.name)
     config = make_config(prepared.base.config, plan.dtype, prepared.weights.config_changes)
     write_json(folder / CONFIG_FILE, config)
+    write_serving_files(folder, tokenizer, origin)
 
 
 def finish_companions(plan: MergePlan, report: Mapping[str, Any], folder: Path) -> None:
     """What tells of the verification: the report and the card."""
-    from lora_sft.export.model_card import make_merged_card
+    from lora_sft.export.serving_files import write_merged_card
 
     write_json(folder / REPORT_FILE, report)
-    card = make_merged_card(plan.origin.model_name_or_path, report)
-    (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def _read_generation_config(base: BaseCheckpoint) -> Any:
-    from transformers import GenerationConfig
-
-    path = base.files[0].parent / "generation_config.json"
-    if not path.exists():
-        return None
-    return GenerationConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
-
-
-def _list_stops(inherited: Any) -> list[int]:
-    """The base's own stop tokens, for an adapter that records none."""
-    stops = inherited.eos_token_id if inherited else None
-    return stops if isinstance(stops, list) else [stops] if stops is not None else []
+    write_merged_card(folder, plan.origin, report)
 
 
 def make_config(

@@ -1,29 +1,39 @@
 """The README of an adapter or merged model: what it is, how it was made, how to load it.
 
-Nothing in it is a placeholder and nothing is a path of the machine that made it.
+Nothing in it is a placeholder and nothing is a path of the machine that made it: of a local path
+only the last name is written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lora_sft.export.check_summary import AGAINST, describe_check
+if TYPE_CHECKING:
+    from lora_sft.export.adapter_files import AdapterOrigin
+
+HOME = "https://pypi.org/project/lora-sft/"
+SECTIONS = ("quantization", "adapter", "data", "train")  # of the recipe, what decides the result
+# Decide nothing about the result, or are said elsewhere in the card.
+LEFT_OUT = ("train.logging_", "train.save_", "train.eval_", "train.report_to", "train.run_name")
 
 ADAPTER_USE = """```python
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoTokenizer
 
-model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/folder")
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+folder = "."  # this folder, or its id on the hub
+model = AutoPeftModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
 ```"""
 
 MERGED_USE = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("path/to/this/folder", dtype="auto")
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+folder = "."  # this folder, or its id on the hub
+model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained(folder)
 ```"""
 
 
@@ -33,70 +43,124 @@ def name_base(model_name_or_path: str) -> str:
     return path.name if path.is_absolute() or path.exists() else model_name_or_path
 
 
-def make_adapter_card(
-    base: str, train: Mapping[str, Any], lora: Mapping[str, Any], account: Mapping[str, Any]
+def make_public(value: Any) -> Any:
+    """A part of a recipe (as plain data) in which every local path is cut to its last name."""
+    if isinstance(value, Mapping):
+        return {name: make_public(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [make_public(item) for item in value]
+    is_path = isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute())
+    return Path(value).name if is_path else value
+
+
+def make_adapter_card(origin: AdapterOrigin, licence: Mapping[str, str] | None = None) -> str:
+    """The card of an adapter."""
+    base = origin.model_name_or_path
+    return _join(
+        _front_matter(base, "peft", licence or {}),
+        [f"# LoRA adapter for {name_base(base)}", "", f"Trained with [lora-sft]({HOME})."],
+        ["## Use", "", ADAPTER_USE],
+        _describe_training(origin),
+    )
+
+
+def make_merged_card(
+    origin: AdapterOrigin, report: Mapping[str, Any], licence: Mapping[str, str] | None = None
 ) -> str:
-    """The card of an adapter: base, data account and the settings that decide the result."""
-    settings = {**{f"adapter.{key}": value for key, value in lora.items()}, **train}
-    return "\n".join(
-        [
-            *_front_matter(base, "peft"),
-            f"# LoRA adapter for {name_base(base)}",
-            "",
-            "Trained with [lora-sft](https://pypi.org/project/lora-sft/).",
-            "",
-            "## Use",
-            "",
-            ADAPTER_USE,
-            "",
-            "## Data",
-            "",
-            f"{account['kept']:,} of {account['read']:,} rows read were trained on "
-            f"({account['target_tokens']:,} learned of {account['tokens']:,} tokens).",
-            "",
-            "## Settings",
-            "",
-            "| setting | value |",
-            "|---|---|",
-            *(f"| `{name}` | `{value}` |" for name, value in settings.items() if value is not None),
-            "",
-        ]
+    """The card of a merged model; `report` is the merge's, as in `merge_report.json`."""
+    base = origin.model_name_or_path
+    made = f"Merged with [lora-sft]({HOME}) onto the {report['onto']} base."
+    return _join(
+        _front_matter(base, "transformers", licence or {}),
+        [f"# {name_base(base)} with a merged LoRA adapter", "", made],
+        ["## Verification", "", *_describe_verification(report)],
+        ["## Use", "", MERGED_USE],
+        _describe_training(origin),
     )
 
 
-def make_merged_card(base: str, report: Mapping[str, Any]) -> str:
-    """The card of a merged model: its base and how it was verified."""
-    checked = report.get("correctness")
-    verdict = (
-        f"Verified against the {AGAINST}: {describe_check(checked)}."
-        if checked
-        else "Not verified (the merge was run with `--verify none`)."
-    )
-    return "\n".join(
-        [
-            *_front_matter(base, "transformers"),
-            f"# {name_base(base)} with a merged LoRA adapter",
-            "",
-            "Merged with [lora-sft](https://pypi.org/project/lora-sft/) onto the "
-            f"{report['onto']} base. {verdict}",
-            "",
-            "## Use",
-            "",
-            MERGED_USE,
-            "",
-        ]
-    )
+def _join(*parts: list[str]) -> str:
+    return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
 
-def _front_matter(base: str, library: str) -> list[str]:
+def _front_matter(base: str, library: str, licence: Mapping[str, str]) -> list[str]:
     """Hub metadata; a local base has no public name to point to."""
     is_hub_id = name_base(base) == base and base.count("/") == 1
     return [
         "---",
         *([f"base_model: {base}"] if is_hub_id else []),
+        *(f"{name}: {value}" for name, value in licence.items()),
         f"library_name: {library}",
         "pipeline_tag: text-generation",
         "tags: [lora, sft, lora-sft]",
         "---",
-        "",
     ]
+
+
+def _describe_verification(report: Mapping[str, Any]) -> list[str]:
+    checked = report.get("correctness")
+    if not checked:
+        return ["Not verified (the merge was run with `--verify none`)."]
+    rows = [("against", checked.get("against")), ("method", checked.get("method"))]
+    rows += [
+        (name.replace("_", " "), _shorten(checked[name]))
+        for name in ("prompts", "mean_kl", "top1_agreement", "max_abs_logit_difference")
+        if checked.get(name) is not None
+    ]
+    if tensors := checked.get("tensors"):
+        rows.append(("tensors compared", str(tensors["compared"])))
+        rows.append(("largest distance in units of the last place", str(tensors["largest_ulps"])))
+    rows.append(("verdict", "passed" if checked.get("passed") else "failed"))
+    shift = report.get("shift")
+    if shift:
+        rows.append((f"mean kl to {shift['against']}", _shorten(shift["mean_kl"])))
+    return _table(("measured", "value"), rows)
+
+
+def _describe_training(origin: AdapterOrigin) -> list[str]:
+    """Data account and recipe; an adapter trained elsewhere tells neither."""
+    lines = []
+    if origin.account:
+        account = origin.account
+        lines += [
+            "## Data",
+            "",
+            f"{account['kept']:,} of {account['read']:,} rows read were trained on "
+            f"({account['target_tokens']:,} learned of {account['tokens']:,} tokens).",
+        ]
+        dropped = {reason: count for reason, count in account.get("dropped", {}).items() if count}
+        if dropped:
+            counts = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
+            lines += ["", f"Dropped: {counts}."]
+        lines.append("")
+    if origin.recipe:
+        settings = [
+            (f"`{name}`", f"`{_shorten(value)}`")
+            for name, value in _leaves({key: origin.recipe.get(key) for key in SECTIONS})
+            if not name.startswith(LEFT_OUT)
+        ]
+        lines += ["## Recipe", "", *_table(("setting", "value"), settings)]
+    return lines
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value that is set, with its dotted path."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _leaves(item, f"{path}.{name}" if path else str(name))
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        for index, item in enumerate(value):
+            yield from _leaves(item, f"{path}.{index}")
+    elif value not in (None, "", []):
+        yield path, value
+
+
+def _table(head: tuple[str, str], rows: list[tuple[str, Any]]) -> list[str]:
+    return [f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)]
+
+
+def _shorten(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, float):
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        return text.replace("|", "\\|").replace("\n", " ")
+    return f"{value:.4g}"

@@ -57,7 +57,6 @@ def settings_of_a_later_version(recipe: Recipe) -> Iterator[Finding]:
     train = recipe.train
     asked_for = (
         (bool(recipe.tokenizer.new_tokens), "tokenizer.new_tokens", "tokenizer.new_tokens: []"),
-        (bool(recipe.export.push_to_hub), "export.push_to_hub", "export.push_to_hub: null"),
         (
             bool(train.get("save_only_model")),
             "train.save_only_model: true",

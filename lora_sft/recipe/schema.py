@@ -254,7 +254,11 @@ class ExportSection(RecipeSection):
     dtype: Dtype | None = setting(
         None, help="Type of the merged weights. Null: that of the base in training (model.dtype)."
     )
-    push_to_hub: str | None = setting(None, help="Repository to push to; not in this version.")
+    push_to_hub: str | None = setting(
+        None,
+        help="Repository (owner/name) for the merged weights where merge is set, else for the "
+        "adapter. It is made private where it does not exist.",
+    )
 
 
 SECTIONS: dict[str, type[Section]] = {

@@ -11,7 +11,6 @@ from tests.recipe.recipes import SMALLEST, fault_of, faults_of, read_smallest
 VALIDATION = "data.validation={fraction: 0.1}"
 CASES = [
     ("settings_of_a_later_version", ["tokenizer.new_tokens=[a]"], "write tokenizer.new_tokens: []"),
-    ("settings_of_a_later_version", ["export.push_to_hub=a/b"], "write export.push_to_hub: null"),
     ("settings_of_a_later_version", ["train.push_to_hub=true"], "write train.push_to_hub: false"),
     (
         "settings_of_a_later_version",

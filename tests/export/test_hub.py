@@ -1,0 +1,104 @@
+"""A push is private, asked about before training, and shows no token anywhere."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from huggingface_hub import constants
+
+from lora_sft.errors import CapabilityError, ExportError
+from lora_sft.export.hub import check_can_push
+from tests.commands import run_process
+from tests.tiny import make_tiny_llama
+
+TOKEN = "hf_" + "notarealtoken" * 2
+PUSH = "from pathlib import Path; from lora_sft.export.hub import push_folder; " + (
+    "import sys; push_folder(Path(sys.argv[1]), 'me/model')"
+)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A hub on this machine that takes a new repository and nothing else."""
+
+    def do_GET(self) -> None:
+        self._answer(200, {"name": "me", "id": "me/model", "private": True})
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        self.server.seen.append((self.path, body))  # type: ignore[attr-defined]
+        is_creation = self.path == "/api/repos/create"
+        document = {"url": "http://127.0.0.1/me/model"} if is_creation else {"error": "full"}
+        self._answer(200 if is_creation else 507, document)
+
+    def _answer(self, status: int, document: dict[str, object]) -> None:
+        text = json.dumps(document).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub() -> Iterator[ThreadingHTTPServer]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.seen = []  # type: ignore[attr-defined]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_push_that_cannot_be_is_refused_before_training(command, write_recipe, tmp_path):
+    outcome = command("train", write_recipe(export={"push_to_hub": "me/model"}))
+    assert outcome.code == 5
+    lines = outcome.stderr.strip().splitlines()
+    assert [line.split(":")[0] for line in lines] == ["error", "where", "fix"]
+    assert "the hub is switched off in this environment" in lines[0]
+    assert f"{tmp_path / 'recipe.yaml'}" in lines[1]
+    assert "export.push_to_hub" in lines[1]
+    assert not (tmp_path / "run" / "adapter").exists()
+
+
+def test_no_token_and_no_name_are_said_before_the_hub_is_asked(monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with pytest.raises(CapabilityError, match="there is no token for the hub"):
+        check_can_push("me/model", "my.yaml:3  export.push_to_hub")
+    with pytest.raises(ExportError, match="no name of a repository"):
+        check_can_push("me/a/model", "my.yaml:3  export.push_to_hub")
+
+
+def test_a_new_repository_is_private_and_no_token_is_shown_or_kept(tmp_path, hub):
+    folder = make_tiny_llama(tmp_path / "merged")
+    origin = {"model_name_or_path": str(tmp_path / "base"), "revision": None}
+    (folder / "lora_sft.json").write_text(json.dumps(origin))
+    settings = {
+        "HOME": str(tmp_path),
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_TOKEN": TOKEN,
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+    }
+    outcome = run_process(sys.executable, "-c", PUSH, folder, **settings)
+    assert outcome.code == 1
+    assert "error: the hub does not take it" in outcome.stderr
+    path, created = hub.seen[0]
+    assert path == "/api/repos/create"
+    asked = json.loads(created)  # hub 2.4 says `visibility`, older ones `private`
+    assert asked.get("private") is True or asked.get("visibility") == "private"
+    assert len(hub.seen) > 1, "no upload was tried"
+    assert all(TOKEN.encode() not in body for _path, body in hub.seen)
+    assert TOKEN not in outcome.stdout + outcome.stderr
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) >= 5
+    assert not [path for path in files if TOKEN.encode() in path.read_bytes()]

@@ -1,0 +1,220 @@
+"""The real OpenAI client against the real command, in an empty home folder without a network."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WHY = "NO SERVER WAS TRIED: install the serve extra (openai, fastapi, uvicorn)"
+openai = pytest.importorskip("openai", reason=WHY)
+pytest.importorskip("fastapi", reason=WHY)
+pytest.importorskip("uvicorn", reason=WHY)
+
+from tests.serve.models import make_shouting_adapter, make_shouting_model  # noqa: E402
+
+START_SECONDS = 120
+QUESTION = [{"role": "user", "content": "Where is Oslo?"}]
+KEY = "sk-of-the-test"
+
+
+@contextmanager
+def serving(folder: Path, home: Path, *options: str, **more: str) -> Iterator[str]:
+    """`lora-sft serve` on a free port; its address. It must end cleanly when asked to."""
+    home.mkdir(exist_ok=True)
+    settings = {"HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **more}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    log = home.parent / f"{home.name}.log"
+    with log.open("w") as stderr:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "lora_sft", "serve", str(folder), "--port", "0", *options],
+            env={**kept, **settings},
+            stderr=stderr,
+            stdout=stderr,
+        )
+        try:
+            yield wait_for_address(server, log)
+        finally:
+            server.send_signal(signal.SIGINT)
+            code = server.wait(timeout=30)
+    assert code == 130, log.read_text()
+    assert "Traceback" not in log.read_text()
+    assert not [path for path in home.rglob("*") if path.is_file()], "it wrote into the home folder"
+
+
+def wait_for_address(server: subprocess.Popen[bytes], log: Path) -> str:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end and server.poll() is None:
+        found = re.search(r"serving \S+ on (http://\S+)", log.read_text())
+        if found:
+            return found[1]
+        time.sleep(0.1)
+    raise AssertionError(f"the server did not start: {log.read_text()}")
+
+
+def connect(address: str, key: str = KEY) -> Any:
+    return openai.OpenAI(base_url=address, api_key=key, max_retries=0, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shouting_model(tmp_path_factory.mktemp("models") / "short-name")
+
+
+@pytest.fixture(scope="module")
+def address(merged: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server that asks for a key, given in the environment where no process list shows it."""
+    home = tmp_path_factory.mktemp("serve") / "home"
+    with serving(merged, home, LORA_SFT_API_KEY=KEY) as found:
+        yield found
+    assert KEY not in home.with_name("home.log").read_text()
+
+
+def test_the_model_has_a_short_name(address):
+    assert re.match(r"http://127\.0\.0\.1:\d+/v1$", address)
+    client = connect(address)
+    assert [model.id for model in client.models.list().data] == ["short-name"]
+    assert client.models.retrieve("short-name").owned_by == "lora-sft"
+
+
+def test_a_plain_and_a_streamed_chat_give_the_same_answer(address):
+    client = connect(address)
+    plain = client.chat.completions.create(model="short-name", messages=QUESTION, max_tokens=12)
+    stream = client.chat.completions.create(
+        model="short-name", messages=QUESTION, max_tokens=12, stream=True
+    )
+    chunks = list(stream)
+    pieces = [chunk.choices[0].delta.content or "" for chunk in chunks]
+    assert plain.choices[0].message.role == "assistant"
+    assert plain.choices[0].message.content == "".join(pieces) != ""
+    assert plain.choices[0].finish_reason == chunks[-1].choices[0].finish_reason == "length"
+    assert plain.usage.completion_tokens == 12
+    assert plain.model == "short-name"
+
+
+def test_the_server_answers_as_the_model_does(address, merged):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(merged)
+    ids = tokenizer.apply_chat_template(
+        QUESTION, add_generation_prompt=True, return_tensors="pt", return_dict=False
+    )
+    model = AutoModelForCausalLM.from_pretrained(merged)
+    output = model.generate(ids, max_new_tokens=12, do_sample=False)
+    expected = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+    answer = connect(address).chat.completions.create(
+        model="short-name", messages=QUESTION, max_tokens=12
+    )
+    assert answer.choices[0].message.content == expected
+    assert answer.usage.prompt_tokens == ids.shape[1]
+
+
+def test_a_temperature_is_obeyed_and_a_seed_repeats_it(address):
+    client = connect(address)
+
+    def ask(**settings: object) -> str:
+        answer = client.chat.completions.create(
+            model="short-name", messages=QUESTION, max_tokens=12, **settings
+        )
+        return str(answer.choices[0].message.content)
+
+    assert ask(temperature=1.5, seed=1) == ask(temperature=1.5, seed=1)
+    assert len({ask(temperature=1.5, seed=seed) for seed in range(4)}) > 1
+    assert ask(temperature=0) == ask()
+
+
+def test_completions_and_responses_are_answered_too(address):
+    client = connect(address)
+    text = client.completions.create(model="short-name", prompt="Hello", max_tokens=5)
+    assert text.choices[0].text
+    response = client.responses.create(model="short-name", input="Hello", max_output_tokens=5)
+    assert response.output_text
+
+
+def test_an_answer_never_runs_past_the_context(address):
+    long = [{"role": "user", "content": "x " * 200}]
+    client = connect(address)
+    answer = client.chat.completions.create(model="short-name", messages=long, max_tokens=1000)
+    assert answer.usage.total_tokens == 512
+    with pytest.raises(openai.BadRequestError, match="the model's context is 512"):
+        client.chat.completions.create(
+            model="short-name", messages=[{"role": "user", "content": "x " * 600}]
+        )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n": 2}, "not supported by this server: n"),
+        ({"logprobs": True, "top_logprobs": 3}, "logprobs, top_logprobs"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            "only text",
+        ),
+    ],
+)
+def test_what_would_be_ignored_is_refused(address, settings, message):
+    request = {"model": "short-name", "messages": QUESTION, **settings}
+    with pytest.raises(openai.BadRequestError, match=message):
+        connect(address).chat.completions.create(**request)
+
+
+def test_another_model_and_another_address_are_not_there(address):
+    client = connect(address)
+    with pytest.raises(openai.NotFoundError, match="this server has 'short-name'"):
+        client.chat.completions.create(model="gpt-4", messages=QUESTION)
+    for path in ("load_model", "reset", "docs"):  # transformers' own server has these
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(address.replace("v1", path), data=b"{}", timeout=10)
+
+
+def test_the_key_is_asked_for_and_never_shown(address):
+    with pytest.raises(openai.AuthenticationError, match="missing or wrong"):
+        connect(address, "another").models.list()
+    with urllib.request.urlopen(address.replace("v1", "health"), timeout=10) as answer:
+        assert answer.status == 200
+
+
+def test_an_adapter_is_served_on_its_base(tmp_path):
+    """Base + adapter, not the base alone: the two answer differently."""
+    from fastapi.testclient import TestClient
+
+    from lora_sft.serve.endpoint import build_app
+    from lora_sft.serve.speaker import find_target, load_speaker
+
+    base = make_shouting_model(tmp_path / "base")
+    adapter = make_shouting_adapter(base, tmp_path / "my-adapter")
+    client = TestClient(build_app(load_speaker(find_target(adapter))))
+    assert client.get("/v1/models").json()["data"][0]["id"] == "my-adapter"
+    request = {"messages": QUESTION, "max_tokens": 12}
+    answer = client.post("/v1/chat/completions", json=request).json()
+    text = answer["choices"][0]["message"]["content"]
+    assert text == greedy_text(base, adapter)
+    assert text != greedy_text(base, None)
+
+
+def greedy_text(base: Path, adapter: Path | None) -> str:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, adapter)
+    ids = tokenizer.apply_chat_template(
+        QUESTION, add_generation_prompt=True, return_tensors="pt", return_dict=False
+    )
+    output = model.generate(input_ids=ids, max_new_tokens=12, do_sample=False)
+    return str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
