@@ -93,7 +93,7 @@ def run_training(
             check_output_is_free(Path(recipe.export.merge))  # now, not after hours of training
         if recipe.export.push_to_hub is not None and processes.is_main:
             check_can_push(recipe.export.push_to_hub, recipe.where("export.push_to_hub"))
-        with status_written(run, processes) as report:
+        with status_written(run, processes, request) as report:
             result = _train(recipe, run, start, processes, request, report)
             leave_process_group()
             report.stop_watching()

@@ -3,7 +3,7 @@
 Usage (as root, with `ip` from iproute2):
 
     python tools/two_nodes.py RECIPE [FIELD=VALUE ...]           # train; exit code of the run
-    python tools/two_nodes.py --kill 1 RECIPE ...                # kill that node's worker at step 1
+    python tools/two_nodes.py --kill 1 RECIPE ...                # kill that node's worker
     python tools/two_nodes.py --launcher launch RECIPE ...       # `lora-sft launch` on each node
 
 Each namespace has its own address, its own loopback and nothing else: what works here finds its
@@ -27,7 +27,7 @@ from pathlib import Path
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 PORT = 29500
-READY_SECONDS = 240  # for the first step, on a busy machine
+READY_SECONDS = 240  # for the first checkpoint, on a busy machine
 END_SECONDS = 120
 
 
@@ -100,25 +100,27 @@ def find_worker(node: Node) -> int | None:
     return None
 
 
-def kill_worker(node: Node, metrics: Path) -> None:
-    """Kill a node's worker once the run has logged its first step."""
+def kill_worker(node: Node, run_directory: Path) -> None:
+    """Kill a node's worker once the run has a checkpoint to go on from."""
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline:
         worker = find_worker(node)
-        if worker is not None and metrics.exists() and metrics.stat().st_size:
+        if worker is not None and any(run_directory.glob("checkpoints/*/manifest.json")):
             os.kill(worker, signal.SIGKILL)
             return
         time.sleep(0.05)
-    raise SystemExit(f"no step within {READY_SECONDS} s")
+    raise SystemExit(f"no checkpoint within {READY_SECONDS} s")
 
 
-def run(launcher: str, recipe: list[str], metrics: Path, kill: int | None) -> dict[str, object]:
+def run(
+    launcher: str, recipe: list[str], run_directory: Path, kill: int | None
+) -> dict[str, object]:
     """Train on both nodes to the end; how each of them ended."""
     with two_nodes() as nodes:
         processes = [node.start(make_command(launcher, recipe, node)) for node in nodes]
         try:
             if kill is not None:
-                kill_worker(nodes[kill], metrics)
+                kill_worker(nodes[kill], run_directory)
             began = time.monotonic()
             ended: dict[int, float] = {}
             limit = READY_SECONDS if kill is None else END_SECONDS
@@ -150,8 +152,8 @@ def main() -> None:
     from lora_sft.recipe import read_recipe
 
     recipe = read_recipe(arguments.recipe[0], arguments.recipe[1:])
-    metrics = Path(recipe.output_dir) / "metrics.jsonl"
-    result = run(arguments.launcher, arguments.recipe, metrics, arguments.kill)
+    directory = Path(recipe.output_dir)
+    result = run(arguments.launcher, arguments.recipe, directory, arguments.kill)
     print(json.dumps(result))
     raise SystemExit(0 if result["exit_codes"] == [0, 0] else 1)
 

@@ -31,7 +31,7 @@ from benchmarks.record import Case, Role
 MEASURE = "merge"
 
 SUBJECTS = {
-    "0.65 B": "Llama of 0.65 B, bf16, r=16 on all linear layers",
+    "0.32 B": "Llama of 0.32 B, bf16, r=16 on all linear layers",
     "1.2 B": "Llama of 1.2 B (tied), bf16, r=16 on all linear layers",
     "3.2 B": "Llama of 3.2 B (tied), bf16, r=16 on all linear layers",
     "toy": "toy Llama",
@@ -41,7 +41,7 @@ REPEATS = 3
 
 def measure(toy: bool) -> Iterator[Case]:
     """Make base and adapter, merge them in turn, and compare what came of it."""
-    yield from measure_size("toy" if toy else "0.65 B", 1 if toy else REPEATS)
+    yield from measure_size("toy" if toy else "0.32 B", 1 if toy else REPEATS)
 
 
 def measure_size(size: str, repeats: int, *, alone: bool = False) -> Iterator[Case]:

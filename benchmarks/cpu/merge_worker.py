@@ -21,11 +21,11 @@ from safetensors.torch import save_file
 
 TOKENIZER = "lora_sft/quickstart/base"  # small, and in the source tree
 SIZES: Mapping[str, dict[str, Any]] = {
-    "0.65 B": {
-        "hidden_size": 1536,
-        "intermediate_size": 6144,
+    "0.32 B": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
         "num_hidden_layers": 16,
-        "num_attention_heads": 12,
+        "num_attention_heads": 8,
         "num_key_value_heads": 4,
         "vocab_size": 32_000,
     },

@@ -39,6 +39,11 @@ def add_parser(commands: Commands) -> None:
         help="form of the base (default: dequantized after QLoRA, else original)",
     )
     parser.add_argument(
+        "--trained-on",
+        choices=("nf4", "int8"),
+        help="how the base was quantised in training, for an adapter that does not record it",
+    )
+    parser.add_argument(
         "--dtype",
         choices=("bfloat16", "float16", "float32"),
         help="default: the recipe's, else the base's in training, else as the base is stored",
@@ -70,6 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
         verify=arguments.verify,
         others=arguments.others,
+        trained_on=arguments.trained_on,
         allow_other_base=arguments.allow_other_base,
     )
     report = merging.describe_merge_plan(plan) if arguments.dry_run else merging.merge(plan)

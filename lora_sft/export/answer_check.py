@@ -24,10 +24,10 @@ from lora_sft.export.answering_models import (
     AnsweringModels,
     Logits,
     choose_models,
-    find_free_memory,
     make_base_section,
 )
 from lora_sft.export.check_summary import AGAINST
+from lora_sft.export.machine_room import find_free_memory
 from lora_sft.export.verification import (
     LogitDifference,
     compare_logits,

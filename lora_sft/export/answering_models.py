@@ -8,7 +8,6 @@ reaches the tokens before it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,13 +16,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lora_sft.export.base_checkpoint import CONFIG_FILE
+from lora_sft.export.machine_room import find_free_memory
 from lora_sft.export.shard_writing import ShardWriter, lay_out_files
 from lora_sft.export.verification import compute_logits
 from lora_sft.export.weight_changes import Weight
 from lora_sft.export.weight_plan import WeightPlan
 from lora_sft.model.adapter import attach_adapters, attach_adapters_to_layers
 from lora_sft.model.base_model import CausalModel, load_base_model, parse_dtype
-from lora_sft.model.quantization import dequantize, is_quantized
+from lora_sft.model.quantization import dequantize, find_quantizing_device, is_quantized
 from lora_sft.recipe import ModelSection
 from lora_sft.run_directory import write_json
 
@@ -65,12 +65,14 @@ class WholeModels:
         self._plan = plan
 
     def load_adapted(self, onto: str) -> CausalModel:
-        cpu, origin, plan = torch.device("cpu"), self._plan.origin, self._plan
+        origin, plan, cpu = self._plan.origin, self._plan, torch.device("cpu")
         trained = origin.dtype or plan.dtype
         if onto == "dequantized" and origin.quantization:
             section = make_base_section(plan, trained)
-            base = load_base_model(section, quantization=origin.quantization, device=cpu)
-            base = dequantize(base, parse_dtype(trained)).float()
+            place = find_quantizing_device()  # where the merge makes its codes too
+            base = load_base_model(section, quantization=origin.quantization, device=place)
+            dequantized: Any = dequantize(base, parse_dtype(trained))
+            base = dequantized.to(cpu).float()
         else:
             base = load_base_model(make_base_section(plan, "float32"), device=cpu)
             if is_quantized(base):  # stored so: nothing else than its dequantised form is there
@@ -194,16 +196,3 @@ def find_what_needs_whole_weights(prepared: PreparedMerge) -> str:
         if adapter.plain or prepared.weights.config_changes.get("vocab_size"):
             return "an adapter with whole tensors"
     return ""
-
-
-def find_free_memory() -> float:
-    """Bytes that this process may still take: the machine's, or its container's where less."""
-    free = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        lines = dict(line.split(":") for line in meminfo.read_text().splitlines() if ":" in line)
-        free = float(lines["MemAvailable"].split()[0]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists() and (text := limit.read_text().strip()).isdigit():
-        free = min(free, float(text) - float(used.read_text()))
-    return free

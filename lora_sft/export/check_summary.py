@@ -13,10 +13,9 @@ def describe_check(checked: Mapping[str, Any]) -> str:
     parts = []
     tensors = checked.get("tensors")
     if tensors:
-        parts.append(
-            f"all {tensors['compared']} tensors ({tensors['merged']} merged) within "
-            f"{tensors['largest_ulps']} unit(s) in the last place"
-        )
+        ulps = tensors["largest_ulps"]
+        exact = "equal to the formula" + (f" but for {ulps} in the last place" if ulps else "")
+        parts.append(f"all {tensors['compared']} tensors ({tensors['merged']} merged) {exact}")
     if checked["prompts"]:
         parts.append(
             f"{checked['prompts']} prompts with a mean KL of {checked['mean_kl']:.2e} nats, top-1 "

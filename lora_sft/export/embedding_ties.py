@@ -32,6 +32,7 @@ def settle_embeddings(placer: Placer) -> dict[str, Any]:
     touched = embedding in placer.parameters or head in placer.parameters
     if names.is_tied and touched and _stay_tied(placer, embedding, head):
         both = placer.parameters.pop(head, None)
+        placer.copies |= both.tensors if both else set()
         kept = placer.parameters.setdefault(embedding, both or Weight(placer.find_tied()))
         if names.find(head):  # the base stores it there, or twice
             placer.parameters[head] = kept

@@ -33,10 +33,10 @@ from lora_sft.export.base_checkpoint import (
 )
 from lora_sft.export.base_form import BaseForm, find_form
 from lora_sft.export.check_summary import AGAINST
+from lora_sft.export.machine_room import check_disk_room, check_memory_room
 from lora_sft.export.merge_progress import byte_progress
 from lora_sft.export.shard_writing import OutputFile, ShardWriter, lay_out_files
 from lora_sft.export.staging import (
-    check_disk_room,
     check_output_is_free,
     put_in_place,
     staged_output,
@@ -44,11 +44,13 @@ from lora_sft.export.staging import (
 from lora_sft.export.tensor_check import TensorDifference, compare_tensors
 from lora_sft.export.weight_plan import WeightPlan, make_weight_plan
 from lora_sft.log import say
+from lora_sft.recipe.schema import QUANTIZATION_PRESETS
 from lora_sft.run_directory import write_json
 
 Onto = Literal["dequantized", "original"]
 Verify = Literal["auto", "logits", "tensors", "none"]
 REPORT_FILE = "merge_report.json"
+BYTES_A_QUANTISED_NUMBER = 8  # as stored, in training's dtype, its codes, and dequantised
 SLACK_BYTES = 64 << 20  # tokenizer, configs and card beside the weights
 
 
@@ -98,11 +100,13 @@ def make_merge_plan(
     dtype: str | None = None,
     verify: Verify = "auto",
     others: Sequence[Path] = (),
+    trained_on: str | None = None,
     allow_other_base: bool = False,
 ) -> MergePlan:
     """Decide what is merged onto what; `adapter` may be a run directory.
 
-    `others` are merged in the same pass, each with its own scale.
+    `others` are merged in the same pass, each with its own scale. `trained_on` says how the base
+    was quantised in training (`nf4`, `int8`), for adapters that do not record it.
 
     Raises: ExportError where the adapter, its base, the choice or the output cannot be.
     """
@@ -111,6 +115,9 @@ def make_merge_plan(
     origin = read_origin(folders[0])
     if base is not None:
         origin = replace(origin, model_name_or_path=base, revision=None)
+    if trained_on is not None and origin.quantization is None:
+        fields = QUANTIZATION_PRESETS[trained_on]
+        origin = replace(origin, quantization=fields, dtype=origin.dtype or "bfloat16")
     if not origin.model_name_or_path:
         raise ExportError(
             "the adapter does not say which base it belongs to",
@@ -147,8 +154,11 @@ def prepare_merge(plan: MergePlan) -> tuple[MergePlan, PreparedMerge]:
     adapters = tuple(read_adapter(folder) for folder in plan.adapters)
     base = read_base_checkpoint(origin.model_name_or_path, origin.revision)
     plan = _settle(plan, base)
-    if origin.base_fingerprint is not None and not plan.allow_other_base:
-        check_fingerprint(base, origin.base_fingerprint, str(plan.adapter))
+    if not plan.allow_other_base:
+        for folder in plan.adapters:
+            recorded = read_origin(folder).base_fingerprint
+            if recorded is not None:
+                check_fingerprint(base, recorded, str(folder))
     trained = getattr(torch, origin.dtype or plan.dtype)
     trust = origin.trust_remote_code
     form = find_form(base, plan.onto, origin.quantization, trained, trust_remote_code=trust)
@@ -156,7 +166,14 @@ def prepare_merge(plan: MergePlan) -> tuple[MergePlan, PreparedMerge]:
     files = lay_out_files(weights, form, getattr(torch, plan.dtype))
     prepared = PreparedMerge(base, adapters, form, weights, files)
     check_disk_room(plan.output, prepared.num_bytes + SLACK_BYTES)
+    check_memory_room(estimate_memory(form))
     return plan, prepared
+
+
+def estimate_memory(form: BaseForm) -> int:
+    """Bytes beyond the libraries' own: blocks, and one tensor that is quantised as a whole."""
+    whole = [t.num_elements for t in form.base.tensors.values() if not form.is_as_stored(t)]
+    return SLACK_BYTES + BYTES_A_QUANTISED_NUMBER * max(whole, default=0)
 
 
 def _settle(plan: MergePlan, base: BaseCheckpoint) -> MergePlan:
@@ -171,7 +188,7 @@ def _settle(plan: MergePlan, base: BaseCheckpoint) -> MergePlan:
         raise ExportError(
             "the adapter was not trained on a quantised base (as far as its folder says)",
             f"{plan.adapter}  --onto dequantized",
-            "drop --onto, or write --onto original",
+            "write --trained-on nf4 (or int8) where you know it, else drop --onto",
         )
     stored = base.config.get("dtype") or base.config.get("torch_dtype")
     dtype = plan.dtype or origin.export_dtype or origin.dtype or stored
@@ -220,7 +237,7 @@ def merge(plan: MergePlan) -> dict[str, Any]:
         with byte_progress("merging", prepared.num_bytes) as advance:
             ShardWriter(staged, prepared.form, advance).write(prepared.files)
         seconds = time.monotonic() - started
-        say(f"{prepared.num_bytes / 1e9:.2f} GB written in {seconds:.1f} s")
+        say(f"{prepared.num_bytes / 1e6:,.1f} MB written in {seconds:.1f} s")
         write_companions(plan, prepared, staged)
         report.update(_verify(plan, prepared, staged))
         report["seconds"] = round(time.monotonic() - started, 2)

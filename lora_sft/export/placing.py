@@ -28,6 +28,7 @@ class Placer:
         self.pieces: dict[str, Weight] = {}  # by the name on disk: experts and their like
         self.trained: dict[str, SavedAdapter] = {}  # parameters that came whole
         self.base_parts: dict[str, StoredTensor] = {}  # the base's own, as an adapter saved it
+        self.copies: set[StoredTensor] = set()  # what an adapter saved more than once
 
     @property
     def may_touch_embeddings(self) -> bool:
@@ -70,6 +71,7 @@ class Placer:
         """
         if trained is None:
             trained = adapter.is_trained_module(parameter) or parameter.endswith(".bias")
+        self.copies.add(tensor)
         found = self._find_whole(parameter, tensor)
         if found is not None:
             self._check_shape(tensor, found.shape, tensor.shape, resizable=parameter)

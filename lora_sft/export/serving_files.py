@@ -157,13 +157,19 @@ def write_generation_config(
     """The base's own generation config, with every stop token of training.
 
     Written as plain JSON: some bases ship settings that `GenerationConfig.save_pretrained`
-    refuses (a temperature without sampling), and it is not for an export to judge them.
+    refuses (a temperature without sampling), and it is not for an export to judge them. Private
+    keys go: with `_from_model_config`, 4.x may make the whole file anew from `config.json`, which
+    knows one stop token.
     """
     eos = inherited.get("eos_token_id")
     kept = eos if isinstance(eos, list) else [] if eos is None else [eos]
     own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     stops = sorted(set(stop_token_ids) or {*kept, *own})
-    config = {key: value for key, value in inherited.items() if value is not None}
+    config = {
+        key: value
+        for key, value in inherited.items()
+        if value is not None and not key.startswith("_")
+    }
     config["eos_token_id"] = stops[0] if len(stops) == 1 else stops
     if not stops:
         del config["eos_token_id"]

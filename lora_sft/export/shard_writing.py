@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -136,12 +136,15 @@ class ShardWriter:
                 job()
             return
         waiting: list[Future[object]] = []
-        for job in jobs:
-            waiting.append(pool.submit(job))
-            if len(waiting) > self._num_workers:
-                waiting.pop(0).result()
-        for future in waiting:
-            future.result()
+        try:
+            for job in jobs:
+                waiting.append(pool.submit(job))
+                if len(waiting) > self._num_workers:
+                    waiting.pop(0).result()
+            for future in waiting:
+                future.result()
+        finally:  # none may write any more once the file is closed
+            wait(waiting)
 
     def _list_jobs(
         self, file: OutputFile, reader: TensorReader, target: int, offsets: Mapping[str, int]

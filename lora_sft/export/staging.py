@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lora_sft.errors import CapabilityError, ExportError
+from lora_sft.errors import ExportError
 
 
 def check_output_is_free(output: Path) -> None:
@@ -26,18 +26,6 @@ def check_output_is_free(output: Path) -> None:
 def name_staging_folder(output: Path) -> Path:
     """Where the output is made: beside its place, on the same file system."""
     return output.with_name(f".{output.name}.merging")
-
-
-def check_disk_room(output: Path, needed_bytes: int) -> None:
-    """Raises: CapabilityError where the disk of `output` has too little room."""
-    folder = next(each for each in (output.absolute(), *output.absolute().parents) if each.exists())
-    free = shutil.disk_usage(folder).free
-    if needed_bytes > free:
-        raise CapabilityError(
-            f"too little disk: {needed_bytes / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free",
-            str(folder),
-            "free some, or give an output on another disk",
-        )
 
 
 @contextmanager

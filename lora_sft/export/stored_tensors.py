@@ -34,6 +34,11 @@ DTYPES: Mapping[str, torch.dtype] = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "C64": torch.complex64,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
@@ -63,7 +68,7 @@ class StoredTensor:
 
     @property
     def is_number(self) -> bool:
-        return self.dtype_code in DTYPES and self.dtype in NUMBERS
+        return self.dtype in NUMBERS
 
     @cached_property
     def num_elements(self) -> int:
@@ -98,6 +103,8 @@ def _parse_header(path: Path) -> dict[str, StoredTensor]:
         if name == METADATA:
             continue
         start, stop = entry["data_offsets"]
+        if entry["dtype"] not in DTYPES:
+            raise ValueError(f"the dtype {entry['dtype']} of {name} is not known here")
         if begin + stop > size:
             raise ValueError(f"it ends before {name} does")
         shape = tuple(entry["shape"])

@@ -76,9 +76,13 @@ class Weight:
         return bool(self.rows or self.terms or self.biases)
 
     @property
-    def base_part(self) -> Weight:
-        """Without what was learned on top: the weight that a tied twin keeps."""
-        return Weight(self.source)
+    def tensors(self) -> set[StoredTensor]:
+        """Every stored tensor that it is made of."""
+        used = {self.source, *(edit.rows for edit in self.rows)}
+        used |= {bias.bias for bias in self.biases}
+        for term in self.terms:
+            used |= {each for each in (term.a, term.b, term.magnitude) if each is not None}
+        return used
 
     def add(self, **more: object) -> Weight:
         """This weight with one more change: `add(terms=term)`."""

@@ -8,7 +8,7 @@ as PEFT says, and a tensor that matches nothing is dropped there with a warning.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from lora_sft.export.base_checkpoint import BaseCheckpoint
 from lora_sft.export.embedding_ties import settle_embeddings
 from lora_sft.export.parameter_names import ParameterNames
 from lora_sft.export.placing import FITTING_BASE, Placer
+from lora_sft.export.stored_tensors import StoredTensor
 from lora_sft.export.weight_changes import Weight
 
 
@@ -52,8 +53,27 @@ def make_weight_plan(
         _check_missing_modules(base, adapter)
         placer.place(adapter)
     config = settle_embeddings(placer) if placer.may_touch_embeddings else {}
+    weights = placer.collect()
+    _check_all_used(weights, placer.copies, adapters)
     total = sum(1 for adapter in adapters for _ in adapter.tensors)
-    return WeightPlan(placer.collect(), config, total)
+    return WeightPlan(weights, config, total)
+
+
+def _check_all_used(
+    weights: Mapping[str, Weight], copies: Set[StoredTensor], adapters: Sequence[SavedAdapter]
+) -> None:
+    """Raises: ExportError, naming it, where a tensor of an adapter has no part in any weight."""
+    used = set(copies)
+    for weight in weights.values():
+        used |= weight.tensors
+    for adapter in adapters:
+        for tensor in adapter.tensors:
+            if tensor not in used:
+                raise ExportError(
+                    f"{tensor.name} has no part in the merge: its kind is not known here",
+                    str(tensor.file),
+                    "use PEFT's merge_and_unload",
+                )
 
 
 def _find_num_tokens(adapters: Sequence[SavedAdapter]) -> int | None:

@@ -21,6 +21,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
+import jinja2
 import uvicorn
 from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
@@ -54,6 +55,9 @@ IGNORED_FIELDS: dict[str, tuple[Any, ...]] = {
     "previous_response_id": (),
     "background": (False,),
 }
+
+# What a request that the chat template did not expect makes it, or its reader, raise.
+REQUEST_FAULTS = (jinja2.TemplateError, LookupError, TypeError, ValueError)
 
 
 class OneModel(ModelManager):
@@ -212,7 +216,13 @@ def _build_routes(speaker: Speaker, api_key: str | None) -> APIRouter:
         path = request.url.path
         if path != "/v1/completions" and not speaker.tokenizer.chat_template:
             raise HTTPException(400, "the model has no chat template; use /v1/completions")
-        return await handlers[path].handle_request(body, str(uuid.uuid4()))
+        try:
+            return await handlers[path].handle_request(body, str(uuid.uuid4()))
+        except LoraSftError:
+            raise
+        except REQUEST_FAULTS as error:
+            message = f"the request cannot be rendered: {type(error).__name__}: {error}"
+            raise HTTPException(400, message) from error
 
     router = APIRouter(dependencies=[Depends(check_key)])
     router.add_api_route("/v1/models", list_models)

@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list
 from lora_sft.errors import EXIT_INTERRUPTED, EXIT_UNEXPECTED, LoraSftError
 from lora_sft.run_directory import CHECKPOINT_PREFIX, RunDirectory
 from lora_sft.train.processes import Processes
-from lora_sft.train.stop_signal import Stopped
+from lora_sft.train.stop_signal import Stopped, StopRequest
 from lora_sft.train.watch import FOLDER, STALL_SHARE, Watch
 
 
@@ -67,12 +67,18 @@ class Report:
 
 
 @contextmanager
-def status_written(run: RunDirectory, processes: Processes) -> Iterator[Report]:
-    """Inside, whatever goes wrong is written down, and raised as what it was."""
+def status_written(
+    run: RunDirectory, processes: Processes, request: StopRequest
+) -> Iterator[Report]:
+    """Inside, whatever goes wrong is written down, and raised as what it was.
+
+    A launcher sends SIGTERM to the rest as soon as one process fails; it is passed over then.
+    """
     report = Report(run, processes)
     try:
         yield report
     except BaseException as error:
+        request.finish()
         shown = report.fail(error)
         if shown is error:
             raise

@@ -58,6 +58,9 @@ def find_starting_point(
     if overwrite:
         _refuse_both(run, resume)
         return StartingPoint(discard=True)
+    if run.is_run and _was_never_saved(run) and resume in ("auto", "never"):
+        say(f"{run.checkpoints}: no checkpoint was ever finished; starting anew")
+        return StartingPoint()
     if run.is_run:
         _refuse_other_run(run, recipe)
     if resume not in ("auto", "never"):
@@ -141,6 +144,16 @@ def remove_run(run: RunDirectory) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     for file in (run.recipe, run.manifest, run.metrics, run.status, run.validation_sample):
         file.unlink(missing_ok=True)
+
+
+def _was_never_saved(run: RunDirectory) -> bool:
+    """Whether a run was killed inside its first save: nothing is there that could be gone on with.
+
+    Checkpoints of another program, with no run of ours around them, are none of our business.
+    """
+    has_adapter = (run.adapter / "adapter_config.json").exists()
+    is_ours = bool(_recorded_recipe(run)) and not has_adapter
+    return is_ours and not any(map(read_manifest, run.list_checkpoints()))
 
 
 def find_last_intact(run: RunDirectory) -> Path | None:

@@ -31,6 +31,7 @@ from typing import IO, Any
 
 from lora_sft.errors import EXIT_TRAINING, TrainingError
 from lora_sft.train.processes import Processes
+from lora_sft.train.stop_signal import Stopped
 
 FOLDER = "processes"  # of the run directory; gone after a good end
 BEAT_SECONDS = 1.0
@@ -122,19 +123,25 @@ class Watch:
         """The error that a person should see: another process's, where that was the cause.
 
         A collective fails wherever a process is missing; what was wrong with that one it says
-        itself, or it is gone without a word.
+        itself, or it is gone without a word. So it is with a SIGTERM, which a launcher sends to
+        whoever is left.
         """
         if isinstance(error, TrainingError) or not _is_about_others(error):
             return error
+        is_signal = isinstance(error, Stopped)
         deadline = time.monotonic() + GONE_BEATS * BEAT_SECONDS
         gone = ""
         while time.monotonic() < deadline:
             end = self.find_end()
+            if end is not None and is_signal:
+                return error
             if end is not None:
                 what = f"process {end.process_rank} ended the run: {end.reason}"
                 return TrainingError(what, str(self.folder), "see what that process printed")
             gone = gone or self._find_gone()
             time.sleep(BEAT_SECONDS / 4)
+        if is_signal and not gone:
+            return error
         text = " ".join(str(error).split())[:300]
         return TrainingError(
             gone or f"the connection to another process broke: {text}",
@@ -245,8 +252,10 @@ def _is_about_others(error: BaseException) -> bool:
     """Whether an error can be another process's doing: it comes from a collective."""
     name, text = type(error).__name__, str(error).lower()
     words = ("gloo", "nccl", "connection", "timed out", "tcpstore", "broken pipe", "rendezvous")
-    return name.startswith("Dist") or (
-        isinstance(error, RuntimeError | OSError) and any(word in text for word in words)
+    return (
+        isinstance(error, Stopped)
+        or name.startswith("Dist")
+        or (isinstance(error, RuntimeError | OSError) and any(word in text for word in words))
     )
 
 

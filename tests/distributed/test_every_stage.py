@@ -1,7 +1,7 @@
 """The same recipe on one process, on two, and under every ZeRO stage: the same numbers.
 
 Float32 must agree to rounding. Under NF4 with bfloat16 arithmetic a batch that is cut otherwise
-rounds otherwise: the noise was measured between one process and two without DeepSpeed.
+rounds otherwise, so it has a bound of its own, a few times what was measured.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from tests.distributed.cells import SPREADS as SPREADS_BY_NAME
 from tests.distributed.cells import STEPS
 
 pytest.importorskip("deepspeed", reason="pip install 'lora-sft[deepspeed]'")
 
-RELATIVE = {"lora": 1e-5, "qlora": 2e-3}
-RELATIVE_GRADIENT = {"lora": 1e-5, "qlora": 5e-2}
+RELATIVE = {"lora": 1e-5, "qlora": 1e-4}  # measured: 2.5e-7 and 1.4e-6
+RELATIVE_GRADIENT = {"lora": 1e-5, "qlora": 5e-3}  # measured: 1.1e-7 and 2.5e-4
 SPREADS = ["ddp", "zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
 ALONE = ["zero2_alone", "zero3_alone"]
 BY_DEFAULT = {("qlora", "zero3")}
@@ -40,6 +41,8 @@ def test_every_way_to_spread_a_run_gives_the_same_numbers(cell, base, spread):
     one, spread_out = cell(base, "one"), cell(base, spread)
     for key, relative in (("loss", RELATIVE), ("grad_norm", RELATIVE_GRADIENT)):
         expected, found = one.read(key), spread_out.read(key)
+        if (key, spread) == ("grad_norm", "zero0"):  # DeepSpeed computes none at stage 0
+            continue
         assert list(expected) == list(found) == list(range(1, STEPS + 1))
         residuals = [found[step] / value - 1 for step, value in expected.items()]
         assert max(map(abs, residuals)) <= relative[base], (key, residuals)
@@ -70,7 +73,26 @@ def test_adapters_are_float32_under_every_stage(cell, base, spread):
         assert all(tensor.numel() for tensor in tensors.values())
     rows = trained.manifest["census"]["rows"]
     assert {row["dtype"] for row in rows if row["kind"] == "trained"} == {"float32"}
-    assert trained.manifest["census"]["total_parameters"] == 133_440 + 0
+    assert trained.manifest["census"]["total_parameters"] == 125_248 + 8_192
+
+
+@pytest.mark.parametrize(("base", "spread"), CASES)
+def test_each_process_holds_its_share_and_no_more(cell, base, spread):
+    """The formulas of docs/scaling.md, in bytes between two steps (four a number, two moments)."""
+    processes, policy = SPREADS_BY_NAME[spread]
+    stage = int(policy[4]) if policy is not None else 0
+    whole = cell(base, "one").manifest["first_step"]["bytes_by_process"][0]
+    share = processes if stage == 3 else 1
+    moments, copy = (2 / processes, 1 / processes) if stage in (1, 2) else (2 / share, 0)
+    expected = {
+        "base": whole["base"] / share,
+        "adapter": whole["adapter"] / share,
+        "optimizer": (moments + copy) * whole["adapter"],
+    }
+    held = cell(base, spread).manifest["first_step"]["bytes_by_process"]
+    assert len(held) == processes
+    for record in held:
+        assert record == pytest.approx(expected, rel=0.01)
 
 
 @pytest.mark.parametrize(("base", "spread"), CASES)

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from tests.commands import read_metrics, run_process
-from tests.distributed.cells import STEPS, write_recipe_for
+from tests.distributed.cells import write_recipe_for
 
 pytestmark = pytest.mark.slow
 TOOL = Path(__file__).parents[2] / "tools" / "two_nodes.py"
 END_SECONDS = 60
+LONG = 40  # steps: more than are made before the kill
 
 
 def can_make_namespaces():
@@ -56,7 +57,7 @@ def test_two_nodes_train_the_run_of_one_process(launcher, cell, tmp_path, shared
 @pytest.mark.parametrize("killed", [0, 1])
 def test_both_nodes_end_soon_after_one_is_lost_and_the_run_goes_on(killed, tmp_path, shared_model):
     recipe = write_recipe_for(
-        tmp_path, shared_model, "lora", "ddp", "run", max_steps=40, save_steps=1
+        tmp_path, shared_model, "lora", "ddp", "run", max_steps=LONG, save_steps=1
     )
     outcome, result = run_two_nodes("--kill", killed, recipe)
     assert all(result["exit_codes"])
@@ -65,10 +66,8 @@ def test_both_nodes_end_soon_after_one_is_lost_and_the_run_goes_on(killed, tmp_p
     assert status["exit_code"] == 6
     assert "process" in status["reason"]
     assert "the same command goes on from the last checkpoint" in outcome.stderr
-    reached = max(read_metrics(tmp_path / "run", "loss"))
-    assert reached < 40
-    steps = reached + STEPS
-    again, result = run_two_nodes(recipe, f"train.max_steps={max(40, steps)}")
+    assert 1 <= max(read_metrics(tmp_path / "run", "loss")) < LONG
+    again, result = run_two_nodes(recipe)
     assert result["exit_codes"] == [0, 0], again.stderr
     assert "going on from" in again.stderr
-    assert list(read_metrics(tmp_path / "run", "loss")) == list(range(1, max(40, steps) + 1))
+    assert list(read_metrics(tmp_path / "run", "loss")) == list(range(1, LONG + 1))

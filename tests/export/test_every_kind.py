@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lora_sft.export.merging import make_merge_plan, merge
 from tests.export.adapters import KINDS, MAKERS, Kind, answer, make_adapter
@@ -38,8 +40,13 @@ def test_the_merged_model_answers_like_base_and_adapter(
     assert (expected[..., :400] - answer(base)).abs().max() > 1e-3
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert {name: config.get(name) for name in kind.config} == dict(kind.config)
+    merge(replace(plan, output=tmp_path / "rounded", dtype="bfloat16"))
+    exact = load_file(tmp_path / "merged" / "model.safetensors")
+    rounded = load_file(tmp_path / "rounded" / "model.safetensors")
+    assert exact.keys() == rounded.keys()
+    for name, tensor in exact.items():
+        assert torch.equal(rounded[name], tensor.bfloat16()), name
 
 
 def test_every_kind_was_tried() -> None:
-    assert len(KINDS) == 35
-    assert torch.get_default_dtype() == torch.float32
+    assert len({kind.name for kind in KINDS}) == len(KINDS) == 35

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
@@ -152,6 +152,29 @@ def test_experts_that_are_stacked_on_disk_are_merged_too(tmp_path):
     expected = make_adapter(base, tmp_path / "adapter", lora)
     assert merge_into(tmp_path, base)["tensors_merged"] == 4
     assert (answer(tmp_path / "merged") - expected).abs().max() < 1e-5
+
+
+def test_experts_that_were_adapted_one_by_one_are_merged_one_by_one(tmp_path):
+    """As PEFT saved them before transformers 5 stacked the experts; PEFT converts on loading."""
+    base = make_tiny_moe(tmp_path / "base")
+    names = ["q_proj", "gate_proj", "up_proj", "down_proj"]
+    LoraConfig(r=4, lora_alpha=8, target_modules=names).save_pretrained(str(tmp_path / "adapter"))
+    torch.manual_seed(3)
+    tensors = {}
+    for name, weight in load_file(base / "model.safetensors").items():
+        module = name.removesuffix(".weight")
+        if module.rsplit(".", 1)[-1] in names:
+            out_features, in_features = weight.shape
+            tensors[f"base_model.model.{module}.lora_A.weight"] = torch.randn(4, in_features) / 8
+            tensors[f"base_model.model.{module}.lora_B.weight"] = torch.randn(out_features, 4) / 8
+    save_file(tensors, tmp_path / "adapter" / "adapter_model.safetensors")
+    report = merge_into(tmp_path, base)
+    assert report["adapter_tensors_used"] == len(tensors) == 2 * (2 + 2 * 4 * 3)
+    assert report["tensors_merged"] == len(tensors) // 2
+    model = AutoModelForCausalLM.from_pretrained(base)
+    adapted = PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
+    assert (answer(tmp_path / "merged") - adapted(IDS).logits).abs().max() < 1e-5
+    assert (answer(tmp_path / "merged") - answer(base)).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

@@ -78,6 +78,22 @@ def test_the_dequantised_base_shifts_least_and_requantising_most(
     )
 
 
+def test_an_adapter_from_elsewhere_is_told_how_its_base_was_quantised(
+    command, tiny_model, tmp_path
+):
+    """PEFT's own config does not say that the base was quantised in training."""
+    make_adapter(tiny_model, tmp_path / "adapter", {"target_modules": "all-linear"})
+    merge = ("merge", tmp_path / "adapter", tmp_path / "merged", "--verify", "tensors", "--json")
+    outcome = command(*merge, "--trained-on", "nf4")
+    assert outcome.json["onto"] == "dequantized"
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    trained = PeftModel.from_pretrained(
+        dequantize(load_quantised(tiny_model, NF4), torch.bfloat16).float(), tmp_path / "adapter"
+    )
+    for name, tensor in trained.merge_and_unload().state_dict().items():
+        assert torch.equal(merged[name], tensor.bfloat16()), name
+
+
 def load_folder(folder: Path) -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.export.adapters import make_adapter
+from tests.export.adapters import make_adapter, make_tiny_moe
 from tests.tiny import make_tiny_llama
 
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -69,6 +69,16 @@ def test_an_adapter_that_does_not_fit_its_base(command, tiny_model, tmp_path, ch
     make_adapter(tiny_model, tmp_path / "adapter", {"target_modules": "all-linear"})
     edit_tensors(tmp_path / "adapter", change)
     check_refused(command, tmp_path, message)
+
+
+def test_a_tensor_that_takes_no_part_in_the_merge(command, tiny_model, tmp_path):
+    """Magnitudes of stacked experts, say: PEFT knows no DoRA for them, and would warn."""
+    base = make_tiny_moe(tmp_path / "base")
+    lora = {"target_modules": [], "target_parameters": ["down_proj"]}
+    make_adapter(base, tmp_path / "adapter", lora)
+    name = "base_model.model.model.layers.0.mlp.experts.lora_magnitude_vector"
+    edit_tensors(tmp_path / "adapter", lambda tensors: tensors.update({name: torch.ones(64)}))
+    check_refused(command, tmp_path, f"{name} has no part in the merge")
 
 
 @pytest.mark.parametrize(

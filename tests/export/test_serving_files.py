@@ -198,7 +198,11 @@ def test_a_config_says_what_its_authors_published_and_means_the_same(tmp_path, p
     ("trained", "inherited", "expected"),
     [
         ([5, 2], {"eos_token_id": 2}, [2, 5]),  # training knows all of them
-        ([], {"eos_token_id": [9, 2]}, [2, 5, 9]),  # an adapter trained elsewhere: the base's
+        (
+            [],
+            {"eos_token_id": [9, 2], "_from_model_config": True},
+            [2, 5, 9],
+        ),  # an adapter trained elsewhere: the base's
         ([], {}, 5),
     ],
 )
@@ -209,6 +213,7 @@ def test_every_stop_token_ends_an_answer(tmp_path, trained, inherited, expected)
     config = read(tmp_path / "generation_config.json")
     assert config["eos_token_id"] == expected
     assert config["pad_token_id"] == tokenizer.pad_token_id
+    assert "_from_model_config" not in config, "4.x would read the stop token of config.json"
 
 
 # --- tokenizer ------------------------------------------------------------------------------------

@@ -163,6 +163,7 @@ def test_an_answer_never_runs_past_the_context(address):
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             "only text",
         ),
+        ({"messages": [{"content": "no role"}]}, "the request cannot be rendered"),
     ],
 )
 def test_what_would_be_ignored_is_refused(address, settings, message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -206,3 +207,32 @@ def test_the_export_of_a_trained_run_is_tried_again_alone(command, write_recipe,
     assert again.code == 0, again.stderr
     assert "nothing is left to train" in again.stderr
     assert (merged / "merge_report.json").exists()
+
+
+def test_a_run_killed_inside_its_first_save_starts_anew(command, write_recipe, tmp_path):
+    recipe = write_recipe()
+    assert command("train", recipe).code == 0
+    losses = read_metrics(tmp_path / "run", "loss")
+    shutil.rmtree(tmp_path / "run" / "adapter")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "checkpoint-4")
+    (tmp_path / "run" / "checkpoints" / "checkpoint-2" / "manifest.json").unlink()
+    (tmp_path / "run" / "status.json").unlink()
+    again = command("train", recipe)
+    assert again.code == 0, again.stderr
+    assert "no checkpoint was ever finished; starting anew" in again.stderr
+    assert read_metrics(tmp_path / "run", "loss") == losses
+
+
+def test_a_changed_checkpoint_is_named_and_the_one_before_is_used(command, write_recipe, tmp_path):
+    recipe = write_recipe()
+    assert command("train", recipe).code == 0
+    losses = read_metrics(tmp_path / "run", "loss")
+    (tmp_path / "run" / "status.json").unlink()
+    file = tmp_path / "run" / "checkpoints" / "checkpoint-4" / "adapter_model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+    again = command("train", recipe)
+    assert again.code == 0, again.stderr
+    assert "checkpoint-4: adapter_model.safetensors is not the file that was saved" in again.stderr
+    assert read_metrics(tmp_path / "run", "loss") == losses
