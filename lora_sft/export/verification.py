@@ -112,15 +112,17 @@ def compare_logits(
 def continue_greedily(
     model: CausalModel, prompts: Sequence[Sequence[int]], num_tokens: int
 ) -> list[list[int]]:
-    """The most likely `num_tokens` after each prompt, without a look at stop tokens."""
-    model.eval()
+    """The most likely continuation of each prompt, at most `num_tokens` long."""
+    from transformers import GenerationConfig
+
+    greedy = GenerationConfig(max_new_tokens=num_tokens, do_sample=False, pad_token_id=0)
     continued = []
     for ids in prompts:
         given = torch.tensor([list(ids)], device=model.device)
-        for _ in range(num_tokens):
-            chosen = model(input_ids=given).logits[0, -1].argmax()
-            given = torch.cat([given, chosen.reshape(1, 1)], dim=1)
-        continued.append(given[0, len(ids) :].tolist())
+        found = model.eval().generate(
+            input_ids=given, attention_mask=torch.ones_like(given), generation_config=greedy
+        )
+        continued.append(found[0, len(ids) :].tolist())
     return continued
 
 
