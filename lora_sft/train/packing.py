@@ -31,6 +31,7 @@ from lora_sft.model.base_model import CausalModel
 from lora_sft.model.isolation import Isolation, measure_isolation
 from lora_sft.plan.batch import BatchPlan
 from lora_sft.recipe import Recipe
+from lora_sft.train import zero
 
 # Packing makes fewer and larger steps. A small set needs its steps (warm-up, decay, the updates
 # themselves) more than the minutes that its padding costs.
@@ -215,7 +216,7 @@ def _find_obstacle(arguments: Any) -> str:
 
 
 def _find_autocast(arguments: Any) -> torch.dtype | None:
-    if arguments.bf16:
+    if arguments.bf16 or zero.autocasts_bfloat16(arguments.deepspeed):
         return torch.bfloat16
     return torch.float16 if arguments.fp16 else None
 

@@ -66,6 +66,11 @@ def make_deepspeed_config(
     return settings
 
 
+def autocasts_bfloat16(settings: Any) -> bool:
+    """Whether these settings of DeepSpeed's (None: it is not used) compute in bfloat16."""
+    return isinstance(settings, dict) and "torch_autocast" in settings
+
+
 def enter() -> None:
     """Settle what DeepSpeed looks at when it starts; alone, this process is a world of one."""
     if find_device().type == "cpu":
