@@ -1,10 +1,10 @@
 """What it costs to merge an adapter into its base: whole processes, from files to files.
 
 The base is a random Llama in bf16, in three shards; the adapter is r=16 on every linear layer.
-lora-sft is run without its verification, which PEFT has none of, and once more with it, in columns
-of their own. That both did the same work is in the facts: the outputs are compared tensor by
-tensor, beside how far the adapter moved the base. The limit is a copy of the base's files, page
-cache warm.
+lora-sft is run without its verification, which PEFT has none of; `merge_large` (and the toy) runs
+it with verification too, in columns of their own. That both did the same work is in the facts: the
+outputs are compared tensor by tensor, beside how far the adapter moved the base. The limit is a
+copy of the base's files, page cache warm.
 """
 
 from __future__ import annotations
@@ -41,16 +41,21 @@ REPEATS = 3
 
 def measure(toy: bool) -> Iterator[Case]:
     """Make base and adapter, merge them in turn, and compare what came of it."""
-    yield from measure_size("toy" if toy else "0.32 B", 1 if toy else REPEATS)
+    if toy:
+        yield from measure_size("toy", 1, verified=True)
+    else:
+        yield from measure_size("0.32 B", REPEATS)
 
 
-def measure_size(size: str, repeats: int, *, alone: bool = False) -> Iterator[Case]:
-    """One size of base; `alone`: only ours without verification, and the copy."""
+def measure_size(
+    size: str, repeats: int, *, verified: bool = False, alone: bool = False
+) -> Iterator[Case]:
+    """One size of base; `verified`: ours with verification too; `alone`: only ours and the copy."""
     subject = SUBJECTS[size]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         facts = run_worker("merge_worker", "make", size, folder)
-        contestants = _list_contestants(subject, folder, alone)
+        contestants = _list_contestants(subject, folder, verified=verified, alone=alone)
         cases = list(take_turns(contestants, repeats))
         agreement = {} if alone else _compare(cases, folder)
     for case in cases:
@@ -58,7 +63,9 @@ def measure_size(size: str, repeats: int, *, alone: bool = False) -> Iterator[Ca
         yield replace(case, facts={**case.facts, **facts, **compared})
 
 
-def _list_contestants(subject: str, folder: Path, alone: bool) -> Sequence[Contestant]:
+def _list_contestants(
+    subject: str, folder: Path, *, verified: bool, alone: bool
+) -> Sequence[Contestant]:
     base, adapter = folder / "base", folder / "adapter"
     ours, peft, copy = folder / "lora-sft", folder / "peft", folder / "copy"
     lora_sft = [sys.executable, "-m", "lora_sft", "merge", adapter, ours, "--base", base]
@@ -69,7 +76,7 @@ def _list_contestants(subject: str, folder: Path, alone: bool) -> Sequence[Conte
 
     merge = [*lora_sft, "--verify", "none"]
     run = _make_run(subject, merge, ours)
-    if not alone:
+    if verified:
         run = _make_verified_run(subject, lora_sft, run, ours)
     contestants = [
         Contestant("lora-sft", "ours", (subject,), run),
