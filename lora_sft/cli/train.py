@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
             leave_outcome(os.environ, error.exit_code)
             _leave_at_once(error.exit_code, str(error))
             raise
-        except Exception:
+        except Exception:  # raised again: the launcher is told of the code before
             leave_outcome(os.environ, EXIT_UNEXPECTED)
             _leave_at_once(EXIT_UNEXPECTED, traceback.format_exc())
             raise

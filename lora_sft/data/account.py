@@ -83,7 +83,7 @@ class AccountTally:
             return
         source["kept"] += 1
         self._counts["kept"] += 1
-        self._counts["expanded"] += max(outcome.num_supervised, len(outcome.rows)) > 1
+        self._counts["expanded"] += outcome.is_expanded
         self._counts["truncated"] += outcome.is_truncated
         self._counts["partly_overlong"] += len(outcome.rows) < outcome.num_supervised
         lengths = [len(row.input_ids) for row in outcome.rows]

@@ -59,8 +59,8 @@ class PreviewRow:
 
     @property
     def is_expanded(self) -> bool:
-        """Whether the source row became several rows (also where only some of them fit)."""
-        return max(self.outcome.num_supervised, len(self.outcome.rows)) > 1
+        """Whether the source row became several rows."""
+        return self.outcome.is_expanded
 
     @property
     def num_overlong(self) -> int:

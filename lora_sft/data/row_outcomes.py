@@ -53,6 +53,11 @@ class RowOutcome:
         return len(self.supervised_lengths)
 
     @property
+    def is_expanded(self) -> bool:
+        """Whether the source row became several rows (also where only some of them fit)."""
+        return max(self.num_supervised, len(self.rows)) > 1
+
+    @property
     def longest_tokens(self) -> int:
         return max(self.supervised_lengths, default=0)
 

@@ -58,13 +58,15 @@ SLACK_BYTES = 64 << 20  # tokenizer, configs and card beside the weights
 class MergePlan:
     """What is merged onto what, and how; no weight was looked at yet.
 
-    `run`: the run directory that the adapter comes from, whose validation rows can be prompts.
+    `is_onto_asked`: `onto` is a person's choice and not the default. `run`: the run directory that
+    the adapter comes from, whose validation rows can be prompts.
     """
 
     adapters: tuple[Path, ...]
     output: Path
     origin: AdapterOrigin
     onto: Onto
+    is_onto_asked: bool
     dtype: str
     verify: Verify
     allow_other_base: bool = False
@@ -96,7 +98,7 @@ def make_merge_plan(
     output: Path,
     *,
     base: str | None = None,
-    onto: str | None = None,
+    onto: Onto | None = None,
     dtype: str | None = None,
     verify: Verify = "auto",
     others: Sequence[Path] = (),
@@ -124,14 +126,19 @@ def make_merge_plan(
             str(folders[0]),
             "add --base PATH",
         )
-    if onto == "original" and origin.quantization is None:
-        onto = None  # the same thing
     check_output_is_free(output)
-    chosen: Onto = "dequantized" if origin.quantization and onto != "original" else "original"
-    if onto == "dequantized" and chosen == "original":
-        chosen = "dequantized"  # only right where the base is stored quantised: checked with it
     run = adapter if folders[0] != adapter else None
-    return MergePlan(folders, output, origin, chosen, dtype or "", verify, allow_other_base, run)
+    return MergePlan(
+        adapters=folders,
+        output=output,
+        origin=origin,
+        onto=onto or ("dequantized" if origin.quantization else "original"),
+        is_onto_asked=onto is not None,
+        dtype=dtype or "",
+        verify=verify,
+        allow_other_base=allow_other_base,
+        run=run,
+    )
 
 
 def find_adapter_folder(path: Path) -> Path:
@@ -181,8 +188,15 @@ def _settle(plan: MergePlan, base: BaseCheckpoint) -> MergePlan:
 
     Raises: ExportError for --onto where only the other one is there.
     """
-    origin, onto = plan.origin, plan.onto
+    origin = plan.origin
+    onto = plan.onto
     if base.stored_quantization is not None:
+        if onto == "original" and plan.is_onto_asked:
+            raise ExportError(
+                "the base is stored quantised: there is no original to merge onto",
+                f"{base.location}  --onto original",
+                "drop --onto, or name the unquantised base with --base PATH",
+            )
         onto = "dequantized"
     elif onto == "dequantized" and not origin.quantization:
         raise ExportError(
@@ -260,9 +274,6 @@ def write_companions(plan: MergePlan, prepared: PreparedMerge, folder: Path) -> 
         tokenizer = load_saved_tokenizer(
             origin.model_name_or_path, origin.revision, trust_remote_code=origin.trust_remote_code
         )
-    for code in prepared.base.files[0].parent.glob("*.py"):
-        if "auto_map" in prepared.base.config:
-            shutil.copyfile(code, folder / code.name)
     config = make_config(prepared.base.config, plan.dtype, prepared.weights.config_changes)
     write_json(folder / CONFIG_FILE, config)
     write_serving_files(folder, tokenizer, origin)

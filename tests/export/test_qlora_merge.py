@@ -138,7 +138,12 @@ def test_a_base_that_is_stored_quantised_is_unpacked(command, tmp_path, fields):
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (base / name).write_bytes((source / name).read_bytes())
     make_adapter(source, tmp_path / "adapter", {"target_modules": "all-linear"})
-    outcome = command("merge", tmp_path / "adapter", tmp_path / "merged", "--base", base, "--json")
+    merge = ("merge", tmp_path / "adapter", tmp_path / "merged", "--base", base)
+    refused = command(*merge, "--onto", "original")
+    assert refused.code == 7
+    assert "there is no original to merge onto" in refused.stderr
+    assert not (tmp_path / "merged").exists()
+    outcome = command(*merge, "--json")
     assert outcome.code == 0, outcome.stderr
     assert outcome.json["onto"] == "dequantized"
     assert outcome.json["correctness"]["passed"]
