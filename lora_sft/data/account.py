@@ -96,8 +96,9 @@ class AccountTally:
             "tokens": num_passes * sum(lengths),
             "target_tokens": num_passes * sum(row.num_target_tokens for row in outcome.rows),
         }
-        self._counts.update(added)
-        source.update(added)
+        for name, count in added.items():
+            self._counts[name] += count
+            source[name] += count
 
     def _count_dropped(self, outcome: RowOutcome) -> None:
         drop, where = outcome.drop, outcome.source_row.where

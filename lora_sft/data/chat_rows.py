@@ -164,10 +164,11 @@ class ChatLabelRule:
     ) -> None:
         """Note what a person should be told of, though the row is right as it is."""
         messages = conversation.messages
-        self.notes.saw_thinking |= any(has_thinking(messages[i]) for i in trained)
+        if not self.notes.saw_thinking:
+            self.notes.saw_thinking = any(has_thinking(messages[i]) for i in trained)
         context = (each for index, each in enumerate(messages) if index not in trained)
         if any(
-            (each.content or "").strip() not in whole for each in context if not has_thinking(each)
+            (each.content or "").strip() not in whole and not has_thinking(each) for each in context
         ):
             self.notes.add(Notes(lost_context=1, first_lost_context=where))
 
@@ -370,8 +371,8 @@ def find_texts(conversation: Conversation) -> Iterator[str]:
     for message in conversation.messages:
         yield message.role
         yield message.content or ""
-        yield from _walk_texts(message.tool_calls)
-        yield from _walk_texts(message.extras)
+        for nested in filter(None, (message.tool_calls, message.extras)):
+            yield from _walk_texts(nested)
     yield from _walk_texts(conversation.tools)
 
 

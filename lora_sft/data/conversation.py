@@ -41,6 +41,8 @@ class Message:
     @property
     def reasoning(self) -> str:
         """The thinking that comes with the message in a field of its own, or an empty text."""
+        if not self.extras:
+            return ""
         values = (self.extras.get(key) for key in REASONING_KEYS)
         return next((value for value in values if isinstance(value, str)), "")
 

@@ -84,7 +84,10 @@ def _read_message(value: Any, index: int, sharegpt: bool) -> Message:
 
 
 def _first_given(value: Mapping[str, Any], *keys: str) -> Any:
-    return next((value[key] for key in keys if value.get(key) is not None), None)
+    for key in keys:
+        if (given := value.get(key)) is not None:
+            return given
+    return None
 
 
 def _known_role(role: str, index: int) -> str:

@@ -93,17 +93,11 @@ class ChatRenderer:
 
     def _open(self, conversation: Conversation, dialect: Dialect) -> OpenedChat:
         tools = [dict(tool) for tool in conversation.tools] or None
-        variables = {
-            **self._special_tokens,
-            **self._template_kwargs,
-            **conversation.template_kwargs,
-            "tools": tools,
-            "documents": None,
-        }
+        own = {**conversation.template_kwargs, "tools": tools, "documents": None}
         return OpenedChat(
             compile_template(self._get_template(tools)),
             dialect.write_messages(conversation.messages),
-            {**_plain_template_data(variables), CLOCK: self.today.strftime},
+            {**self._shared_variables, **_plain_template_data(own), CLOCK: self.today.strftime},
             dialect,
         )
 
@@ -138,8 +132,10 @@ class ChatRenderer:
             raise TemplateRefusal(f"{type(error).__name__}: {error}") from error
 
     @cached_property
-    def _special_tokens(self) -> dict[str, Any]:
-        return dict(self._tokenizer.special_tokens_map)
+    def _shared_variables(self) -> dict[str, Any]:
+        """What every conversation's template is given: special tokens, and the recipe's kwargs."""
+        shared = {**self._tokenizer.special_tokens_map, **self._template_kwargs}
+        return dict(_plain_template_data(shared))
 
     def find_end_of_turn(self, special: re.Pattern[str], known: re.Pattern[str]) -> str | None:
         """The special token that the template itself ends an answer with, unless it is `known`.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ class RowFile:
 
     def _make_lists(self, lists: list[list[int]]) -> pa.ListArray:
         lengths = np.fromiter(map(len, lists), np.int32, len(lists))
-        values = np.concatenate([np.array(each, np.int32) for each in lists])
+        values = np.fromiter(chain.from_iterable(lists), np.int32, int(lengths.sum()))
         self._sha256.update(lengths.tobytes())
         self._sha256.update(values.tobytes())
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)

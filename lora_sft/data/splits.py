@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DRAW_BYTES = 8
 DRAW_RANGE = 2 ** (8 * DRAW_BYTES)
+NOT_DRAWN = bytes(2 * DRAW_BYTES)
 
 
 def hash_row(values: Mapping[str, Any]) -> bytes:
@@ -37,24 +38,31 @@ def hash_grouped_row(values: Mapping[str, Any], group: Any) -> bytes:
 
 
 def make_row_hasher(data: DataSection, dataset: DatasetSection) -> Callable[[SourceRow], bytes]:
-    """What hashes the rows of `dataset`: by group where a held-out fraction of it asks for that."""
+    """What hashes the rows of `dataset`: by group where a held-out fraction of it asks for that,
+    and not at all where nothing is drawn."""
     column = _find_group_column(data)
-    is_divided = any(dataset is training for training in data.datasets)
-    if column is None or not is_divided:
+    is_divided = _has_fraction(data) and any(dataset is training for training in data.datasets)
+    if is_divided and column is not None:
+        return lambda row: _hash_in_group(row, column)
+    if is_divided or dataset.repeat % 1:
         return lambda row: hash_row(row.values)
+    return lambda _: NOT_DRAWN
 
-    def hash_in_group(row: SourceRow) -> bytes:
-        group = row.values.get(column)
-        if group is None:
-            raise DataError(
-                f'the row has no "{column}" to group by',
-                row.where,
-                f"the columns are: {make_one_line(', '.join(sorted(row.values)))}; "
-                f"name another in group_by, or give every row a {column}",
-            )
-        return hash_grouped_row(row.values, group)
 
-    return hash_in_group
+def _hash_in_group(row: SourceRow, column: str) -> bytes:
+    group = row.values.get(column)
+    if group is None:
+        raise DataError(
+            f'the row has no "{column}" to group by',
+            row.where,
+            f"the columns are: {make_one_line(', '.join(sorted(row.values)))}; "
+            f"name another in group_by, or give every row a {column}",
+        )
+    return hash_grouped_row(row.values, group)
+
+
+def _has_fraction(data: DataSection) -> bool:
+    return any(_get_fraction(section) for section in (data.validation, data.test))
 
 
 def _find_group_column(data: DataSection) -> str | None:

@@ -142,8 +142,7 @@ def _find_end_token(encoding: Encoding, last: int, end: int, num_tokens: int) ->
 
 def check_single_bos(ids: list[int], tokenizer: PreTrainedTokenizerBase, where: str) -> None:
     """Raises: DataError where a row begins with two beginning-of-sequence tokens."""
-    bos = tokenizer.bos_token_id
-    if bos is not None and ids[:2] == [bos, bos]:
+    if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
         raise DataError(
             f'the row begins with "{tokenizer.bos_token}" twice',
             where,

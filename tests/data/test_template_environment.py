@@ -73,6 +73,21 @@ TEMPLATES = [
     "{% endgeneration %}{{ c }}{% endfor %}",
     "{% set ns = namespace(n=0) %}{% generation %}{% set ns.n = 2 %}{% set z = 3 %}"
     "{% endgeneration %}{{ ns.n }}{{ z is defined }}",
+    "{{ {'strip': 'own'}.strip }}{{ {'role': none}.role }}{{ {'role': 1}.name is defined }}",
+    "{{ messages[0].missing.strip() }}",
+    "{{ messages[0].role.strip.strip() }}",
+    "{% set x = 3 %}{{ x.strip() }}",
+    "{{ {'strip': 'own'}.strip('x') }}",
+    "{{ messages[0].content.split(sep='a') }}{{ messages[0].content.split(*['a']) }}"
+    "{{ messages[0].content.replace('a', 'b', 1).strip().split(messages[0].role[0]) }}",
+    "{% macro say(m, end='!') %}{{ m.role.upper() }}{{ end }}{% endmacro %}"
+    "{% for m in messages if m.content.strip() %}{{ say(m) }}{{ say(m, end=m.role.title()) }}"
+    "{% endfor %}{% macro wrap() %}<{{ caller().strip() }}>{% endmacro %}"
+    "{% call wrap() %} {{ messages[0].role.strip('u') }} {% endcall %}",
+    "{{ messages|map(attribute='role')|join(' ') }}{{ 'a,b'.split(',')|join('-') }}",
+    "{{ namespace(_x=1) }}",
+    "{% set ns = namespace({'a': 1}, b=2) %}{{ ns.a }}{{ ns.b }}{{ ns.missing is defined }}"
+    "{% for m in messages %}{% set ns.b = namespace(c=loop.index) %}{% endfor %}{{ ns.b.c }}",
 ]
 
 
