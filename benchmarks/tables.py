@@ -54,6 +54,7 @@ CPU_MEASURES = {
         "Where the time of data preparation goes",
         "cpu_seconds",
         (
+            "rate_of_bare_tokenizer",
             "tokenise_share",
             "render_share",
             "check_share",

@@ -1,9 +1,9 @@
 """One contestant's preparation of every subject's rows, measured inside its own process.
 
 `python -m benchmarks.cpu.data_preparation_worker lora-sft|stages|trl|tokenizer TOKENIZER TEMPLATE
-SUBJECT=ROWS...` prints `{subject: {"values": ..., "facts": ...}}`; `stages` is lora-sft, with the
-share of each stage instead. The facts hold digests of the
-rows whatever their order, so that the contestants can be compared without keeping what they made.
+SUBJECT=ROWS...` prints `{subject: {"values": ..., "facts": ...}}`; `stages` is lora-sft between two
+runs of the tokenizer, with the share of each stage. The facts hold digests of the rows whatever
+their order, so that the contestants can be compared without keeping what they made.
 """
 
 from __future__ import annotations
@@ -109,15 +109,24 @@ def make_lora_sft_prepare(
 
 
 def make_lora_sft_stages(tokenizer: Path, template: Path, folder: Path, few: Path) -> Prepare:
-    """lora-sft once more, with a clock on its stages."""
+    """lora-sft once more, with a clock on its stages.
+
+    The bare tokenizer works on the same texts just before and just after it, in the same process:
+    where a machine's speed drifts from second to second only such neighbours can be compared.
+    """
     clock = StageClock(STAGE_OF_FILE)
     whole = make_lora_sft_prepare(tokenizer, template, folder, few, clock)
+    bare = make_tokenizer_prepare(tokenizer, template, folder, few)
 
     def prepare(rows: Path, own_template: bool) -> Sample:
         clock.cpu_seconds.clear()
+        before = bare(rows, own_template)
         cost = whole(rows, own_template)
+        floors = [each.values["cpu_seconds"] for each in (before, bare(rows, own_template))]
+        rate = sum(floors) / len(floors) / cost.values["cpu_seconds"]
         shares = {name: clock.shares.get(name, 0.0) for name in {*STAGE_OF_FILE.values(), OTHER}}
-        return Sample({**cost.values, **{f"{name}_share": each for name, each in shares.items()}})
+        shown = {f"{name}_share": each for name, each in shares.items()}
+        return Sample({**cost.values, "rate_of_bare_tokenizer": rate, **shown})
 
     return prepare
 

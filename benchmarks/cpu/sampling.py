@@ -36,6 +36,7 @@ QUANTITIES: Mapping[str, tuple[str, Literal["lower", "higher"]]] = {
     "rows_per_second": ("rows/s", "higher"),
     "second_preparation_seconds": ("s", "lower"),
     "packing_seconds": ("s", "lower"),
+    "rate_of_bare_tokenizer": ("share", "higher"),
     "read_share": ("share", "lower"),
     "hash_share": ("share", "lower"),
     "convert_share": ("share", "lower"),

@@ -77,6 +77,16 @@ def checkpointing_is_reentrant(recipe: Recipe) -> Iterator[Finding]:
         yield Finding((name, "train.deepspeed"), what, f"delete {name}")
 
 
+def single_tokens_are_not_partitioned(recipe: Recipe) -> Iterator[Finding]:
+    """PEFT takes the rows to train out of an embedding that no process holds whole; it can do so
+    on CUDA alone (0.21 `TrainableTokensLayer._collect_token_weights`), and nothing proves it."""
+    name = "adapter.trainable_token_indices"
+    if _is_partitioned(recipe) and recipe.adapter.lora.get("trainable_token_indices"):
+        what = "single tokens cannot be trained where the embedding is spread (ZeRO-3)"
+        fix = "write train.deepspeed: zero2, or adapter.modules_to_save: [embed_tokens, lm_head]"
+        yield Finding((name, "train.deepspeed"), what, fix)
+
+
 def one_way_to_spread_the_model(recipe: Recipe) -> Iterator[Finding]:
     """FSDP and DeepSpeed both take the model apart."""
     if recipe.train.get("deepspeed") is not None and recipe.train.get("fsdp"):
@@ -91,6 +101,7 @@ DEEPSPEED_RULES: tuple[Rule, ...] = (
     eight_bit_weights_are_not_partitioned,
     four_bit_storage_is_the_dtype,
     checkpointing_is_reentrant,
+    single_tokens_are_not_partitioned,
     one_way_to_spread_the_model,
 )
 

@@ -68,7 +68,6 @@ def settings_of_a_later_version(recipe: Recipe) -> Iterator[Finding]:
             "adapter.init_lora_weights",
             "adapter.init_lora_weights: true",
         ),
-        (bool(train.get("push_to_hub")), "train.push_to_hub: true", "train.push_to_hub: false"),
         (
             train["per_device_train_batch_size"] == "auto",
             "train.per_device_train_batch_size: auto",
@@ -87,6 +86,14 @@ def partial_checkpointing_comes_later(recipe: Recipe) -> Iterator[Finding]:
         if value is not None and not isinstance(value, bool):
             path = _written_as(recipe, name)
             yield _later(path, f"{path}: {value}", f"{path}: true")
+
+
+def pushing_waits_for_the_end(recipe: Recipe) -> Iterator[Finding]:
+    """The Trainer would upload whatever lies in the run's directory at every save."""
+    if recipe.train.get("push_to_hub"):
+        what = "train.push_to_hub uploads during training, and what is finished is pushed by export"
+        fix = "write export.push_to_hub: your-name/the-model, and delete train.push_to_hub"
+        yield Finding(("train.push_to_hub",), what, fix)
 
 
 def _later(path: str, setting: str, line: str) -> Finding:
@@ -397,6 +404,7 @@ def metrics_are_known(recipe: Recipe) -> Iterator[Finding]:
 RULES: tuple[Rule, ...] = (
     settings_of_a_later_version,
     partial_checkpointing_comes_later,
+    pushing_waits_for_the_end,
     rows_come_from_somewhere,
     a_split_has_one_source,
     groups_are_of_a_fraction,

@@ -77,6 +77,7 @@ def test_the_stages_of_preparation_add_up_to_its_whole() -> None:
         assert sum(shares.values()) == pytest.approx(1)
         assert shares["render_share"] > 0
         assert shares["tokenise_share"] > 0
+        assert 0 < case.measurements["rate_of_bare_tokenizer"].median < 1
 
 
 def test_preparation_is_measured_at_every_size_and_found_again() -> None:

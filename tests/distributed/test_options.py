@@ -38,6 +38,31 @@ def test_checkpointing_evaluation_and_the_best_checkpoint(spread, cell, tmp_path
     assert all(torch.equal(wanted[name], exported[name]) for name in wanted)
 
 
+@pytest.mark.parametrize(
+    "adapter",
+    [{"modules_to_save": ["embed_tokens", "lm_head"]}, {"use_dora": True, "bias": "lora_only"}],
+    ids=["modules_to_save", "dora"],
+)
+@pytest.mark.parametrize("spread", ["zero2", "zero3"])
+def test_what_an_adapter_trains_beside_its_matrices_is_the_same_on_two_processes(
+    spread, adapter, tmp_path, shared_model
+):
+    runs = [tmp_path / "one" / "run", tmp_path / spread / "run"]
+    for processes, run in enumerate(runs, start=1):
+        recipe = write_recipe_for(run.parent, shared_model, "lora", run.parent.name, "run")
+        settings = json.loads(recipe.read_text())
+        settings["adapter"] |= adapter
+        recipe.write_text(json.dumps(settings))
+        outcome = train(processes, recipe)
+        assert outcome.code == 0, outcome.stderr
+    losses = [read_metrics(run, "loss") for run in runs]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    one, two = (load_file(run / "adapter" / "adapter_model.safetensors") for run in runs)
+    assert one.keys() == two.keys()
+    moved = max(float((one[name] - two[name]).abs().max()) for name in one)
+    assert moved <= 1e-4  # a learning rate of 1e-2 moves a number up to 6e-2
+
+
 def test_a_loss_that_is_no_number_stops_both_processes_before_the_step(tmp_path, shared_model):
     """At such a rate the weights overflow soon; nothing may be saved as if it were trained."""
     recipe = write_recipe_for(

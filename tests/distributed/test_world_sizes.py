@@ -15,13 +15,14 @@ from tests.distributed.cells import STEPS, train, write_recipe_for
 pytest.importorskip("deepspeed", reason="pip install 'lora-sft[deepspeed]'")
 pytestmark = pytest.mark.slow
 HALF = STEPS // 2
-RELATIVE = 1e-5
+# Rounding under NF4 and bfloat16 is another with another cut: see test_every_stage.
+RELATIVE = {"lora": {"loss": 1e-5, "grad_norm": 1e-5}, "qlora": {"loss": 1e-4, "grad_norm": 5e-3}}
 
 
-def begin(cell, spread, tmp_path, shared_model, name):
+def begin(cell, spread, tmp_path, shared_model, name, base="lora"):
     """The first half of a cell's run, in a folder of its own: its first checkpoint, moved."""
-    source = cell("lora", spread)
-    recipe = write_recipe_for(tmp_path, shared_model, "lora", spread, name)
+    source = cell(base, spread)
+    recipe = write_recipe_for(tmp_path, shared_model, base, spread, name)
     run = tmp_path / name
     shutil.copytree(source.run, run)
     shutil.rmtree(run / "checkpoints" / f"checkpoint-{STEPS}")
@@ -35,35 +36,40 @@ def begin(cell, spread, tmp_path, shared_model, name):
     return recipe, run
 
 
-def check_second_half(run, straight):
+def check_second_half(run, straight, base="lora"):
     for key in ("loss", "grad_norm", "learning_rate"):
         expected, found = straight.read(key), read_metrics(run, key)
         assert list(found) == list(expected)
+        relative = RELATIVE[base].get(key, 1e-12)
         for step in range(HALF + 1, STEPS + 1):
-            assert found[step] == pytest.approx(expected[step], rel=RELATIVE), (key, step)
+            assert found[step] == pytest.approx(expected[step], rel=relative), (key, step)
 
 
 @pytest.mark.parametrize(
-    ("before", "processes", "name"),
+    ("base", "before", "processes"),
     [
-        ("ddp", 1, "ddp-2-to-1"),
-        ("one", 2, "ddp-1-to-2"),
-        ("zero1", 1, "zero1-2-to-1"),
-        ("zero2", 1, "zero2-2-to-1"),
-        ("zero2_alone", 2, "zero2-1-to-2"),
-        ("zero3", 1, "zero3-2-to-1"),
-        ("zero3_alone", 2, "zero3-1-to-2"),
+        ("lora", "ddp", 1),
+        ("lora", "one", 2),
+        ("lora", "zero1", 1),
+        ("lora", "zero2", 1),
+        ("lora", "zero2_alone", 2),
+        ("lora", "zero3", 1),
+        ("lora", "zero3_alone", 2),
+        ("qlora", "ddp", 1),
+        ("qlora", "one", 2),
+        ("qlora", "zero3", 1),
+        ("qlora", "zero3_alone", 2),
     ],
 )
 def test_a_run_goes_on_with_another_number_of_processes(
-    before, processes, name, cell, tmp_path, shared_model
+    base, before, processes, cell, tmp_path, shared_model
 ):
-    recipe, run = begin(cell, before, tmp_path, shared_model, name)
+    recipe, run = begin(cell, before, tmp_path, shared_model, "run", base)
     outcome = train(processes, recipe)
     assert outcome.code == 0, outcome.stderr
     assert f"checkpoint-{HALF}" in outcome.stderr
     assert json.loads((run / "manifest.json").read_text())["world_size"] == processes
-    check_second_half(run, cell("lora", "one"))
+    check_second_half(run, cell(base, "one"), base)
 
 
 def test_a_lost_optimizer_would_be_seen(cell, tmp_path, shared_model):

@@ -11,7 +11,11 @@ from tests.recipe.recipes import SMALLEST, fault_of, faults_of, read_smallest
 VALIDATION = "data.validation={fraction: 0.1}"
 CASES = [
     ("settings_of_a_later_version", ["tokenizer.new_tokens=[a]"], "write tokenizer.new_tokens: []"),
-    ("settings_of_a_later_version", ["train.push_to_hub=true"], "write train.push_to_hub: false"),
+    (
+        "pushing_waits_for_the_end",
+        ["train.push_to_hub=true"],
+        "write export.push_to_hub: your-name/the-model, and delete train.push_to_hub",
+    ),
     (
         "settings_of_a_later_version",
         ["train.per_device_train_batch_size=auto"],
@@ -221,6 +225,11 @@ CASES = [
         "checkpointing_is_reentrant",
         ["train.deepspeed=zero3", "train.activation_checkpointing_kwargs={use_reentrant: false}"],
         "delete train.activation_checkpointing_kwargs",
+    ),
+    (
+        "single_tokens_are_not_partitioned",
+        ["train.deepspeed=zero3", "adapter.trainable_token_indices=[1, 2]"],
+        "write train.deepspeed: zero2, or adapter.modules_to_save: [embed_tokens, lm_head]",
     ),
     (
         "one_way_to_spread_the_model",
