@@ -13,8 +13,8 @@ Counted is the work alone, from the file to the data set (lora-sft: `build_corpu
 `load_dataset` and `SFTTrainer._prepare_dataset`), after eight rows to warm up. Imports, the
 tokenizer and the model are not counted. What has to be paid whatever the number of rows is in
 "eight_rows_cpu_seconds": eight rows, prepared a second time. (TRL's is large: `datasets` hashes
-the tokenizer to name its cache file.) The floor is the tokenizer's `encode_batch_fast` on texts
-that were rendered before. Each round starts new processes, with a new, empty cache.
+the tokenizer to name its cache file.) Each round starts new processes, with a new, empty cache.
+`data_stages` compares with the tokenizer alone.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MEASURE = "data_preparation"
 REWRITTEN = "multi-turn chats, history rewritten"
 REPEATS = 3
 
-OURS, PEER, LIMIT = "lora-sft", "TRL", "tokenizer only"
+OURS, PEER = "lora-sft", "TRL"
 NO_DATA = f"needs the data folder {VARIABLE}"
 NOT_REWRITTEN = (
     "TRL replaces the template by one that does not rewrite history: see multi-turn chats"
@@ -62,7 +62,6 @@ def measure(toy: bool) -> Iterator[Case]:
         for subject in (CHATS, QUESTIONS, REWRITTEN):
             yield Case(subject, OURS, "ours", status="skipped", reason=NO_DATA)
             yield Case(subject, PEER, "peer", status="skipped", reason=NO_DATA)
-            yield Case(subject, LIMIT, "limit", status="skipped", reason=NO_DATA)
         return
     with tempfile.TemporaryDirectory() as folder:
         files = write_row_files(data, Path(folder), toy)
@@ -85,7 +84,6 @@ def _list_contestants(tokenizer: Path, files: Mapping[str, Path]) -> Sequence[Co
         Contestant(
             PEER, "peer", tuple(files), partial(run, "trl", same), {REWRITTEN: NOT_REWRITTEN}
         ),
-        Contestant(LIMIT, "limit", subjects, partial(run, "tokenizer", [*same, *rewritten])),
     )
 
 

@@ -1,6 +1,6 @@
 """One contestant's preparation of every subject's rows, measured inside its own process.
 
-`python -m benchmarks.cpu.data_preparation_worker lora-sft|stages|trl|tokenizer TOKENIZER TEMPLATE
+`python -m benchmarks.cpu.data_preparation_worker lora-sft|stages|trl TOKENIZER TEMPLATE
 SUBJECT=ROWS...` prints `{subject: {"values": ..., "facts": ...}}`; `stages` is lora-sft between two
 runs of the tokenizer, with the share of each stage. The facts hold digests of the rows whatever
 their order, so that the contestants can be compared without keeping what they made.
@@ -62,7 +62,6 @@ def main(kind: str, tokenizer: str, template: str, *subjects: str) -> None:
             "lora-sft": make_lora_sft_prepare,
             "stages": make_lora_sft_stages,
             "trl": make_trl_prepare,
-            "tokenizer": make_tokenizer_prepare,
         }
         pairs = [subject.split("=", 1) for subject in subjects]
         few = _write_first_rows(Path(pairs[0][1]), Path(folder) / "warm_up.jsonl")
@@ -126,7 +125,9 @@ def make_lora_sft_stages(tokenizer: Path, template: Path, folder: Path, few: Pat
         rate = sum(floors) / len(floors) / cost.values["cpu_seconds"]
         shares = {name: clock.shares.get(name, 0.0) for name in {*STAGE_OF_FILE.values(), OTHER}}
         shown = {f"{name}_share": each for name, each in shares.items()}
-        return Sample({**cost.values, "rate_of_bare_tokenizer": rate, **shown})
+        is_same = before.facts["tokens_sha256"] == cost.facts["tokens_sha256"]
+        values = {**cost.values, "rate_of_bare_tokenizer": rate, **shown}
+        return Sample(values, {"same_rows_and_tokens_as_the_tokenizer": is_same})
 
     return prepare
 
@@ -184,7 +185,7 @@ def make_trl_prepare(tokenizer_folder: Path, template: Path, folder: Path, few: 
 def make_tokenizer_prepare(
     tokenizer_folder: Path, template: Path, folder: Path, few: Path
 ) -> Prepare:
-    """The floor: the tokenizer's fastest call on texts that are rendered already."""
+    """The tokenizer alone: its fastest call on texts that are rendered already."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)

@@ -78,6 +78,7 @@ def test_the_stages_of_preparation_add_up_to_its_whole() -> None:
         assert shares["render_share"] > 0
         assert shares["tokenise_share"] > 0
         assert 0 < case.measurements["rate_of_bare_tokenizer"].median < 1
+        assert case.facts["same_rows_and_tokens_as_the_tokenizer"]
 
 
 def test_preparation_is_measured_at_every_size_and_found_again() -> None:
@@ -99,9 +100,8 @@ def test_everyone_prepares_the_same_tokens_and_learns_the_same_but_for_a_known_n
         assert case.measurements["tokens_per_cpu_second"].median > 0
     for case in select(measured, role="ours"):
         assert case.facts["source_rows_kept"] == case.facts["source_rows_read"]
-    for case in [*select(measured, role="peer"), *select(measured, role="limit")]:
-        assert case.facts["same_rows_and_tokens_as_lora_sft"]
     for case in select(measured, role="peer"):
+        assert case.facts["same_rows_and_tokens_as_lora_sft"]
         assert case.facts["labels"].startswith("the same tokens are learned, but for the newline")
 
 
@@ -120,7 +120,7 @@ def test_without_the_data_folder_every_case_is_skipped_and_says_what_is_missing(
     cases = list(data_preparation.measure(toy=True))
     assert {case.status for case in cases} == {"skipped"}
     assert {case.reason for case in cases} == {"needs the data folder LORA_SFT_DATA"}
-    assert {case.role for case in cases} == {"ours", "peer", "limit"}
+    assert {case.role for case in cases} == {"ours", "peer"}
 
 
 def test_no_packing_is_better_than_the_limit_or_worse_than_padding() -> None:
