@@ -17,16 +17,24 @@ stop (a server stops at it), and it is appended.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
+from lora_sft.data.content_survival import (
+    EXCERPT_CHARACTERS,
+    check_content_survives,
+    find_lost,
+    list_call_texts,
+    walk_values,
+)
 from lora_sft.data.conversation import Conversation, Message
 from lora_sft.data.drops import RowDropped
 from lora_sft.data.escaping import escape_special_tokens
-from lora_sft.data.messages import find_call_arguments, find_call_name
+from lora_sft.data.history_spans import find_first_difference, find_shown_turn
+from lora_sft.data.messages import find_call_name
 from lora_sft.data.rendering import PROBE_QUESTION, ChatRenderer, OpenedChat
 from lora_sft.data.thinking import (
     has_thinking,
@@ -37,8 +45,7 @@ from lora_sft.data.thinking import (
 from lora_sft.errors import DataError
 
 TRAINED_ROLE = "assistant"
-THINK_MARKS = re.compile("</?think>")
-EXCERPT_CHARACTERS = 80
+SYSTEM_ROLES = ("system", "developer")
 
 
 @dataclass(frozen=True)
@@ -92,10 +99,11 @@ class Notes:
 @dataclass(frozen=True)
 class ServedTurn:
     """A trained turn as served: P and target (and what the template puts after it), and where in
-    it the target begins and ends."""
+    it the target begins and ends; `stop` is what it ends in."""
 
     text: str
     learned: LearnedText
+    stop: str
     built: str = "rendered"
 
     def begins(self, text: str) -> bool:
@@ -166,10 +174,8 @@ class ChatLabelRule:
         messages = conversation.messages
         if not self.notes.saw_thinking:
             self.notes.saw_thinking = any(has_thinking(messages[i]) for i in trained)
-        context = (each for index, each in enumerate(messages) if index not in trained)
-        if any(
-            (each.content or "").strip() not in whole and not has_thinking(each) for each in context
-        ):
+        context = [each for index, each in enumerate(messages) if index not in trained]
+        if _loses_context(context, conversation.tools, whole):
             self.notes.add(Notes(lost_context=1, first_lost_context=where))
 
     def _write_in_place(
@@ -180,30 +186,32 @@ class ChatLabelRule:
         whole: str,
         where: str,
     ) -> RenderedRow:
-        """One row of the whole conversation, its earlier turns learned as history shows them.
+        """One row of the whole conversation, its earlier turns learned as history shows them, and
+        a turn that ends it as it is served.
 
         Raises: RowDropped where a turn cannot be found there, or history lost what it holds.
         """
-        self.notes.in_place += 1
-        learned, position = [], 0
+        last = turns[-1]
+        ends = last.learned.message == len(conversation.messages) - 1
+        text, built = (last.text, last.built) if ends else (whole, "rendered")
+        shared = find_first_difference(text, whole)
+        learned = []
         for turn in turns:
+            if turn.begins(text):
+                learned.append(turn.learned)
+                continue
             index = turn.learned.message
             assert index is not None
-            before = chat.render(index, served=False)
-            header = turn.text[find_first_difference(before, turn.text) : turn.learned.start]
-            start = whole.find(header, position) + len(header)
-            if turn.begins(whole):
-                start = turn.learned.start
-            end = self._find_stop_end(whole, start) if start >= position + len(header) else None
-            if end is None:
-                detail = f"history shows message {index} without its header or its stop"
+            prompt = turn.text[: turn.learned.start]
+            place = find_shown_turn(chat, index, whole, prompt, turn.stop)
+            if place is None or place[1] > shared:
+                detail = f"history shows message {index} otherwise than can be told apart"
                 raise RowDropped("not_prefix_stable", detail)
-            message = conversation.messages[index]
-            shown = message if turn.begins(whole) else without_thinking(message)
-            check_content_survives(shown, whole[start:end], index)
-            learned.append(LearnedText(TRAINED_ROLE, index, start, end))
-            position = end
-        return RenderedRow(where, whole, tuple(learned))
+            shown = without_thinking(conversation.messages[index])
+            check_content_survives(shown, whole[slice(*place)], index)
+            learned.append(LearnedText(TRAINED_ROLE, index, *place))
+        self.notes.in_place += 1
+        return RenderedRow(where, text, tuple(learned), built)
 
     def _write_rewritten(self, turns: list[ServedTurn], where: str) -> list[RenderedRow]:
         if self._rewritten_history == "error":
@@ -224,22 +232,21 @@ class ChatLabelRule:
         message, built = conversation.messages[index], "rendered"
         if not text.startswith(prompt):
             text, built = self._splice(chat, conversation, index, prompt, text), "spliced"
-        end = self._find_stop_end(text, len(prompt))
-        if end is None:
-            text, built = self._append_stop(chat, conversation, index, text), "spliced"
-            end = len(text)
+        found = self._find_stop(text, len(prompt))
+        if found is None:
+            stop = self._find_next_start(chat, conversation, index, text)
+            text, built, end = text + stop, "spliced", len(text) + len(stop)
+        else:
+            stop, end = found.group(), found.end()
+        self.notes.seen_stops.add(stop)
         check_content_survives(message, text[len(prompt) : end], index)
-        return ServedTurn(text, LearnedText(TRAINED_ROLE, index, len(prompt), end), built)
+        learned = LearnedText(TRAINED_ROLE, index, len(prompt), end)
+        return ServedTurn(text, learned, stop, built)
 
-    def _find_stop_end(self, text: str, start: int) -> int | None:
-        """Where the target's stop token ends: the first known stop, else a final special token."""
+    def _find_stop(self, text: str, start: int) -> re.Match[str] | None:
+        """The target's stop token: the first known stop, else a final special token."""
         stop = self._stops.search(text, start)
-        if stop is None:
-            stop = self._special_at_end.search(text.rstrip(), start)
-        if stop is None:
-            return None
-        self.notes.seen_stops.add(stop.group())
-        return stop.end()
+        return stop or self._special_at_end.search(text.rstrip(), start)
 
     def _splice(
         self, chat: OpenedChat, conversation: Conversation, index: int, prompt: str, text: str
@@ -261,11 +268,11 @@ class ChatLabelRule:
         stop = self._stops.search(text, find_first_difference(prompt, text))
         return prompt + target + (stop.group() if stop else "")
 
-    def _append_stop(
+    def _find_next_start(
         self, chat: OpenedChat, conversation: Conversation, index: int, text: str
     ) -> str:
-        """The turn with the special token that begins what comes next: a tool's result after a
-        call, else a user's turn.
+        """The special token that begins what comes next: a tool's result after a call, else a
+        user's turn.
 
         Raises: RowDropped where what comes next begins with none.
         """
@@ -278,8 +285,7 @@ class ChatLabelRule:
         if stop is None:
             ending = text[-EXCERPT_CHARACTERS:]
             raise RowDropped("no_stop_token", f"message {index} ends in {ending!r}")
-        self.notes.seen_stops.add(stop.group())
-        return text + stop.group()
+        return stop.group()
 
     def _find_special_token(self, conversation: Conversation) -> str | None:
         if self._special_tokens_in_content == "allow":
@@ -287,6 +293,20 @@ class ChatLabelRule:
         texts = find_texts(conversation)
         found = next((match for text in texts if (match := self._special.search(text))), None)
         return found.group() if found is not None else None
+
+
+def _loses_context(
+    context: Sequence[Message], tools: Sequence[Mapping[str, Any]], whole: str
+) -> bool:
+    """Whether the render lacks what a message that is not learned says or calls, or a tool."""
+    calls = chain.from_iterable(message.tool_calls for message in context)
+    return (
+        any(
+            (each.content or "").strip() not in whole and not has_thinking(each) for each in context
+        )
+        or any(str(find_call_name(tool)) not in whole for tool in tools)
+        or bool(find_lost(chain.from_iterable(map(list_call_texts, calls)), whole))
+    )
 
 
 def refuse_special_token(token: str, where: str, policy: str) -> None:
@@ -316,13 +336,24 @@ def find_trained_messages(conversation: Conversation, loss_on: str, where: str) 
             "set data.loss_on: assistant, last_assistant or auto",
         )
     begin = start or 0 if loss_on in ("auto", "completion") else 0
+    begin = max(begin, _find_first_asked(conversation))
     answers = [
         index
         for index, message in enumerate(conversation.messages)
-        if message.role == TRAINED_ROLE and index >= max(begin, 1)
+        if message.role == TRAINED_ROLE and index >= begin
     ]
     chosen = answers[-1:] if loss_on == "last_assistant" else answers
     return [index for index in chosen if conversation.messages[index].train is not False]
+
+
+def _find_first_asked(conversation: Conversation) -> int:
+    """The first message that answers another, or a completion that the row itself set apart."""
+    roles = (message.role for message in conversation.messages)
+    unasked = (*SYSTEM_ROLES, TRAINED_ROLE)
+    asked = (index for index, role in enumerate(roles) if role not in unasked)
+    opening = next(asked, len(conversation.messages))
+    start = conversation.completion_start
+    return opening + 1 if start is None else min(opening + 1, max(start, 1))
 
 
 def _check_no_untrained(conversation: Conversation, where: str) -> None:
@@ -334,38 +365,6 @@ def _check_no_untrained(conversation: Conversation, where: str) -> None:
         )
 
 
-def check_content_survives(message: Message, target: str, index: int) -> None:
-    """What the turn holds must be in what is learned: templates drop things without a word.
-
-    Content may be split at its thinking marks, which templates lay out anew.
-
-    Raises: RowDropped.
-    """
-    lost = [text for text in _find_required(message, target) if text.strip() not in target]
-    if lost:
-        excerpt = lost[0].strip()[:EXCERPT_CHARACTERS]
-        raise RowDropped("content_lost", f"message {index} is rendered without {excerpt!r}")
-
-
-def _find_required(message: Message, target: str) -> Iterator[str]:
-    content = message.content or ""
-    if content.strip() in target:
-        yield content
-    else:
-        yield from THINK_MARKS.split(content)
-    yield message.reasoning
-    for call in message.tool_calls:
-        yield str(find_call_name(call))
-        for value in _walk_texts(find_call_arguments(call)):
-            yield _find_written_form(value, target)
-
-
-def _find_written_form(value: str, target: str) -> str:
-    """A tool argument as the target may write it: plain, or escaped as in JSON."""
-    forms = (json.dumps(value, ensure_ascii=ascii_only)[1:-1] for ascii_only in (False, True))
-    return next((form for form in forms if form.strip() in target), value)
-
-
 def find_texts(conversation: Conversation) -> Iterator[str]:
     """Every text of the row that reaches the template, keys of nested objects included."""
     for message in conversation.messages:
@@ -374,24 +373,11 @@ def find_texts(conversation: Conversation) -> Iterator[str]:
         for nested in filter(None, (message.tool_calls, message.extras)):
             yield from _walk_texts(nested)
     yield from _walk_texts(conversation.tools)
+    yield from _walk_texts(conversation.template_kwargs)
 
 
 def _walk_texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield str(key)
-            yield from _walk_texts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _walk_texts(item)
-
-
-def find_first_difference(left: str, right: str) -> int:
-    """The first position at which two texts differ; the shorter's end where none does."""
-    pairs = enumerate(zip(left, right, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(left), len(right)))
+    return (each for each in walk_values(value) if isinstance(each, str))
 
 
 def _describe_difference(prompt: str, text: str, index: int) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
 from itertools import takewhile
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -141,15 +142,19 @@ class ChatRenderer:
         """The special token that the template itself ends an answer with, unless it is `known`.
 
         What follows an answer whether or not the conversation goes on ends the turn, and its last
-        special token is the stop: those before it are separators. Where nothing is common, the
-        first special token after a final answer is.
+        special token is the stop: those before it are separators. One that text follows opens the
+        next turn. Where nothing is common, the first special token after a final answer is.
         """
         final, followed = self._render_after_answer(2), self._render_after_answer(3)
         pairs = zip(final, followed, strict=False)
         common = "".join(left for left, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        ends_turn = special.findall(common)
+        ends_turn = [
+            found.group()
+            for found in special.finditer(common)
+            if not _opens_text(final[found.end() :], special)
+        ]
         if ends_turn:
-            return None if known.search(common) else str(ends_turn[-1])
+            return None if known.search(common) else ends_turn[-1]
         first = special.search(final)
         return first.group() if first and not known.search(final) else None
 
@@ -168,6 +173,12 @@ class ChatRenderer:
         return text.rpartition(PROBE_ANSWER)[2] if PROBE_ANSWER in text else ""
 
 
+def _opens_text(after: str, special: re.Pattern[str]) -> bool:
+    """Whether what comes after a special token, up to the next one, is more than line breaks."""
+    following = special.search(after)
+    return bool(after[: following.start() if following else None].strip())
+
+
 class OpenedChat:
     """A conversation ready to be rendered up to any of its messages."""
 
@@ -183,14 +194,35 @@ class OpenedChat:
         self._variables = variables
         self._dialect = dialect
 
-    def render(self, num_messages: int, *, served: bool, then: Sequence[Message] = ()) -> str:
+    @property
+    def num_messages(self) -> int:
+        """How many messages the conversation has."""
+        return len(self._messages)
+
+    def has_calls(self, index: int) -> bool:
+        """Whether a message calls tools."""
+        return bool(self._messages[index].get("tool_calls"))
+
+    def render(
+        self,
+        num_messages: int,
+        *,
+        served: bool,
+        then: Sequence[Message] = (),
+        contents: Mapping[int, str] = MappingProxyType({}),
+    ) -> str:
         """The first `num_messages` and those of `then`; `served` adds what opens the answer.
+
+        `contents` takes the place of the contents of single messages.
 
         Raises: TemplateRefusal.
         """
         messages = self._messages[:num_messages]
         if then:
             messages += self._dialect.write_messages(then)
+        for index, content in contents.items():
+            (view,) = self._dialect.write_messages([Message("user", content)])
+            messages[index] = {**messages[index], "content": view["content"]}
         try:
             rendered = self._template.render(
                 messages=messages, add_generation_prompt=served, **self._variables

@@ -425,6 +425,57 @@ def test_history_can_be_learned_in_place_as_it_is_shown():
     check_labels_are_exactly_the_turns(row)
 
 
+def test_in_place_never_takes_another_turn_for_a_learned_one():
+    """An answer that is not to be learned says the same, and the prompt ends without a header."""
+    untrained = [{**THOUGHTS[1], "content": "Same.", "train": False}]
+    alike = [THOUGHTS[0], *untrained, *THOUGHTS[2:3], *make_thought("Same."), *THOUGHTS[4:]]
+    tokenizer = tiny.make_tokenizer(tiny.THINK_DROPPED_FROM_HISTORY)
+    (row,) = supervise(tokenizer, alike, rewritten_history="in_place")
+    assert [turn.message for turn in row.turns] == [3, 5]
+    before = tokenizer.decode(row.input_ids[: row.turns[0].start])
+    assert before.count("<|im_start|>assistant") == 2
+
+
+def make_thought(answer):
+    return [{"role": "assistant", "content": f"<think>\nA thought.\n</think>\n\n{answer}"}]
+
+
+def test_two_calls_need_two_places_and_numbers_one():
+    tokenizer = tiny.make_tokenizer(tiny.FIRST_CALL_ONLY)
+    calls = [
+        {"type": "function", "function": {"name": "add", "arguments": {"a": a, "b": 20}}}
+        for a in (10, 30)
+    ]
+    (row,) = supervise(tokenizer, [CHAT[0], {"role": "assistant", "tool_calls": calls[:1]}])
+    assert "10" in decode_turns(tokenizer, row)[0]
+    dropped = supervise(tokenizer, [CHAT[0], {"role": "assistant", "tool_calls": calls}])
+    assert dropped.reason == "content_lost"
+
+
+def test_a_text_beside_a_call_is_not_found_in_the_call():
+    tokenizer = tiny.make_tokenizer(tiny.TEXT_LOST_BESIDE_CALLS)
+    beside = {"role": "assistant", "content": "get_weather", "tool_calls": [CALL]}
+    assert supervise(tokenizer, [CHAT[0], beside]).reason == "content_lost"
+
+
+def test_an_opening_answer_is_context_behind_a_system_message_too():
+    tokenizer = tiny.make_tokenizer(tiny.CHATML)
+    opening = [{"role": "system", "content": "Be kind."}, {"role": "assistant", "content": "Hi!"}]
+    (row,) = supervise(tokenizer, [*opening, *CHAT[:2]])
+    assert [turn.message for turn in row.turns] == [3]
+    assert supervise(tokenizer, opening).reason == "no_target"
+
+
+def test_what_opens_every_next_turn_is_no_stop():
+    """This template always ends in the header of an answer, asked or not."""
+    always_open = tiny.CHATML.partition("{%- if add_generation_prompt")[0]
+    always_open += "{{- '<|im_start|>assistant\n' -}}"
+    tokenizer = tiny.make_tokenizer(always_open, eos_token="</s>")
+    supervisor = Supervisor(make_data(), tokenizer, {tokenizer.eos_token_id})
+    stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert supervisor.stop_token_ids == {tokenizer.eos_token_id, stop}
+
+
 def test_a_template_that_reads_the_clock_sees_the_day_of_the_recipe():
     tokenizer = tiny.make_tokenizer("{{- strftime_now('%d %B %Y') + '\\n' -}}" + tiny.CHATML)
     (row,) = supervise(tokenizer, CHAT, template_date="2025-01-31")

@@ -154,19 +154,20 @@ def render(family: str, name: str, count: int, *, served: bool) -> str:
     )
 
 
-def label(family: str, messages: list[dict[str, Any]]) -> Any:
+def label(family: str, messages: list[dict[str, Any]], **data: Any) -> Any:
     tokenizer = load_family(family)
     read = tuple(
         Message(
             each["role"],
             each.get("content"),
             tuple(each.get("tool_calls", ())),
-            {k: v for k, v in each.items() if k not in ("role", "content", "tool_calls")},
+            {k: v for k, v in each.items() if k not in ("role", "content", "tool_calls", "train")},
+            each.get("train"),
         )
         for each in messages
     )
     stops = {tokenizer.convert_tokens_to_ids(stop) for stop in STOPS.get(family, CHATML_STOPS)}
-    supervisor = Supervisor(make_data(loss_on="assistant"), tokenizer, stops)
+    supervisor = Supervisor(make_data(loss_on="assistant", **data), tokenizer, stops)
     conversation = Conversation(read, tuple(find_tools(messages) or ()))
     return supervisor.supervise([("bank", conversation)])[0]
 
@@ -236,6 +237,42 @@ def test_every_answer_is_learned_and_nothing_of_the_others() -> None:
             learned = "".join(read_learned(family, [row]).values())
             asked = [each["content"] for each in BANK[name] if each["role"] in ("user", "system")]
             assert not any(question in learned for question in asked), (family, name)
+
+
+# The same answer three times, the second time after thinking and the first time not to be learned.
+ALIKE = [
+    user("First?"),
+    answer("Same.", train=False),
+    user("Second?"),
+    answer("<think>\nA thought.\n</think>\n\nSame."),
+    user("Third?"),
+    answer("<think>\nAnother thought.\n</think>\n\nSame."),
+]
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+def test_in_place_learns_each_answer_where_it_stands_in_every_family(thinking: bool) -> None:
+    messages = [each if thinking else strip_thinking(each) for each in ALIKE]
+    learned = {}
+    for family in FAMILIES:
+        rows = label(family, messages, rewritten_history="in_place")
+        if isinstance(rows, Drop):
+            assert rows.reason in ("content_lost", "template_refused"), (family, rows)
+            continue
+        (row,) = rows
+        decode = load_family(family).decode
+        assert [turn.message for turn in row.turns] == [3, 5], family
+        for turn, questions in zip(row.turns, (2, 3), strict=True):
+            text, before = decode(row.input_ids[turn.start : turn.end]), row.input_ids[: turn.start]
+            assert "Same." in text, family
+            assert "?" not in text, (family, text)
+            assert decode(before).count("?") == questions, family
+        learned[family] = row
+    assert len(learned) >= (23 if thinking else 30), sorted(set(FAMILIES) - set(learned))
+
+
+def strip_thinking(message: dict[str, Any]) -> dict[str, Any]:
+    return {**message, "content": message["content"].rpartition("</think>")[2].strip()}
 
 
 def test_each_row_begins_with_the_prompt_that_is_served() -> None:
