@@ -1,7 +1,7 @@
 """What a chat template can do wrong: a row is refused, or a person is told, and nothing crashes."""
 
 from lora_sft.data.conversation import Conversation, Message
-from lora_sft.data.drops import Drop
+from lora_sft.data.drops import LEVERS, Drop
 from lora_sft.data.supervision import Supervisor
 from tests import tiny
 from tests.data.sections import make_data
@@ -21,7 +21,7 @@ def test_a_runtime_error_of_the_template_refuses_its_row_alone():
     dropped, (row,) = supervisor.supervise([("rows.jsonl:1", fatal), ("rows.jsonl:2", fine)])
     assert isinstance(dropped, Drop)
     assert dropped.reason == "template_refused"
-    assert "no items for cycling" in dropped.detail
+    assert "at least one item" in dropped.detail
     assert row.turns
 
 
@@ -33,9 +33,19 @@ def test_named_templates_without_a_default_prepare_rows_with_tools_to_the_end():
     tools = ({"type": "function", "function": {"name": "now", "parameters": {}}},)
     with_tools = Conversation((QUESTION, ANSWER), tools=tools)
     without = Conversation((QUESTION, ANSWER))
-    (row,), dropped = supervisor.supervise([("rows.jsonl:1", with_tools), ("rows.jsonl:2", without)])
+    (row,), dropped = supervisor.supervise(
+        [("rows.jsonl:1", with_tools), ("rows.jsonl:2", without)]
+    )
     supervisor.add_notes(supervisor.take_notes())
     assert row.turns
     assert dropped.reason == "template_refused"
     (warning,) = supervisor.warnings
     assert "enable_thinking" in warning
+
+
+def test_a_turn_without_an_end_has_a_lever_that_helps():
+    template = tiny.CHATML.replace("'<|im_end|>\\n'", "'\\n'").replace("<|im_start|>", "# ")
+    supervisor = make_supervisor(tiny.make_tokenizer(template))
+    (dropped,) = supervisor.supervise([("rows.jsonl:1", Conversation((QUESTION, ANSWER)))])
+    assert dropped.reason == "no_stop_token"
+    assert LEVERS[dropped.reason].startswith("use a chat template that ends its turns")
