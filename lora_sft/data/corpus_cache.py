@@ -152,16 +152,31 @@ def _keep(write: Callable[[Path], None], folder: Path) -> None:
 
 def _load(folder: Path) -> Corpus | None:
     """The corpus of an entry; None where there is none, or its bytes are not what was written."""
+    if not folder.exists():
+        return None
     try:
-        for name, written in json.loads((folder / CHECKSUMS).read_text("utf-8")).items():
+        for name, written in _read_checksums(folder).items():
             if _checksum(folder / name) != written:
                 raise ValueError(f"{name} is not as it was written")
         return open_corpus(folder)
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         say(f"the cached corpus is damaged and is built anew: {folder} ({error})")
         return None
+
+
+def _read_checksums(folder: Path) -> dict[str, str]:
+    """What each file of an entry was written as; a file that is not listed could be any.
+
+    Raises: OSError, or ValueError where the list is none or is not whole.
+    """
+    written = json.loads((folder / CHECKSUMS).read_text("utf-8"))
+    if not isinstance(written, dict):
+        raise ValueError(f"{CHECKSUMS} is no list of files")
+    there = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    unlisted = there - written.keys() - {CHECKSUMS}
+    if unlisted:
+        raise ValueError(f"{CHECKSUMS} does not list {', '.join(sorted(unlisted))}")
+    return written
 
 
 def _checksum(path: Path) -> str:

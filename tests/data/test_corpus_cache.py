@@ -84,7 +84,10 @@ def test_what_does_not_touch_the_tokens_shares_an_entry(command, write_recipe):
     assert other["cache"] == first["cache"]
 
 
-@pytest.mark.parametrize("damage", ["a flipped byte", "a cut file", "no description"])
+@pytest.mark.parametrize(
+    "damage",
+    ["a flipped byte", "a cut file", "a lost file", "no description", "no list", "an empty list"],
+)
 def test_a_damaged_entry_is_seen_and_built_anew(command, write_recipe, damage):
     recipe = write_recipe()
     first = prepare(command, recipe)
@@ -96,6 +99,10 @@ def test_a_damaged_entry_is_seen_and_built_anew(command, write_recipe, damage):
         rows.write_bytes(content)
     elif damage == "a cut file":
         rows.write_bytes(content[:-100])
+    elif damage == "a lost file":
+        rows.unlink()
+    elif damage in ("no list", "an empty list"):
+        (folder / "checksums.json").write_text("[]" if damage == "no list" else "{}")
     else:
         (folder / "corpus.json").write_text("{")
     again = command("prepare", recipe, "--json")
