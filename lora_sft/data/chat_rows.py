@@ -86,6 +86,7 @@ class Notes:
     lost_context: int = 0
     first_lost_context: str = ""
     in_place: int = 0
+    left_thinking_open: bool = False
 
     def add(self, later: Notes) -> None:
         """Take in the notes on rows that come after these."""
@@ -93,6 +94,7 @@ class Notes:
         self.saw_thinking |= later.saw_thinking
         self.lost_context += later.lost_context
         self.in_place += later.in_place
+        self.left_thinking_open |= later.left_thinking_open
         self.first_lost_context = self.first_lost_context or later.first_lost_context
 
 

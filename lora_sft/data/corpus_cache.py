@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from lora_sft.data.arrow_files import VARIABLE, find_cache_folder, make_unfinished_folder
 from lora_sft.data.corpus import Corpus, build_corpus, open_corpus, write_corpus
 from lora_sft.data.local_files import find_local_files
-from lora_sft.data.rendering import hash_template, reads_clock
+from lora_sft.data.rendering import hash_template
 from lora_sft.data.supervision import read_day
 from lora_sft.log import say
 
@@ -62,6 +62,7 @@ def load_or_build_corpus(
     folder = find_cache_folder() / "corpus" / make_key(data, tokenizer, stops, files)
     kept = _load(folder)
     if kept is not None:
+        _tell_earlier_day(kept.template_date, data)
         return CachedCorpus(kept, folder, True)
     try:
         _keep(partial(write_corpus, data, tokenizer, stops), folder)
@@ -72,13 +73,26 @@ def load_or_build_corpus(
     return CachedCorpus(open_corpus(folder), folder, False)
 
 
+def _tell_earlier_day(kept_day: str | None, data: DataSection) -> None:
+    """Say which day a template that reads the clock was shown, where it is not this one."""
+    if kept_day is not None and kept_day != read_day(data).isoformat():
+        say(
+            f"the chat template is shown the date {kept_day}, the day of the first preparation "
+            "(another: data.template_date)"
+        )
+
+
 def make_key(
     data: DataSection,
     tokenizer: PreTrainedTokenizerBase,
     stop_token_ids: frozenset[int],
     files: Iterable[tuple[str, Path]],
 ) -> str:
-    """A name that changes with anything that the tokens depend on."""
+    """A name that changes with anything that the tokens depend on.
+
+    The day is none of it: where the recipe names none, that of the first preparation is kept, and
+    the corpus says which it is.
+    """
     settings = {name: value for name, value in asdict(data).items() if name != "packing"}
     decides = {
         "settings": settings,
@@ -89,7 +103,6 @@ def make_key(
         },
         "template": hash_template(tokenizer),
         "stop_token_ids": sorted(stop_token_ids),
-        "day": read_day(data).isoformat() if reads_clock(tokenizer) else "",
         "code": _hash_code(),
         "versions": [transformers.__version__, tokenizers.__version__],
     }
@@ -152,16 +165,31 @@ def _keep(write: Callable[[Path], None], folder: Path) -> None:
 
 def _load(folder: Path) -> Corpus | None:
     """The corpus of an entry; None where there is none, or its bytes are not what was written."""
+    if not folder.exists():
+        return None
     try:
-        for name, written in json.loads((folder / CHECKSUMS).read_text("utf-8")).items():
+        for name, written in _read_checksums(folder).items():
             if _checksum(folder / name) != written:
                 raise ValueError(f"{name} is not as it was written")
         return open_corpus(folder)
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         say(f"the cached corpus is damaged and is built anew: {folder} ({error})")
         return None
+
+
+def _read_checksums(folder: Path) -> dict[str, str]:
+    """What each file of an entry was written as; a file that is not listed could be any.
+
+    Raises: OSError, or ValueError where the list is none or is not whole.
+    """
+    written = json.loads((folder / CHECKSUMS).read_text("utf-8"))
+    if not isinstance(written, dict):
+        raise ValueError(f"{CHECKSUMS} is no list of files")
+    there = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    unlisted = there - written.keys() - {CHECKSUMS}
+    if unlisted:
+        raise ValueError(f"{CHECKSUMS} does not list {', '.join(sorted(unlisted))}")
+    return written
 
 
 def _checksum(path: Path) -> str:

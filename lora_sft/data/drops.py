@@ -12,7 +12,8 @@ LEVERS = {
     "template_refused": "change what the template refuses, or name another data.chat_template",
     "special_tokens": "clean the rows, or set data.special_tokens_in_content: allow",
     "not_prefix_stable": "name a data.chat_template whose answer begins where its prompt ends",
-    "no_stop_token": "name the token that ends a turn in data.stop_tokens",
+    "no_stop_token": "use a chat template that ends its turns (data.chat_template); where an "
+    "ordinary token ends them, name it in data.stop_tokens",
     "content_lost": "name a data.chat_template that renders what the answers hold",
     "no_target": "check data.loss_on, and that rows hold an assistant turn after another message",
     "overlong": "set data.max_length to {longest} (it is {max_length}), or overlong: keep_start",

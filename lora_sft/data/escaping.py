@@ -31,7 +31,8 @@ class EscapedConversation:
 def escape_special_tokens(
     conversation: Conversation, special: re.Pattern[str]
 ) -> EscapedConversation:
-    """Replace every special-token string in the messages and tools of a conversation.
+    """Replace every special-token string in the messages, tools and template kwargs of the row:
+    all that the row writes and the template may render, roles included.
 
     Raises: RowDropped where the content uses private characters itself.
     """
@@ -54,11 +55,17 @@ def escape_special_tokens(
     messages = tuple(
         replace(
             message,
+            role=escape(message.role),
             content=escape(message.content),
             tool_calls=escape(message.tool_calls),
             extras=escape(message.extras),
         )
         for message in conversation.messages
     )
-    escaped = replace(conversation, messages=messages, tools=escape(conversation.tools))
+    escaped = replace(
+        conversation,
+        messages=messages,
+        tools=escape(conversation.tools),
+        template_kwargs=escape(conversation.template_kwargs),
+    )
     return EscapedConversation(escaped, {mark: text for text, mark in characters.items()})

@@ -42,7 +42,7 @@ TEMPLATE_FAULTS = (
     ArithmeticError,
     AttributeError,
     LookupError,
-    RecursionError,
+    RuntimeError,
     TypeError,
     ValueError,
 )
@@ -82,7 +82,7 @@ class ChatRenderer:
     @property
     def teaches_empty_thoughts(self) -> bool:
         """Whether the template knows `enable_thinking` and the recipe leaves it open."""
-        known = self.has_template and THINKING_SWITCH in self._get_template(None)
+        known = any(THINKING_SWITCH in text for text in list_templates(self._tokenizer).values())
         return known and THINKING_SWITCH not in self._template_kwargs
 
     def open(self, conversation: Conversation) -> OpenedChat:
@@ -253,6 +253,12 @@ class Dialect:
                 if isinstance(view.get("content"), str):
                     view["content"] = [{"type": "text", "text": view["content"]}]
         return list(_alias_reasoning_fields(_plain_template_data(views)))
+
+
+def list_templates(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """The tokenizer's templates by name; one alone is the `default`, and there may be none."""
+    template = tokenizer.chat_template or {}
+    return {"default": template} if isinstance(template, str) else dict(template)
 
 
 def reads_clock(tokenizer: PreTrainedTokenizerBase) -> bool:

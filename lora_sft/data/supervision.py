@@ -25,6 +25,7 @@ from lora_sft.data.conversation import (
 )
 from lora_sft.data.drops import Drop, RowDropped
 from lora_sft.data.rendering import (
+    THINKING_SWITCH,
     ChatRenderer,
     find_special_names,
     make_token_pattern,
@@ -83,7 +84,8 @@ class Supervisor:
     def warnings(self) -> list[str]:
         """What is right by the rule and may still not be what was meant."""
         warnings = []
-        if self._renderer.teaches_empty_thoughts and not self._notes.saw_thinking:
+        is_open = self._renderer.teaches_empty_thoughts and self._notes.left_thinking_open
+        if is_open and not self._notes.saw_thinking:
             warnings.append(
                 "the template knows enable_thinking, it is not set, and no row reasons: the model "
                 "is taught to think nothing; set data.chat_template_kwargs: "
@@ -136,7 +138,10 @@ class Supervisor:
     def _write_rows(self, where: str, example: Example) -> list[WrittenRow]:
         if isinstance(example, Conversation):
             self._check_has_template(where)
-            return list(self._chat_rule.write_rows(example, where))
+            rows = self._chat_rule.write_rows(example, where)
+            if THINKING_SWITCH not in example.template_kwargs:
+                self._chat_rule.notes.left_thinking_open = True
+            return list(rows)
         if isinstance(example, TokenizedExample):
             return [label_tokenized_row(example, len(self._tokenizer), self._data.loss_on, where)]
         row = write_text_row(example, self._data.loss_on, where)

@@ -17,6 +17,8 @@ from lora_sft.data.supervised_row import SupervisedRow, Turn, make_supervised_ro
 from lora_sft.data.token_spans import check_single_bos
 from lora_sft.errors import DataError
 
+PROBE_TEXT = "word"
+
 
 @dataclass(frozen=True)
 class TextRow:
@@ -62,6 +64,7 @@ class TextTokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._pieces = ContinuationTokenizer(tokenizer)
+        self._appends_eos = _appends_eos(tokenizer)
 
     def tokenize(self, rows: Sequence[TextRow]) -> list[SupervisedRow]:
         """Ids and labels of every row, in order."""
@@ -93,7 +96,8 @@ class TextTokenizer:
         return [self._without_eos(ids) for ids in batch["input_ids"]]
 
     def _without_eos(self, ids: list[int]) -> list[int]:
-        return ids[:-1] if ids and ids[-1] == self._tokenizer.eos_token_id else ids
+        """Ids without the eos that the tokenizer added; one that the text wrote stays in it."""
+        return ids[:-1] if self._appends_eos else ids
 
     def _label(self, row: TextRow, prompt: list[int], joint: list[int]) -> SupervisedRow:
         keeps_prompt = joint[: len(prompt)] == prompt
@@ -101,9 +105,20 @@ class TextTokenizer:
         if not keeps_prompt:
             ids = prompt + self._pieces.encode(row.completion, plainly=row.is_escaped)
         check_single_bos(ids, self._tokenizer, row.where)
-        ids = [*ids, self._tokenizer.eos_token_id]
+        if not self._ends_in_eos(ids[len(prompt) :]):
+            ids = [*ids, self._tokenizer.eos_token_id]
         start = 0 if row.learns_prompt else len(prompt)
         turn = Turn(row.role, None, start, len(ids))
         built = "rendered" if keeps_prompt and not row.moved_spaces else "boundary"
         built = "escaped" if row.is_escaped else built
         return make_supervised_row(ids, [turn], built)
+
+    def _ends_in_eos(self, completion: list[int]) -> bool:
+        """Whether the completion writes its own end (`special_tokens_in_content: allow`)."""
+        return completion[-1:] == [self._tokenizer.eos_token_id]
+
+
+def _appends_eos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer itself ends a text in eos, as those of encoders do."""
+    ids = tokenizer(PROBE_TEXT, return_attention_mask=False)["input_ids"]
+    return bool(ids) and ids[-1] == tokenizer.eos_token_id

@@ -10,8 +10,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jinja2
+from jinja2.exceptions import TemplateSyntaxError
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
+from lora_sft.data.one_line import make_one_line
+from lora_sft.data.rendering import list_templates
+from lora_sft.data.template_environment import compile_template
 from lora_sft.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -51,6 +56,7 @@ def load_tokenizer(
     if loaded.pad_token is None:
         loaded.pad_token = _choose_pad_token(loaded)
     _apply_template(loaded, data.chat_template_location or data.chat_template)
+    _check_templates_compile(loaded, data.chat_template, location)
     return loaded
 
 
@@ -121,13 +127,38 @@ def _apply_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | Non
         tokenizer.chat_template = PLAIN_TEMPLATE_FILE.read_text(encoding="utf-8")
         return
     try:
-        tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+        tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"the chat template cannot be read: {error}",
             "data.chat_template",
             f"name a .jinja file, or write {PLAIN_TEMPLATE} for the shipped one",
         ) from error
+
+
+def _check_templates_compile(
+    tokenizer: PreTrainedTokenizerBase, chat_template: str | None, location: str
+) -> None:
+    """Every template of the tokenizer is a template, known before a row is read.
+
+    Jinja parses; Python's own compiler has limits of its own, as on how deep blocks may nest.
+
+    Raises: DataError.
+    """
+    for name, text in list_templates(tokenizer).items():
+        try:
+            compile_template(text)
+        except (jinja2.TemplateError, SyntaxError, RecursionError) as error:
+            line = f" (line {error.lineno})" if isinstance(error, TemplateSyntaxError) else ""
+            own = f"the tokenizer's own template {name}: {location}"
+            raise DataError(
+                f"the chat template does not compile: {make_one_line(str(error))}{line}",
+                f"data.chat_template: {chat_template}" if chat_template else own,
+                "mend the template"
+                if chat_template
+                else f"name a .jinja file in data.chat_template, or {PLAIN_TEMPLATE} for the "
+                "shipped one",
+            ) from error
 
 
 def _check_has_eos(tokenizer: PreTrainedTokenizerBase) -> None:

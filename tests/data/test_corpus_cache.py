@@ -6,10 +6,13 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 import pytest
 
+from lora_sft.data import supervision
+from tests import tiny
 from tests.commands import Outcome, run_lora_sft
 
 
@@ -84,7 +87,10 @@ def test_what_does_not_touch_the_tokens_shares_an_entry(command, write_recipe):
     assert other["cache"] == first["cache"]
 
 
-@pytest.mark.parametrize("damage", ["a flipped byte", "a cut file", "no description"])
+@pytest.mark.parametrize(
+    "damage",
+    ["a flipped byte", "a cut file", "a lost file", "no description", "no list", "an empty list"],
+)
 def test_a_damaged_entry_is_seen_and_built_anew(command, write_recipe, damage):
     recipe = write_recipe()
     first = prepare(command, recipe)
@@ -96,6 +102,10 @@ def test_a_damaged_entry_is_seen_and_built_anew(command, write_recipe, damage):
         rows.write_bytes(content)
     elif damage == "a cut file":
         rows.write_bytes(content[:-100])
+    elif damage == "a lost file":
+        rows.unlink()
+    elif damage in ("no list", "an empty list"):
+        (folder / "checksums.json").write_text("[]" if damage == "no list" else "{}")
     else:
         (folder / "corpus.json").write_text("{")
     again = command("prepare", recipe, "--json")
@@ -145,3 +155,32 @@ def test_what_a_killed_process_left_is_removed_in_time(command, write_recipe, ca
     prepare(command, recipe)
     assert not old.exists()
     assert young.exists()
+
+
+def test_the_day_that_a_template_was_shown_first_is_kept(
+    command, write_recipe, tmp_path, monkeypatch
+):
+    template = "{{- strftime_now('%Y-%m-%d') -}}" + tiny.CHATML
+    (tmp_path / "clock.jinja").write_text(template)
+    recipe = write_recipe(data={"chat_template": "clock.jinja"})
+    monkeypatch.setattr(supervision, "date", make_day("2026-01-30"))
+    first = prepare(command, recipe)
+    monkeypatch.setattr(supervision, "date", make_day("2026-01-31"))
+    again = command("prepare", recipe, "--json")
+    assert again.json["cache"] == first["cache"]
+    assert "shown the date 2026-01-30" in again.stderr
+    assert command("train", recipe).code == 0
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["data"]["template_date"] == "2026-01-30"
+    named = command("prepare", recipe, 'data.template_date="2026-01-31"', "--json")
+    assert named.json["hit"] is False
+    assert "shown the date" not in named.stderr
+
+
+def make_day(today: str) -> type[date]:
+    class Day(date):
+        @classmethod
+        def today(cls) -> date:
+            return date.fromisoformat(today)
+
+    return Day

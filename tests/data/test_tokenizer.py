@@ -92,3 +92,41 @@ def test_stop_tokens_come_from_tokenizer_generation_config_and_recipe(tmp_path):
     assert find_stop_token_ids(tokenizer, make_model(tmp_path), []) == {tokenizer.eos_token_id}
     with pytest.raises(DataError, match="not in the vocabulary"):
         find_stop_token_ids(tokenizer, make_model(tmp_path), ["<nope>"])
+
+
+def test_a_byte_order_mark_is_no_part_of_the_template(tmp_path):
+    save(tmp_path)
+    template = tmp_path / "mine.jinja"
+    template.write_bytes(b"\xef\xbb\xbfmine")
+    assert load(tmp_path, chat_template=str(template)).chat_template == "mine"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("hello\n{% for m in messages %}{{ m.content }", "unexpected '}' (line 2)"),
+        ("hello\n{{ messages | nofilter }}", "No filter named 'nofilter'. (line 2)"),
+        ("{% for a in a %}" * 30 + "{% endfor %}" * 30, "too many statically nested blocks"),
+    ],
+)
+def test_a_template_that_does_not_compile_is_three_lines_before_any_row(tmp_path, text, reason):
+    save(tmp_path)
+    template = tmp_path / "bad.jinja"
+    template.write_text(text)
+    location = str(template)
+    with pytest.raises(DataError) as caught:
+        load(tmp_path, chat_template="bad.jinja", chat_template_location=location)
+    assert reason in caught.value.what
+    assert caught.value.where == "data.chat_template: bad.jinja"
+    assert len(str(caught.value.faults[0]).splitlines()) == 3
+
+
+def test_a_named_template_of_the_tokenizer_that_does_not_compile_is_named(tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = {"default": CHATML, "tool_use": "{% endfor %}"}
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(DataError) as caught:
+        load(tmp_path)
+    assert caught.value.where == f"the tokenizer's own template tool_use: {tmp_path}"
+    assert "data.chat_template" in caught.value.fix
+    assert "### Assistant" in load(tmp_path, chat_template="plain").chat_template

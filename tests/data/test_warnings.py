@@ -40,3 +40,16 @@ def test_context_that_the_template_leaves_out_is_warned_of_with_its_row():
     template = tiny.CHATML.replace("(message.content or '')", "(message.content or '')[:5]")
     (warning,) = find_warnings(template, Message("user", "a long question"), PLAIN)
     assert "1 rows (first: rows.jsonl:1)" in warning
+
+
+def test_rows_that_set_the_thinking_switch_themselves_are_not_warned_of():
+    tokenizer = tiny.make_tokenizer(KNOWS_THE_SWITCH)
+    closed = Conversation((QUESTION, PLAIN), template_kwargs={"enable_thinking": False})
+    still_open = Conversation((QUESTION, PLAIN))
+    found = []
+    for conversations in ([closed, closed], [closed, still_open]):
+        supervisor = Supervisor(make_data(), tokenizer, {tokenizer.eos_token_id})
+        supervisor.supervise([("rows.jsonl", each) for each in conversations])
+        supervisor.add_notes(supervisor.take_notes())
+        found.append(len(supervisor.warnings))
+    assert found == [0, 1]

@@ -1,0 +1,51 @@
+"""What a chat template can do wrong: a row is refused, or a person is told, and nothing crashes."""
+
+from lora_sft.data.conversation import Conversation, Message
+from lora_sft.data.drops import LEVERS, Drop
+from lora_sft.data.supervision import Supervisor
+from tests import tiny
+from tests.data.sections import make_data
+
+QUESTION, ANSWER = Message("user", "a"), Message("assistant", "b")
+
+
+def make_supervisor(tokenizer, **data):
+    return Supervisor(make_data(**data), tokenizer, {tokenizer.eos_token_id})
+
+
+def test_a_runtime_error_of_the_template_refuses_its_row_alone():
+    template = "{%- if messages[0].content == 'boom' -%}{{ cycler().next() }}{%- endif -%}"
+    supervisor = make_supervisor(tiny.make_tokenizer(template + tiny.CHATML))
+    fatal = Conversation((Message("user", "boom"), ANSWER))
+    fine = Conversation((QUESTION, ANSWER))
+    dropped, (row,) = supervisor.supervise([("rows.jsonl:1", fatal), ("rows.jsonl:2", fine)])
+    assert isinstance(dropped, Drop)
+    assert dropped.reason == "template_refused"
+    assert "at least one item" in dropped.detail
+    assert row.turns
+
+
+def test_named_templates_without_a_default_prepare_rows_with_tools_to_the_end():
+    tokenizer = tiny.make_tokenizer()
+    knows_the_switch = "{%- if enable_thinking is defined -%}{%- endif -%}" + tiny.CHATML
+    tokenizer.chat_template = {"tool_use": knows_the_switch}
+    supervisor = make_supervisor(tokenizer)
+    tools = ({"type": "function", "function": {"name": "now", "parameters": {}}},)
+    with_tools = Conversation((QUESTION, ANSWER), tools=tools)
+    without = Conversation((QUESTION, ANSWER))
+    (row,), dropped = supervisor.supervise(
+        [("rows.jsonl:1", with_tools), ("rows.jsonl:2", without)]
+    )
+    supervisor.add_notes(supervisor.take_notes())
+    assert row.turns
+    assert dropped.reason == "template_refused"
+    (warning,) = supervisor.warnings
+    assert "enable_thinking" in warning
+
+
+def test_a_turn_without_an_end_has_a_lever_that_helps():
+    template = tiny.CHATML.replace("'<|im_end|>\\n'", "'\\n'").replace("<|im_start|>", "# ")
+    supervisor = make_supervisor(tiny.make_tokenizer(template))
+    (dropped,) = supervisor.supervise([("rows.jsonl:1", Conversation((QUESTION, ANSWER)))])
+    assert dropped.reason == "no_stop_token"
+    assert LEVERS[dropped.reason].startswith("use a chat template that ends its turns")
