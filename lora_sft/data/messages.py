@@ -6,11 +6,13 @@ be understood makes its row malformed; nothing is guessed or filled in.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from lora_sft.data.conversation import Message
 from lora_sft.data.drops import RowDropped
+from lora_sft.data.one_line import make_one_line
 from lora_sft.data.plain_json import parse_json
 
 OWN_KEYS = {"role", "from", "content", "value", "tool_calls", "function_call", "train", "weight"}
@@ -71,11 +73,14 @@ def _read_message(value: Any, index: int, sharegpt: bool) -> Message:
     tool_calls = _read_tool_calls(_find_calls(value), index)
     if sharegpt and role.lower() in SHAREGPT_CALLS:
         tool_calls, written_content = _read_sharegpt_call(written_content, index), None
+    extras = {key: item for key, item in value.items() if key not in OWN_KEYS}
+    check_is_plain(tool_calls, f"message {index}.tool_calls")
+    check_is_plain(extras, f"message {index}")
     message = Message(
         role=_known_role(role, index) if sharegpt else role,
         content=_read_content(written_content, index),
         tool_calls=tool_calls,
-        extras={key: item for key, item in value.items() if key not in OWN_KEYS},
+        extras=extras,
         train=_read_train(value, index),
     )
     if message.content is None and not message.tool_calls and not message.reasoning:
@@ -190,7 +195,40 @@ def read_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
         tools = [_parse_if_text(tool, "a tool") for tool in tools]
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise MalformedRow("tools is not a list of objects")
+    check_is_plain(tools, "tools")
     return tuple(tools)
+
+
+def check_is_plain(value: Any, name: str) -> None:
+    """See that `value` holds only what JSON has a form for, at any depth.
+
+    A template writes all else as a placeholder (bytes of a table as `<bytes>`, for one), and
+    infinity as a word that no JSON reader takes.
+
+    Raises: MalformedRow, with the place in `name`.
+    """
+    found = _find_foreign(value)
+    if found is not None:
+        raise MalformedRow(make_one_line(f"{name}{found}, which is no JSON value"))
+
+
+def _find_foreign(value: Any) -> str | None:
+    """The first value that is not JSON's: the way down to it, and what it is."""
+    if value is None or isinstance(value, str | int):
+        return None
+    if isinstance(value, float):
+        return None if math.isfinite(value) else f" is {value}"
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if (found := _find_foreign(item)) is not None:
+                return f".{key}{found}"
+        return None
+    if isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            if (found := _find_foreign(item)) is not None:
+                return f"[{index}]{found}"
+        return None
+    return f" is of type {type(value).__name__}"
 
 
 def _parse_if_text(value: Any, name: str) -> Any:

@@ -18,7 +18,7 @@ from lora_sft.data.conversation import (
     PlainText,
     PromptCompletion,
 )
-from lora_sft.data.messages import MalformedRow, read_messages, read_tools
+from lora_sft.data.messages import MalformedRow, check_is_plain, read_messages, read_tools
 from lora_sft.data.one_line import make_one_line
 from lora_sft.data.tokenized_rows import read_tokenized_row
 from lora_sft.errors import DataError
@@ -174,6 +174,7 @@ def _as_conversation(
     kwargs = values.get(KWARGS_COLUMN)
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise MalformedRow(f"{KWARGS_COLUMN} is not an object")
+    check_is_plain(kwargs, KWARGS_COLUMN)
     tools = read_tools(values.get("tools"))
     return Conversation(messages, tools, dict(kwargs or {}), completion_start)
 
