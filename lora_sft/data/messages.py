@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from lora_sft.data.conversation import Message
+from lora_sft.data.conversation import REASONING_KEYS, Message
 from lora_sft.data.drops import RowDropped
 from lora_sft.data.one_line import make_one_line
 from lora_sft.data.plain_json import parse_json
@@ -74,6 +74,7 @@ def _read_message(value: Any, index: int, sharegpt: bool) -> Message:
     if sharegpt and role.lower() in SHAREGPT_CALLS:
         tool_calls, written_content = _read_sharegpt_call(written_content, index), None
     extras = {key: item for key, item in value.items() if key not in OWN_KEYS}
+    _check_reasoning(extras, index)
     check_is_plain(tool_calls, f"message {index}.tool_calls")
     check_is_plain(extras, f"message {index}")
     message = Message(
@@ -122,6 +123,18 @@ def _read_part(part: Any, index: int) -> str:
     raise MalformedRow(f'the content of message {index} has a part of type "{kind}", not text')
 
 
+def _check_reasoning(extras: Mapping[str, Any], index: int) -> None:
+    """Reasoning is one text: a template prints a list as its code, and reads one key of several."""
+    given = {key: extras[key] for key in REASONING_KEYS if extras.get(key) is not None}
+    odd = next((key for key, value in given.items() if not isinstance(value, str)), None)
+    if odd is not None:
+        kind = type(given[odd]).__name__
+        raise MalformedRow(f"the {odd} of message {index} is a {kind}, not text")
+    if len({value for value in given.values() if value}) > 1:
+        detail = f"message {index} reasons differently in {' and '.join(given)}"
+        raise MalformedRow(detail)
+
+
 def _find_calls(value: Mapping[str, Any]) -> Any:
     """The calls of a message; `function_call` is OpenAI's older form of a single one."""
     call = value.get("function_call")
@@ -144,14 +157,17 @@ def _with_arguments(call: Mapping[str, Any], index: int) -> Mapping[str, Any]:
     """The call with its arguments as an object, as servers hand them to a template.
 
     OpenAI writes them as a JSON text. A template that prints JSON would print that text as one
-    string, and the model would learn to quote its arguments.
+    string, and the model would learn to quote its arguments. A call without any has an empty
+    object: a template would print null, or nothing, and servers parse neither.
     """
     function = call.get("function", call)
     arguments = function.get("arguments")
-    if not isinstance(arguments, str):
+    if isinstance(arguments, Mapping):
         return call
     name = f"the arguments of a tool call of message {index}"
-    parsed = _parse_if_text(arguments, name) if arguments.strip() else {}
+    if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
+        arguments = {}
+    parsed = _parse_if_text(arguments, name)
     if not isinstance(parsed, dict):
         raise MalformedRow(f"{name} are not an object")
     filled = {**function, "arguments": parsed}

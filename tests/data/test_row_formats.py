@@ -3,6 +3,8 @@
 import json
 from typing import get_args
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lora_sft.data.conversation import PlainText, PromptCompletion, TokenizedExample
@@ -57,13 +59,30 @@ def call(arguments):
 
 @pytest.mark.parametrize(
     ("written", "arguments"),
-    [('{"x": null}', {"x": None}), ("", {}), (" ", {}), ({"x": 1}, {"x": 1}), (None, None)],
+    [('{"x": null}', {"x": None}), ("", {}), (" ", {}), ({"x": 1}, {"x": 1}), (None, {})],
 )
 def test_arguments_become_an_object_and_nothing_else_changes(written, arguments):
     messages = [{"role": "assistant", "tool_calls": call(written)}]
     (message,) = convert({"messages": messages}).messages
     assert message.tool_calls == tuple(call(arguments))
     assert messages[0]["tool_calls"] == call(written)
+
+
+def test_a_call_without_arguments_has_none(tmp_path):
+    bare = {"type": "function", "function": {"name": "now"}}
+    flat = {"name": "now"}
+    (message,) = convert({"messages": [{"role": "assistant", "tool_calls": [bare, flat]}]}).messages
+    filled = {"name": "now", "arguments": {}}
+    assert message.tool_calls == ({"type": "function", "function": filled}, filled)
+    question = {"role": "user", "content": "The time?"}
+    other = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    messages = [question, {"role": "assistant", "tool_calls": [other, bare]}]
+    pq.write_table(pa.Table.from_pylist([{"messages": messages}]), tmp_path / "a.parquet")
+    tokenizer = tiny.make_tokenizer()
+    data = make_data(make_dataset(tmp_path / "a.parquet"))
+    corpus = build_corpus(data, tokenizer, {tokenizer.eos_token_id})
+    text = tokenizer.decode(corpus.train["input_ids"][0])
+    assert '{"name": "now", "arguments": {}}' in text or '{"arguments": {}, "name": "now"}' in text
 
 
 TOOL = {"type": "function", "function": {"name": "f"}}
