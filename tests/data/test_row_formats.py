@@ -254,6 +254,14 @@ def test_a_text_column_is_plain_text():
     assert convert({"text": "a", "category": "x"}) == PlainText("a")
 
 
+ANSWER = {"role": "assistant", "content": "4"}
+
+
+def test_reasoning_may_be_there_under_two_names_where_it_is_the_same():
+    twice = {**ANSWER, "reasoning_content": "2 + 2", "reasoning": "2 + 2", "thinking": None}
+    assert convert({"messages": [twice]}).messages[0].reasoning == "2 + 2"
+
+
 @pytest.mark.parametrize(
     ("name", "values"),
     [
@@ -270,7 +278,12 @@ def test_a_text_column_is_plain_text():
         ("messages", {"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": 1}),
         ("messages", {"messages": [{"role": "assistant", "tool_calls": call("{not json")}]}),
         ("messages", {"messages": [{"role": "assistant", "tool_calls": call("[1]")}]}),
+        ("messages", {"messages": [{"role": "assistant", "tool_calls": call([1])}]}),
+        ("messages", {"messages": [{"role": "assistant", "tool_calls": call(0)}]}),
         ("messages", {"messages": [{"role": "assistant", "function_call": "f()"}]}),
+        ("messages", {"messages": [{**ANSWER, "reasoning_content": ["2+2"]}]}),
+        ("messages", {"messages": [{**ANSWER, "thinking": {"steps": 1}}]}),
+        ("messages", {"messages": [{**ANSWER, "reasoning_content": "a", "reasoning": "b"}]}),
         ("sharegpt", {"conversations": [{"from": "martian", "value": "a"}]}),
         ("alpaca", {"instruction": "a", "output": None}),
         ("alpaca", {"instruction": "a", "output": "b", "history": ["a"]}),
