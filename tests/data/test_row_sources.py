@@ -402,6 +402,19 @@ def test_a_rename_onto_an_existing_column_is_refused(tmp_path):
     assert "is there already" in fail(path, rename_columns={"n": "text"}).what
 
 
+@pytest.mark.parametrize("late", [{"question": "theirs", "prompt": "ours"}, {"prompt": "ours"}])
+def test_a_rename_never_overwrites_a_column_of_a_later_row(tmp_path, late):
+    rows = [{"question": str(index)} for index in range(150)] + [late]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    renames = {"rename_columns": {"question": "prompt"}}
+    if len(late) == 1:
+        assert read(path, **renames)[-1].values == late
+        return
+    error = fail(path, **renames)
+    assert error.where == "a.jsonl:151  rename_columns"
+    assert '"question" into "prompt", which the row has already' in error.what
+
+
 def test_two_columns_are_not_renamed_to_one(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)
     error = fail(path, rename_columns={"n": "prompt", "text": "prompt"})
