@@ -1,5 +1,6 @@
 """Formats: which one a row is in, and what it becomes."""
 
+import csv
 import json
 from typing import get_args
 
@@ -11,6 +12,7 @@ from lora_sft.data.conversation import PlainText, PromptCompletion, TokenizedExa
 from lora_sft.data.corpus import build_corpus
 from lora_sft.data.drops import RowDropped
 from lora_sft.data.row_formats import FORMATS, RowFormat, find_row_format
+from lora_sft.data.row_sources import read_rows
 from lora_sft.data.supervised_row import IGNORED_LABEL
 from lora_sft.errors import DataError
 from lora_sft.recipe import schema
@@ -160,6 +162,29 @@ def test_alpaca_joins_instruction_and_input(answer):
     assert turns(convert(values)) == expected
     bare = {"instruction": "Hi", "input": "", answer: "Ho", "system": "S"}
     assert turns(convert(bare)) == [("system", "S"), ("user", "Hi"), ("assistant", "Ho")]
+
+
+@pytest.mark.parametrize(
+    ("columns", "answer"),
+    [
+        ({"output": "", "response": "real"}, "real"),
+        ({"output": "real", "response": ""}, "real"),
+        ({"output": "first", "response": "second"}, "first"),
+        ({"output": "", "response": None}, ""),
+        ({"output": None, "response": ""}, ""),
+    ],
+)
+def test_the_answer_is_in_the_first_column_that_is_filled(columns, answer):
+    assert turns(convert({"instruction": "do", **columns}))[-1] == ("assistant", answer)
+
+
+def test_sharegpt_messages_are_recognised_in_a_json_text(tmp_path):
+    chat = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    path = tmp_path / "a.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["messages"], [json.dumps(chat)]])
+    (row,) = read_rows(make_dataset(path))
+    assert turns(convert(row.values)) == [("user", "a"), ("assistant", "b")]
 
 
 def test_prompt_and_completion_are_texts_or_chats():
