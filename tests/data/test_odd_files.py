@@ -84,6 +84,7 @@ DEEP_ROW = b'{"text": "a", "x": ' + b'{"y": ' * 150 + b"1" + b"}" * 150 + b"}\n"
         ("a.json", b"[" + DEEP_ROW + b"]", "a.json row 0", "nested deeper than 100"),
         ("a.jsonl", b'{"n": ' + b"9" * 5000 + b"}", "a.jsonl:1", "not plain JSON"),
         ("a.jsonl", b'{"a": -Infinity}', "a.jsonl:1", "Infinity is not a JSON value"),
+        ("a.jsonl", b'{"a": [-1e999]}', "a.jsonl:1", "the number -1e999 is too large"),
         ("a.jsonl", b'{"\\ud800": 1}', "a.jsonl", "no row format fits the columns \\ud800"),
         ("a.jsonl", b'{"a\\nb\\u2028": 1}', "a.jsonl", "no row format fits the columns a\\nb"),
         ("a.jsonl", b'{"a\\nb": 1, "a\\nb": 2}', "a.jsonl:1", 'the key "a\\nb" is there more'),
