@@ -26,8 +26,9 @@ class Account:
     `rows_out`, `tokens`, `target_tokens` and `built` describe the finished split, repeats
     included. `expansion_tokens` are what expanding costs: the tokens of a kept source row's rows
     beyond those of its longest, as they are before the length policy, repeats included.
-    `longest_tokens` is the longest row seen, before the length policy. `examples` has the first row of each drop reason. `sources` has the same counts
-    (`SOURCE_COUNTS`) for each source, as the recipe writes it or as its folder lists it.
+    `longest_tokens` is the longest row seen, before the length policy. `examples` has the first
+    row of each drop reason. `sources` has the same counts (`SOURCE_COUNTS`) for each source, as
+    the recipe writes it or as its folder lists it.
     """
 
     read: int
