@@ -57,7 +57,7 @@ def read_messages(value: Any, column: str, *, sharegpt: bool = False) -> tuple[M
 
     Raises: MalformedRow, with the message's index from 0 in its text.
     """
-    value = _parse_if_text(value, f'"{column}"')
+    value = parse_if_text(value, f'"{column}"')
     if not isinstance(value, list) or not value:
         raise MalformedRow(f'"{column}" is not a list of messages')
     return tuple(_read_message(message, index, sharegpt) for index, message in enumerate(value))
@@ -167,7 +167,7 @@ def _with_arguments(call: Mapping[str, Any], index: int) -> Mapping[str, Any]:
     name = f"the arguments of a tool call of message {index}"
     if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
         arguments = {}
-    parsed = _parse_if_text(arguments, name)
+    parsed = parse_if_text(arguments, name)
     if not isinstance(parsed, dict):
         raise MalformedRow(f"{name} are not an object")
     filled = {**function, "arguments": parsed}
@@ -188,7 +188,7 @@ def find_call_arguments(call: Mapping[str, Any]) -> Any:
 
 def _read_sharegpt_call(value: Any, index: int) -> tuple[Mapping[str, Any], ...]:
     """ShareGPT writes a call as a message of its own: JSON with `name` and `arguments`."""
-    calls = _parse_if_text(value, f"the function call of message {index}")
+    calls = parse_if_text(value, f"the function call of message {index}")
     calls = calls if isinstance(calls, list) else [calls]
     wrapped = [{"type": "function", "function": call} for call in calls]
     return _read_tool_calls(wrapped, index)
@@ -206,9 +206,9 @@ def _read_train(value: Mapping[str, Any], index: int) -> bool | None:
 
 def read_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
     """The tools column: a list of objects, it or each of them as a JSON text; empty means none."""
-    tools = _parse_if_text(value, "tools") if value else []
+    tools = parse_if_text(value, "tools") if value else []
     if isinstance(tools, list):
-        tools = [_parse_if_text(tool, "a tool") for tool in tools]
+        tools = [parse_if_text(tool, "a tool") for tool in tools]
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise MalformedRow("tools is not a list of objects")
     check_is_plain(tools, "tools")
@@ -247,7 +247,11 @@ def _find_foreign(value: Any) -> str | None:
     return f" is of type {type(value).__name__}"
 
 
-def _parse_if_text(value: Any, name: str) -> Any:
+def parse_if_text(value: Any, name: str) -> Any:
+    """What a text holds as JSON, and anything else as it is.
+
+    Raises: MalformedRow, with `name` in its text.
+    """
     if not isinstance(value, str):
         return value
     try:

@@ -18,7 +18,13 @@ from lora_sft.data.conversation import (
     PlainText,
     PromptCompletion,
 )
-from lora_sft.data.messages import MalformedRow, check_is_plain, read_messages, read_tools
+from lora_sft.data.messages import (
+    MalformedRow,
+    check_is_plain,
+    parse_if_text,
+    read_messages,
+    read_tools,
+)
 from lora_sft.data.one_line import make_one_line
 from lora_sft.data.plain_json import parse_json
 from lora_sft.data.tokenized_rows import read_tokenized_row
@@ -184,7 +190,8 @@ def _list_columns(columns: set[str]) -> str:
 def _as_conversation(
     messages: tuple[Message, ...], values: Values, completion_start: int | None = None
 ) -> Conversation:
-    kwargs = values.get(KWARGS_COLUMN)
+    written = values.get(KWARGS_COLUMN)
+    kwargs = None if written == "" else parse_if_text(written, KWARGS_COLUMN)
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise MalformedRow(f"{KWARGS_COLUMN} is not an object")
     check_is_plain(kwargs, KWARGS_COLUMN)

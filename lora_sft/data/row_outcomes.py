@@ -20,6 +20,7 @@ from lora_sft.data.length_policy import fit_length
 from lora_sft.data.parallel_batches import map_batches
 from lora_sft.data.repeated_rows import HashedRow, RepeatedRows
 from lora_sft.data.row_formats import RowFormat, find_row_format
+from lora_sft.data.row_kwargs import read_row_kwargs
 from lora_sft.data.row_sources import SourceRow, read_rows
 from lora_sft.data.splits import NOT_DRAWN, MakeRowHash, make_row_hasher
 from lora_sft.data.supervised_row import SupervisedRow
@@ -165,8 +166,7 @@ class RowFollower:
 
     def _with_row_kwargs(self, example: Example, row: SourceRow) -> Example:
         """A column named like one of the recipe's template kwargs sets it for this row."""
-        names = self._data.chat_template_kwargs
-        own = {name: row.values[name] for name in names if row.values.get(name) is not None}
+        own = read_row_kwargs(row.values, self._data.chat_template_kwargs)
         if not own or not isinstance(example, Conversation):
             return example
         kwargs = {**own, **example.template_kwargs}

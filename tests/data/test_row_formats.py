@@ -187,6 +187,55 @@ def test_sharegpt_messages_are_recognised_in_a_json_text(tmp_path):
     assert turns(convert(row.values)) == [("user", "a"), ("assistant", "b")]
 
 
+SWITCHED = "{{- '<' ~ think ~ '>' -}}" + tiny.CHATML
+
+
+def build_csv(path, column, cells, recipe_value):
+    chat = json.dumps([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["messages", column], *([chat, cell] for cell in cells)])
+    tokenizer = tiny.make_tokenizer(SWITCHED)
+    data = make_data(make_dataset(path), chat_template_kwargs={"think": recipe_value})
+    corpus = build_corpus(data, tokenizer, {tokenizer.eos_token_id})
+    texts = [tokenizer.decode(ids).partition(">")[0][1:] for ids in corpus.train["input_ids"]]
+    return texts, corpus.accounts["train"]
+
+
+@pytest.mark.parametrize(
+    ("recipe_value", "cells", "shown"),
+    [
+        (True, ["false", "False", "TRUE", ""], ["False", "False", "True", "True"]),
+        (3, ["4", "0.5", ""], ["4", "0.5", "3"]),
+        ([1], ["[2]"], ["[2]"]),
+        ({"a": 1}, ['{"b": 2}'], ["{'b': 2}"]),
+        ("low", ["false", "7"], ["false", "7"]),
+    ],
+)
+def test_a_cell_sets_a_template_argument_as_the_recipe_means_it(
+    tmp_path, recipe_value, cells, shown
+):
+    assert build_csv(tmp_path / "a.csv", "think", cells, recipe_value)[0] == shown
+
+
+@pytest.mark.parametrize(
+    ("recipe_value", "cell"), [(True, "no"), (True, "0"), (3, "true"), (3, "three"), ([1], "{}")]
+)
+def test_a_cell_of_another_kind_than_the_recipe_is_malformed(tmp_path, recipe_value, cell):
+    _, account = build_csv(tmp_path / "a.csv", "think", [cell, ""], recipe_value)
+    assert account.dropped == {"malformed": 1}
+    assert (
+        f'"think" is {json.loads(cell) if cell in ("0", "true", "{}") else repr(cell)}'
+        in (account.examples["malformed"])
+    )
+
+
+def test_template_kwargs_may_be_a_json_text(tmp_path):
+    cells = ['{"think": false}', "", "[]", "{"]
+    texts, account = build_csv(tmp_path / "a.csv", "chat_template_kwargs", cells, True)
+    assert texts == ["False", "True"]
+    assert account.dropped == {"malformed": 2}
+
+
 def test_prompt_and_completion_are_texts_or_chats():
     assert convert({"prompt": "a", "completion": "b"}) == PromptCompletion("a", "b")
     chat = convert(
