@@ -24,10 +24,11 @@ class Account:
     `read`, `kept`, `dropped`, `expanded` (into several rows), `truncated` and `partly_overlong`
     (expanded, and some of the rows too long) count source rows, each once whatever its repeat.
     `rows_out`, `tokens`, `target_tokens` and `built` describe the finished split, repeats
-    included. `expansion_tokens` are what expanding costs: the tokens of an expanded source row's
-    rows beyond those of its longest. `longest_tokens` is the longest row seen, before the length
-    policy. `examples` has the first row of each drop reason. `sources` has the same counts
-    (`SOURCE_COUNTS`) for each source, as the recipe writes it or as its folder lists it.
+    included. `expansion_tokens` are what expanding costs: the tokens of a kept source row's rows
+    beyond those of its longest, as they are before the length policy, repeats included.
+    `longest_tokens` is the longest row seen, before the length policy. `examples` has the first
+    row of each drop reason. `sources` has the same counts (`SOURCE_COUNTS`) for each source, as
+    the recipe writes it or as its folder lists it.
     """
 
     read: int
@@ -87,8 +88,8 @@ class AccountTally:
         self._counts["truncated"] += outcome.is_truncated
         self._counts["partly_overlong"] += len(outcome.rows) < outcome.num_supervised
         lengths = [len(row.input_ids) for row in outcome.rows]
-        if outcome.num_supervised > 1:
-            self._counts["expansion_tokens"] += num_passes * (sum(lengths) - max(lengths))
+        added_by_expanding = sum(outcome.supervised_lengths) - outcome.longest_tokens
+        self._counts["expansion_tokens"] += num_passes * added_by_expanding
         for row in outcome.rows:
             self._built[row.built] += num_passes
         added = {

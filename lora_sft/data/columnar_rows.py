@@ -5,12 +5,18 @@ null: a tool call would get the arguments of all tools, and a template would pri
 inside objects are therefore left out again. A null that was meant cannot be told from one that
 was filled in; who needs it writes JSON lines, or the object as a JSON text. A column that is
 null in a row stays null.
+
+Dates, times and durations become their ISO 8601 text, decimals and UUIDs theirs: JSON has no form
+of its own for them, and a template would print a placeholder. Bytes stay bytes; a row is malformed
+where its format reads them, and a column of pictures beside the text does no harm.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from decimal import Decimal
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -141,7 +147,32 @@ def _make_cleaner(kind: pa.DataType) -> Clean | None:
     if _is_list(kind):
         clean_item = _make_cleaner(kind.value_type)
         return clean_item and (lambda items: [_clean_item(item, clean_item) for item in items])
-    return None
+    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+        return _make_cleaner(kind.value_type)
+    return _write_as_text if _has_no_json_form(kind) else None
+
+
+def _has_no_json_form(kind: pa.DataType) -> bool:
+    """Whether values of a type are written as text. Bytes are not: no text is right for them."""
+    is_temporal, is_decimal = pa.types.is_temporal(kind), pa.types.is_decimal(kind)
+    return is_temporal or is_decimal or isinstance(kind, pa.UuidType)
+
+
+def _write_as_text(value: Any) -> str:
+    """ISO 8601 for what is a time, as many digits as it has."""
+    if hasattr(value, "isoformat"):  # a Timedelta of nanoseconds among them
+        return str(value.isoformat())
+    if isinstance(value, timedelta):
+        return f"PT{_write_seconds(value // timedelta(microseconds=1), 6)}S"
+    if isinstance(value, pa.MonthDayNano):
+        return f"P{value.months}M{value.days}DT{_write_seconds(value.nanoseconds, 9)}S"
+    return str(value)
+
+
+def _write_seconds(count: int, digits: int) -> str:
+    """So many parts of a second, as seconds: no digit is lost, and no zero ends it."""
+    seconds = format(Decimal(count).scaleb(-digits), "f")
+    return seconds.rstrip("0").rstrip(".")
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -78,7 +78,7 @@ def write_corpus(
     """
     supervisor = Supervisor(data, tokenizer, stop_token_ids)
     writers = {name: SplitWriter(folder, name) for name in list_splits(data)}
-    fill_splits(data, RowFollower(data, supervisor), writers)
+    fill_splits(data, RowFollower(data, supervisor, tokenizer.chat_template), writers)
     splits = {name: writer.finish() for name, writer in writers.items()}
     for name, split in splits.items():
         _check_has_rows(name, split.account, data)

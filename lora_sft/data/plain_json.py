@@ -1,12 +1,13 @@
 """Read JSON text as strictly as rows need it: nothing lost, nothing that later steps choke on.
 
-Python's reader keeps the last of two equal keys, takes NaN for a number and objects as deep as
-its stack; the last of these would break whatever walks a row next, a template for one.
+Python's reader keeps the last of two equal keys, takes NaN for a number, 1e999 for infinity and
+objects as deep as its stack; these would break whatever walks a row next, a template for one.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, NoReturn
 
 from lora_sft.data.one_line import make_one_line
@@ -56,7 +57,19 @@ def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeated_keys)
+def _parse_float(text: str) -> float:
+    """The number; one that a double cannot hold would be read as infinity."""
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"the number {make_one_line(text)} is too large")
+    return value
+
+
+DECODER = json.JSONDecoder(
+    parse_constant=_refuse_constant,
+    parse_float=_parse_float,
+    object_pairs_hook=_refuse_repeated_keys,
+)
 
 
 def _check_nesting(value: Any) -> None:

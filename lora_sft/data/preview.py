@@ -161,7 +161,8 @@ class Preview:
         shown = _ShownSplit(self.selection, show)
         elsewhere = _find_elsewhere(self.data, self.selection)
         sinks: dict[str, SplitSink] = {**elsewhere, self.selection.split: shown}
-        fill_splits(self.data, RowFollower(self.data, supervisor), sinks)
+        follower = RowFollower(self.data, supervisor, self.tokenizer.chat_template)
+        fill_splits(self.data, follower, sinks)
         if self.selection.row is not None and not shown.num_shown:
             places = [name for name, sink in elsewhere.items() if sink.has_row]
             _refuse_missing_row(self.selection, places)

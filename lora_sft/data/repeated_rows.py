@@ -1,21 +1,19 @@
 """Find rows that are there before: twice in a split, or in a held-out split of its own as well.
 
-Two rows are the same where they hold the same example, whatever format they are written in and
-whatever columns stand beside it: a test row is known to the model also where its id differs.
+Two rows are the same where they hold the same example (`example_hash`), whatever format they are
+written in and whatever stands beside it: a test row is known to the model also where its id
+differs. Where splits are drawn by a fraction, equal examples share one; with `group_by` they may
+lie in groups of different splits, and are looked for.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
-from lora_sft.data.conversation import Example
 from lora_sft.data.drops import Drop
-from lora_sft.data.splits import SplitByFraction
+from lora_sft.data.splits import SplitByFraction, find_group_column, has_fraction
 from lora_sft.errors import DataError
 
 if TYPE_CHECKING:
@@ -23,34 +21,51 @@ if TYPE_CHECKING:
     from lora_sft.data.row_sources import SourceRow
     from lora_sft.recipe import DataSection, DatasetSection
 
-DIGEST_BYTES = 16
 # A row that two of them hold stays in the first: what is measured with is not made smaller.
 HELD_OUT = ("test", "validation")
 
-# The examples of one data set, each with its row, as its format reads them.
-ReadExamples = Callable[["DatasetSection"], Iterable[tuple["SourceRow", Example]]]
+
+class HashedRow(NamedTuple):
+    """A row that its format can read: the hash it is drawn by, and that of its example."""
+
+    row: SourceRow
+    row_hash: bytes
+    example_hash: bytes
+
+
+# The rows of one data set that its format can read.
+ReadHashedRows = Callable[["DatasetSection"], Iterable[HashedRow]]
 # Why a row is left out after all, if it is.
 FindRepeat = Callable[["RowOutcome"], Drop | None]
+
+
+class Place(NamedTuple):
+    """A row of one data set: a file that two data sets read holds its rows twice."""
+
+    dataset: int
+    source: str
+    row: int
+    where: str
 
 
 class RepeatedRows:
     """Judges the rows of one corpus by `data.duplicates` and `data.overlap`.
 
     Asked about the same row again it says the same, so that splits may be read in any order and
-    more than once. Held-out data sets are read once before the rows that could repeat them.
+    more than once. What is held out is read once before the rows that could repeat it.
     """
 
-    def __init__(self, data: DataSection, read_examples: ReadExamples) -> None:
+    def __init__(self, data: DataSection, read_rows: ReadHashedRows) -> None:
         self._data = data
-        self._read_examples = read_examples
+        self._read_rows = read_rows
         self._by_fraction = SplitByFraction(data)
-        self._first_seen: defaultdict[str, dict[bytes, str]] = defaultdict(dict)
+        self._first_seen: defaultdict[str, dict[bytes, Place]] = defaultdict(dict)
         self._held_out: dict[bytes, tuple[str, str]] | None = None
 
     @property
     def are_looked_for(self) -> bool:
         """Whether any row could be left out: else no row's example needs its hash."""
-        return self._drops_duplicates or self._has_own_data_sets()
+        return self._drops_duplicates or self._has_own_data_sets() or self._has_groups
 
     @property
     def _drops_duplicates(self) -> bool:
@@ -64,16 +79,18 @@ class RepeatedRows:
             if outcome.example_hash is None:
                 return None
             split = own_split or self._by_fraction.find_split(outcome.row_hash)
-            return self._judge(outcome.example_hash, split, outcome.source_row.where)
+            row = outcome.source_row
+            place = Place(id(dataset), row.source, row.row, row.where)
+            return self._judge(outcome.example_hash, split, place)
 
         return find_repeat
 
-    def _judge(self, digest: bytes, split: str, where: str) -> Drop | None:
-        drop = self._find_overlap(digest, split, where)
+    def _judge(self, digest: bytes, split: str, place: Place) -> Drop | None:
+        drop = self._find_overlap(digest, split, place.where)
         if drop is not None or not self._drops_duplicates:
             return drop
-        first = self._first_seen[split].setdefault(digest, where)
-        return None if first == where else Drop("duplicate", f"the same as {first}")
+        first = self._first_seen[split].setdefault(digest, place)
+        return None if first == place else Drop("duplicate", f"the same as {first.where}")
 
     def _find_overlap(self, digest: bytes, split: str, where: str) -> Drop | None:
         if self._held_out is None:
@@ -91,11 +108,37 @@ class RepeatedRows:
 
     def _read_held_out(self) -> dict[bytes, tuple[str, str]]:
         held_out: dict[bytes, tuple[str, str]] = {}
+        drawn = self._read_drawn() if self._may_repeat_drawn else {}
         for split in HELD_OUT:
             for dataset in self._list_own(split):
-                for row, example in self._read_examples(dataset):
-                    held_out.setdefault(hash_example(example), (split, row.where))
+                for row, _, digest in self._read_rows(dataset):
+                    held_out.setdefault(digest, (split, row.where))
+            for digest, where in drawn.get(split, {}).items():
+                held_out.setdefault(digest, (split, where))
         return held_out
+
+    @property
+    def _has_groups(self) -> bool:
+        """Whether equal examples may be drawn apart: else the draw keeps them together."""
+        return has_fraction(self._data) and find_group_column(self._data) is not None
+
+    @property
+    def _may_repeat_drawn(self) -> bool:
+        """Whether a row could repeat one that a fraction holds out, and not be found there: in
+        another group, or among the validation's own rows, which give way to the test's."""
+        test = self._data.test
+        is_test_drawn = test is not None and test.fraction is not None
+        return self._has_groups or (is_test_drawn and bool(self._list_own("validation")))
+
+    def _read_drawn(self) -> dict[str, dict[bytes, str]]:
+        """The examples that fractions hold out of the training rows, and where each is first."""
+        drawn: defaultdict[str, dict[bytes, str]] = defaultdict(dict)
+        for dataset in self._data.datasets:
+            for row, row_hash, digest in self._read_rows(dataset):
+                split = self._by_fraction.find_split(row_hash)
+                if split in HELD_OUT:
+                    drawn[split].setdefault(digest, row.where)
+        return drawn
 
     def _list_own(self, split: str) -> list[DatasetSection]:
         section = getattr(self._data, split)
@@ -110,17 +153,3 @@ class RepeatedRows:
             if any(dataset is own for own in self._list_own(split)):
                 return split
         return ""
-
-
-def hash_example(example: Example) -> bytes:
-    """The fingerprint of what a row holds, whatever the order of its keys."""
-    text = json.dumps(example, sort_keys=True, ensure_ascii=False, default=_as_plain)
-    kind = type(example).__name__
-    digest = hashlib.sha256(f"{kind} {text}".encode("utf-8", "surrogatepass")).digest()
-    return digest[:DIGEST_BYTES]
-
-
-def _as_plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return vars(value)
-    return str(value)

@@ -18,8 +18,15 @@ from lora_sft.data.conversation import (
     PlainText,
     PromptCompletion,
 )
-from lora_sft.data.messages import MalformedRow, read_messages, read_tools
+from lora_sft.data.messages import (
+    MalformedRow,
+    check_is_plain,
+    parse_if_text,
+    read_messages,
+    read_tools,
+)
 from lora_sft.data.one_line import make_one_line
+from lora_sft.data.plain_json import parse_json
 from lora_sft.data.tokenized_rows import read_tokenized_row
 from lora_sft.errors import DataError
 
@@ -63,8 +70,9 @@ def read_alpaca_row(values: Values) -> Conversation:
     instruction = _read_text(values, "instruction")
     context = _read_optional_text(values, "input")
     question = f"{instruction}\n\n{context}" if context else instruction
-    answer_column = "output" if values.get("output") is not None else "response"
-    answer = _read_text(values, answer_column)
+    answer_columns = [name for name in ("output", "response") if values.get(name) is not None]
+    filled = (name for name in answer_columns if values[name] != "")
+    answer = _read_text(values, next(filled, next(iter(answer_columns), "output")))
     turns = [*_read_history(values.get("history")), question, answer]
     messages = tuple(
         Message("assistant" if index % 2 else "user", text) for index, text in enumerate(turns)
@@ -145,9 +153,20 @@ def _spelling_fits(row_format: RowFormat, rows: list[Values]) -> bool:
 
 
 def _has_sharegpt_messages(rows: list[Values]) -> bool:
-    lists = [row["messages"] for row in rows if isinstance(row.get("messages"), list)]
+    written = [_parse_if_json(row.get("messages")) for row in rows]
+    lists = [messages for messages in written if isinstance(messages, list)]
     firsts = [messages[0] for messages in lists if messages and isinstance(messages[0], Mapping)]
     return any("from" in first and "role" not in first for first in firsts)
+
+
+def _parse_if_json(value: Any) -> Any:
+    """What a text holds as JSON, a CSV's way to write a list; what is none stays a text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_json(value)
+    except ValueError:
+        return value
 
 
 def _undecided(columns: set[str], fitting: list[RowFormat], where: str) -> DataError:
@@ -171,9 +190,11 @@ def _list_columns(columns: set[str]) -> str:
 def _as_conversation(
     messages: tuple[Message, ...], values: Values, completion_start: int | None = None
 ) -> Conversation:
-    kwargs = values.get(KWARGS_COLUMN)
+    written = values.get(KWARGS_COLUMN)
+    kwargs = None if written == "" else parse_if_text(written, KWARGS_COLUMN)
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise MalformedRow(f"{KWARGS_COLUMN} is not an object")
+    check_is_plain(kwargs, KWARGS_COLUMN)
     tools = read_tools(values.get("tools"))
     return Conversation(messages, tools, dict(kwargs or {}), completion_start)
 

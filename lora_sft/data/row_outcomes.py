@@ -7,7 +7,7 @@ whether a row repeats another is asked afterwards, in the rows' order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 from lora_sft.data.chat_rows import Notes
 from lora_sft.data.conversation import Conversation, Example
 from lora_sft.data.drops import Drop, RowDropped
+from lora_sft.data.example_hash import ExampleHasher, hash_content
 from lora_sft.data.length_policy import fit_length
 from lora_sft.data.parallel_batches import map_batches
-from lora_sft.data.repeated_rows import RepeatedRows, hash_example
+from lora_sft.data.repeated_rows import HashedRow, RepeatedRows
 from lora_sft.data.row_formats import RowFormat, find_row_format
+from lora_sft.data.row_kwargs import read_row_kwargs
 from lora_sft.data.row_sources import SourceRow, read_rows
-from lora_sft.data.splits import make_row_hasher
+from lora_sft.data.splits import NOT_DRAWN, MakeRowHash, make_row_hasher
 from lora_sft.data.supervised_row import SupervisedRow
 from lora_sft.data.supervision import Supervised, Supervisor
 
@@ -62,32 +64,51 @@ class RowOutcome:
         return max(self.supervised_lengths, default=0)
 
 
-class RowFollower:
-    """Reads, converts, supervises and fits the rows of a data set, batch by batch."""
+@dataclass(frozen=True)
+class ConvertedRow:
+    """A row as its format reads it, and the hashes that are needed of it."""
 
-    def __init__(self, data: DataSection, supervisor: Supervisor) -> None:
+    source_row: SourceRow
+    example: Example | Drop
+    row_hash: bytes
+    example_hash: bytes | None
+
+
+class RowFollower:
+    """Reads, converts, supervises and fits the rows of a data set, batch by batch.
+
+    `template` is the tokenizer's chat template: what it reads of a message makes the example.
+    """
+
+    def __init__(
+        self,
+        data: DataSection,
+        supervisor: Supervisor,
+        template: str | Mapping[str, str] | None,
+    ) -> None:
         self._data = data
         self._supervisor = supervisor
-        self._repeated = RepeatedRows(data, self._read_examples)
+        self._hasher = ExampleHasher(template)
+        self._repeated = RepeatedRows(data, self._read_hashed_rows)
 
     def follow(
         self, dataset: DatasetSection, leaves_out: Callable[[bytes], bool] = lambda _: False
     ) -> Iterator[RowOutcome]:
         """The outcome of every row, in source order.
 
-        `leaves_out` says by a row's hash that it is not wanted, before any work is done on it.
+        `leaves_out` says by a row's hash that it is not wanted, before it is supervised.
         """
         rows, row_format = _open_rows(dataset)
-        hash_row = make_row_hasher(self._data, dataset)
+        make_row_hash = make_row_hasher(self._data, dataset)
         find_repeat = self._repeated.follow(dataset)
 
         def work(batch: Sequence[SourceRow]) -> tuple[list[RowOutcome], Notes]:
-            hashes = [hash_row(row) for row in batch]
-            converted = [
-                Drop("subsampled") if leaves_out(row_hash) else self._convert(row, row_format)
-                for row, row_hash in zip(batch, hashes, strict=True)
+            converted = [self._convert(row, row_format, make_row_hash) for row in batch]
+            wanted = [
+                replace(row, example=Drop("subsampled")) if leaves_out(row.row_hash) else row
+                for row in converted
             ]
-            outcomes = list(self._supervise(batch, hashes, converted))
+            outcomes = list(self._supervise(wanted))
             return outcomes, self._supervisor.take_notes()
 
         for _, (outcomes, notes) in map_batches(work, _make_batches(rows)):
@@ -96,46 +117,56 @@ class RowFollower:
                 drop = find_repeat(outcome)
                 yield outcome if drop is None else _leave_out(outcome, drop)
 
-    def _supervise(
-        self,
-        batch: Sequence[SourceRow],
-        hashes: Sequence[bytes],
-        converted: Sequence[Example | Drop],
-    ) -> Iterator[RowOutcome]:
+    def _supervise(self, converted: Sequence[ConvertedRow]) -> Iterator[RowOutcome]:
         examples = [
-            (row.where, example)
-            for row, example in zip(batch, converted, strict=True)
-            if not isinstance(example, Drop)
+            (each.source_row.where, each.example)
+            for each in converted
+            if not isinstance(each.example, Drop)
         ]
         supervised = iter(self._supervisor.supervise(examples))
-        for row, row_hash, example in zip(batch, hashes, converted, strict=True):
-            if isinstance(example, Drop):
-                yield RowOutcome(row, row_hash, drop=example)
-                continue
-            outcome = self._fit(row, row_hash, next(supervised))
-            if self._repeated.are_looked_for:
-                outcome = replace(outcome, example_hash=hash_example(example))
-            yield outcome
+        for each in converted:
+            if isinstance(each.example, Drop):
+                yield RowOutcome(each.source_row, each.row_hash, drop=each.example)
+            else:
+                outcome = self._fit(each.source_row, each.row_hash, next(supervised))
+                digest = each.example_hash
+                yield outcome if digest is None else replace(outcome, example_hash=digest)
 
-    def _read_examples(self, dataset: DatasetSection) -> Iterator[tuple[SourceRow, Example]]:
+    def _read_hashed_rows(self, dataset: DatasetSection) -> Iterator[HashedRow]:
         """The rows of `dataset` that its format can read."""
         rows, row_format = _open_rows(dataset)
+        make_row_hash = make_row_hasher(self._data, dataset)
         for row in rows:
-            example = self._convert(row, row_format)
-            if not isinstance(example, Drop):
-                yield row, example
+            converted = self._convert(row, row_format, make_row_hash)
+            if converted.example_hash is not None:
+                yield HashedRow(row, converted.row_hash, converted.example_hash)
 
-    def _convert(self, row: SourceRow, row_format: RowFormat) -> Example | Drop:
+    def _convert(
+        self, row: SourceRow, row_format: RowFormat, make_row_hash: MakeRowHash | None
+    ) -> ConvertedRow:
+        """Read the row, and hash it where it is drawn or compared: else that is time for nothing.
+
+        Raises: DataError where the row has no group to be drawn by.
+        """
+        example = self._read_example(row, row_format)
+        if make_row_hash is None and not self._repeated.are_looked_for:
+            return ConvertedRow(row, example, NOT_DRAWN, None)
+        if isinstance(example, Drop):
+            content_hash, example_hash = hash_content("row", row.values), None
+        else:
+            content_hash = example_hash = self._hasher.hash(example)
+        row_hash = NOT_DRAWN if make_row_hash is None else make_row_hash(row, content_hash)
+        return ConvertedRow(row, example, row_hash, example_hash)
+
+    def _read_example(self, row: SourceRow, row_format: RowFormat) -> Example | Drop:
         try:
-            example = row_format.read(row.values)
+            return self._with_row_kwargs(row_format.read(row.values), row)
         except RowDropped as dropped:
             return dropped.drop
-        return self._with_row_kwargs(example, row)
 
     def _with_row_kwargs(self, example: Example, row: SourceRow) -> Example:
         """A column named like one of the recipe's template kwargs sets it for this row."""
-        names = self._data.chat_template_kwargs
-        own = {name: row.values[name] for name in names if row.values.get(name) is not None}
+        own = read_row_kwargs(row.values, self._data.chat_template_kwargs)
         if not own or not isinstance(example, Conversation):
             return example
         kwargs = {**own, **example.template_kwargs}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lora_sft.data.columnar_rows import read_arrow, read_parquet
 from lora_sft.data.data_files import DataFile
@@ -126,6 +126,23 @@ def _check_names_differ(dataset: DatasetSection) -> None:
         )
 
 
+def _refuse_overwriting(row: SourceRow, renames: dict[str, str]) -> NoReturn:
+    """A later row may have columns that the first rows do not show."""
+    theirs = next(
+        column
+        for column in row.values
+        if renames.get(column, column) != column and renames[column] in row.values
+    )
+    ours = renames[theirs]
+    raise DataError(
+        f'rename_columns turns "{theirs}" into "{ours}", which the row has already',
+        f"{row.where}  rename_columns",
+        f"rename the other one away too, for example {{{ours}: unused_{ours}}}",
+    )
+
+
 def _renamed(row: SourceRow, renames: dict[str, str]) -> SourceRow:
     values = {renames.get(column, column): value for column, value in row.values.items()}
+    if len(values) < len(row.values):
+        _refuse_overwriting(row, renames)
     return SourceRow(row.source, row.row, row.line, values)

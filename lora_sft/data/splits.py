@@ -1,15 +1,17 @@
 """Decide by a row's own content which split it belongs to and how often it is repeated.
 
-A row's place follows from the row alone: adding, removing or reordering others never moves it,
-and equal rows always share a split. With `group_by` the rows of one group share a split: the
-first bytes of a row's hash, which draw its split, are then the group's.
+A row's place follows from the example that it holds (`example_hash`): adding, removing or
+reordering others never moves it, and rows that hold the same one share a split, whatever their
+ids and formats. A row that its format cannot read is drawn by its raw values. With `group_by` the
+rows of one group share a split: the first bytes of a row's hash, which draw its split, are then
+the group's, and equal examples of two groups are found by `repeated_rows`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lora_sft.data.one_line import make_one_line
@@ -24,29 +26,21 @@ DRAW_RANGE = 2 ** (8 * DRAW_BYTES)
 NOT_DRAWN = bytes(2 * DRAW_BYTES)
 
 
-def hash_row(values: Mapping[str, Any]) -> bytes:
-    """The fingerprint of a row's content, whatever the order of its keys."""
-    text = json.dumps(values, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+# Makes of a row and the hash of what it holds the one that draws its split and its passes.
+MakeRowHash = Callable[["SourceRow", bytes], bytes]
 
 
-def hash_grouped_row(values: Mapping[str, Any], group: Any) -> bytes:
-    """The row's fingerprint, whose split is drawn by `group`; 7 and "7" are the same group."""
-    text = group if isinstance(group, str) else json.dumps(group, sort_keys=True, default=str)
-    drawn = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:DRAW_BYTES]
-    return drawn + hash_row(values)[DRAW_BYTES:]
-
-
-def make_row_hasher(data: DataSection, dataset: DatasetSection) -> Callable[[SourceRow], bytes]:
-    """What hashes the rows of `dataset`: by group where a held-out fraction of it asks for that,
-    and not at all where nothing is drawn."""
-    column = _find_group_column(data)
-    is_divided = _has_fraction(data) and any(dataset is training for training in data.datasets)
+def make_row_hasher(data: DataSection, dataset: DatasetSection) -> MakeRowHash | None:
+    """What makes the hashes that the rows of `dataset` are drawn by: of their groups where a
+    held-out fraction of it asks for that; None where nothing is drawn, so nothing need be hashed.
+    """
+    column = find_group_column(data)
+    is_divided = has_fraction(data) and any(dataset is training for training in data.datasets)
     if is_divided and column is not None:
-        return lambda row: _hash_in_group(row, column)
+        return lambda row, content_hash: _hash_in_group(row, column) + content_hash[DRAW_BYTES:]
     if is_divided or dataset.repeat % 1:
-        return lambda row: hash_row(row.values)
-    return lambda _: NOT_DRAWN
+        return lambda _, content_hash: content_hash
+    return None
 
 
 def _hash_in_group(row: SourceRow, column: str) -> bytes:
@@ -58,14 +52,22 @@ def _hash_in_group(row: SourceRow, column: str) -> bytes:
             f"the columns are: {make_one_line(', '.join(sorted(row.values)))}; "
             f"name another in group_by, or give every row a {column}",
         )
-    return hash_grouped_row(row.values, group)
+    return _hash_group(group)
 
 
-def _has_fraction(data: DataSection) -> bool:
+def _hash_group(group: Any) -> bytes:
+    """The bytes that draw the split of a group; 7 and "7" are the same group."""
+    text = group if isinstance(group, str) else json.dumps(group, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:DRAW_BYTES]
+
+
+def has_fraction(data: DataSection) -> bool:
+    """Whether a held-out split is drawn from the training rows."""
     return any(_get_fraction(section) for section in (data.validation, data.test))
 
 
-def _find_group_column(data: DataSection) -> str | None:
+def find_group_column(data: DataSection) -> str | None:
+    """The column whose equal values share a split, where there is one."""
     sections = (data.validation, data.test)
     columns = (section.group_by for section in sections if section is not None)
     return next((column for column in columns if column is not None), None)

@@ -158,8 +158,8 @@ class SplitSection(RecipeSection):
         above=0,
         below=1,
         example=0.05,
-        help="Share of the training rows to hold out, by a hash of the row: equal rows stay "
-        "together, so the share is approximate, and no row moves when others are added.",
+        help="Share of the training rows to hold out, by a hash of its content: equal ones "
+        "stay together, so the share is approximate, and no row moves when others are added.",
     )
     group_by: str | None = setting(
         None,
@@ -186,8 +186,9 @@ class DataSection(RecipeSection):
     )
     overlap: Literal["error", "drop"] = setting(
         "error",
-        help="When a held-out data set and another split hold the same example. Drop: it stays "
-        "in test, else in validation, and is counted as `overlap` where it leaves.",
+        help="When a held-out split and another hold the same example (in data sets, or in groups "
+        "of their own). Drop: it stays in test, else in validation, and is counted as `overlap` "
+        "where it leaves.",
     )
     chat_template: str | None = setting(
         None,

@@ -273,6 +273,23 @@ def test_every_source_has_its_counts_and_they_add_up(tmp_path):
     assert console.file.getvalue().count("learned of") == len(corpus.accounts["train"].sources) == 4
 
 
+@pytest.mark.parametrize("overlong", ["split", "drop"])
+def test_what_expanding_costs_does_not_depend_on_the_length_policy(tmp_path, overlong):
+    chat = make_chat("a", "<think>one</think> b", "c", "<think>two</think> " + "d " * 60)
+    long_text = make_chat("a", "word " * 100)
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"messages": chat}, {"messages": long_text}])
+    template = tiny.THINK_DROPPED_FROM_HISTORY
+    whole = build(make_dataset(path), template=template)
+    cut = build(make_dataset(path), template=template, max_length=60, overlong=overlong)
+    lengths = [len(row) for row in whole.train["input_ids"]]
+    assert len(lengths) == 3
+    assert max(lengths[:2]) > 60 > min(lengths[:2])
+    for corpus in (whole, cut):
+        assert corpus.accounts["train"].expansion_tokens == min(lengths[:2])
+    if overlong == "split":
+        assert cut.accounts["train"].rows_out > 3
+
+
 def test_what_expanding_costs_is_counted(tmp_path):
     thoughts = make_chat("a", "<think>one</think> b", "c", "<think>two</think> d", "e", "f")
     path = write_jsonl(

@@ -8,6 +8,8 @@ import gzip
 import json
 import lzma
 import os
+from datetime import datetime
+from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -82,6 +84,7 @@ DEEP_ROW = b'{"text": "a", "x": ' + b'{"y": ' * 150 + b"1" + b"}" * 150 + b"}\n"
         ("a.json", b"[" + DEEP_ROW + b"]", "a.json row 0", "nested deeper than 100"),
         ("a.jsonl", b'{"n": ' + b"9" * 5000 + b"}", "a.jsonl:1", "not plain JSON"),
         ("a.jsonl", b'{"a": -Infinity}', "a.jsonl:1", "Infinity is not a JSON value"),
+        ("a.jsonl", b'{"a": [-1e999]}', "a.jsonl:1", "the number -1e999 is too large"),
         ("a.jsonl", b'{"\\ud800": 1}', "a.jsonl", "no row format fits the columns \\ud800"),
         ("a.jsonl", b'{"a\\nb\\u2028": 1}', "a.jsonl", "no row format fits the columns a\\nb"),
         ("a.jsonl", b'{"a\\nb": 1, "a\\nb": 2}', "a.jsonl:1", 'the key "a\\nb" is there more'),
@@ -249,6 +252,32 @@ def test_unions_and_times_beside_the_rows_do_no_harm(tmp_path):
     corpus = attempt(path)
     assert isinstance(corpus, Corpus), corpus
     assert len(corpus.train) == 2
+
+
+def make_call(**arguments):
+    call = {"type": "function", "function": {"name": "book", "arguments": arguments}}
+    return [{"role": "user", "content": "Book."}, {"role": "assistant", "tool_calls": [call]}]
+
+
+def test_what_json_has_no_form_for_is_never_learned_as_a_placeholder(tmp_path):
+    when = datetime(2024, 5, 1, 10)
+    rows = [
+        {"messages": make_call(when=when, price=Decimal("12.50")), "image": b"\x89PNG"},
+        {"messages": make_call(raw=b"abc"), "image": None},
+        {"messages": make_call(share=float("inf")), "image": None},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    tokenizer = tiny.make_tokenizer()
+    data = make_data(make_dataset(tmp_path / "a.parquet"))
+    corpus = build_corpus(data, tokenizer, {tokenizer.eos_token_id})
+    (ids,) = corpus.train["input_ids"]
+    text = tokenizer.decode(ids)
+    assert '"2024-05-01T10:00:00"' in text
+    assert '"12.50"' in text
+    account = corpus.accounts["train"]
+    assert account.dropped == {"malformed": 2}
+    place = "message 1.tool_calls[0].function.arguments.raw"
+    assert f"{place} is of type bytes" in account.examples["malformed"]
 
 
 def test_folders_that_hold_no_rows_are_refused(tmp_path):

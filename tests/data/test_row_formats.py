@@ -1,14 +1,18 @@
 """Formats: which one a row is in, and what it becomes."""
 
+import csv
 import json
 from typing import get_args
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lora_sft.data.conversation import PlainText, PromptCompletion, TokenizedExample
 from lora_sft.data.corpus import build_corpus
 from lora_sft.data.drops import RowDropped
 from lora_sft.data.row_formats import FORMATS, RowFormat, find_row_format
+from lora_sft.data.row_sources import read_rows
 from lora_sft.data.supervised_row import IGNORED_LABEL
 from lora_sft.errors import DataError
 from lora_sft.recipe import schema
@@ -57,13 +61,30 @@ def call(arguments):
 
 @pytest.mark.parametrize(
     ("written", "arguments"),
-    [('{"x": null}', {"x": None}), ("", {}), (" ", {}), ({"x": 1}, {"x": 1}), (None, None)],
+    [('{"x": null}', {"x": None}), ("", {}), (" ", {}), ({"x": 1}, {"x": 1}), (None, {})],
 )
 def test_arguments_become_an_object_and_nothing_else_changes(written, arguments):
     messages = [{"role": "assistant", "tool_calls": call(written)}]
     (message,) = convert({"messages": messages}).messages
     assert message.tool_calls == tuple(call(arguments))
     assert messages[0]["tool_calls"] == call(written)
+
+
+def test_a_call_without_arguments_has_none(tmp_path):
+    bare = {"type": "function", "function": {"name": "now"}}
+    flat = {"name": "now"}
+    (message,) = convert({"messages": [{"role": "assistant", "tool_calls": [bare, flat]}]}).messages
+    filled = {"name": "now", "arguments": {}}
+    assert message.tool_calls == ({"type": "function", "function": filled}, filled)
+    question = {"role": "user", "content": "The time?"}
+    other = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    messages = [question, {"role": "assistant", "tool_calls": [other, bare]}]
+    pq.write_table(pa.Table.from_pylist([{"messages": messages}]), tmp_path / "a.parquet")
+    tokenizer = tiny.make_tokenizer()
+    data = make_data(make_dataset(tmp_path / "a.parquet"))
+    corpus = build_corpus(data, tokenizer, {tokenizer.eos_token_id})
+    text = tokenizer.decode(corpus.train["input_ids"][0])
+    assert '{"name": "now", "arguments": {}}' in text or '{"arguments": {}, "name": "now"}' in text
 
 
 TOOL = {"type": "function", "function": {"name": "f"}}
@@ -141,6 +162,78 @@ def test_alpaca_joins_instruction_and_input(answer):
     assert turns(convert(values)) == expected
     bare = {"instruction": "Hi", "input": "", answer: "Ho", "system": "S"}
     assert turns(convert(bare)) == [("system", "S"), ("user", "Hi"), ("assistant", "Ho")]
+
+
+@pytest.mark.parametrize(
+    ("columns", "answer"),
+    [
+        ({"output": "", "response": "real"}, "real"),
+        ({"output": "real", "response": ""}, "real"),
+        ({"output": "first", "response": "second"}, "first"),
+        ({"output": "", "response": None}, ""),
+        ({"output": None, "response": ""}, ""),
+    ],
+)
+def test_the_answer_is_in_the_first_column_that_is_filled(columns, answer):
+    assert turns(convert({"instruction": "do", **columns}))[-1] == ("assistant", answer)
+
+
+def test_sharegpt_messages_are_recognised_in_a_json_text(tmp_path):
+    chat = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    path = tmp_path / "a.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["messages"], [json.dumps(chat)]])
+    (row,) = read_rows(make_dataset(path))
+    assert turns(convert(row.values)) == [("user", "a"), ("assistant", "b")]
+
+
+SWITCHED = "{{- '<' ~ think ~ '>' -}}" + tiny.CHATML
+
+
+def build_csv(path, column, cells, recipe_value):
+    chat = json.dumps([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["messages", column], *([chat, cell] for cell in cells)])
+    tokenizer = tiny.make_tokenizer(SWITCHED)
+    data = make_data(make_dataset(path), chat_template_kwargs={"think": recipe_value})
+    corpus = build_corpus(data, tokenizer, {tokenizer.eos_token_id})
+    texts = [tokenizer.decode(ids).partition(">")[0][1:] for ids in corpus.train["input_ids"]]
+    return texts, corpus.accounts["train"]
+
+
+@pytest.mark.parametrize(
+    ("recipe_value", "cells", "shown"),
+    [
+        (True, ["false", "False", "TRUE", ""], ["False", "False", "True", "True"]),
+        (3, ["4", "0.5", ""], ["4", "0.5", "3"]),
+        ([1], ["[2]"], ["[2]"]),
+        ({"a": 1}, ['{"b": 2}'], ["{'b': 2}"]),
+        ("low", ["false", "7"], ["false", "7"]),
+    ],
+)
+def test_a_cell_sets_a_template_argument_as_the_recipe_means_it(
+    tmp_path, recipe_value, cells, shown
+):
+    assert build_csv(tmp_path / "a.csv", "think", cells, recipe_value)[0] == shown
+
+
+@pytest.mark.parametrize(
+    ("recipe_value", "cell"), [(True, "no"), (True, "0"), (3, "true"), (3, "three"), ([1], "{}")]
+)
+def test_a_cell_of_another_kind_than_the_recipe_is_malformed(tmp_path, recipe_value, cell):
+    _, account = build_csv(tmp_path / "a.csv", "think", [cell, ""], recipe_value)
+    assert account.dropped == {"malformed": 1}
+    assert (
+        f'"think" is {json.loads(cell) if cell in ("0", "true", "{}") else repr(cell)}'
+        in (account.examples["malformed"])
+    )
+
+
+def test_template_kwargs_may_be_a_json_text(tmp_path):
+    cells = ['{"think": false}', "", "[]", "{"]
+    texts, account = build_csv(tmp_path / "a.csv", "chat_template_kwargs", cells, True)
+    assert texts == ["False", "True"]
+    assert account.dropped == {"malformed": 2}
 
 
 def test_prompt_and_completion_are_texts_or_chats():
@@ -235,6 +328,14 @@ def test_a_text_column_is_plain_text():
     assert convert({"text": "a", "category": "x"}) == PlainText("a")
 
 
+ANSWER = {"role": "assistant", "content": "4"}
+
+
+def test_reasoning_may_be_there_under_two_names_where_it_is_the_same():
+    twice = {**ANSWER, "reasoning_content": "2 + 2", "reasoning": "2 + 2", "thinking": None}
+    assert convert({"messages": [twice]}).messages[0].reasoning == "2 + 2"
+
+
 @pytest.mark.parametrize(
     ("name", "values"),
     [
@@ -251,7 +352,12 @@ def test_a_text_column_is_plain_text():
         ("messages", {"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": 1}),
         ("messages", {"messages": [{"role": "assistant", "tool_calls": call("{not json")}]}),
         ("messages", {"messages": [{"role": "assistant", "tool_calls": call("[1]")}]}),
+        ("messages", {"messages": [{"role": "assistant", "tool_calls": call([1])}]}),
+        ("messages", {"messages": [{"role": "assistant", "tool_calls": call(0)}]}),
         ("messages", {"messages": [{"role": "assistant", "function_call": "f()"}]}),
+        ("messages", {"messages": [{**ANSWER, "reasoning_content": ["2+2"]}]}),
+        ("messages", {"messages": [{**ANSWER, "thinking": {"steps": 1}}]}),
+        ("messages", {"messages": [{**ANSWER, "reasoning_content": "a", "reasoning": "b"}]}),
         ("sharegpt", {"conversations": [{"from": "martian", "value": "a"}]}),
         ("alpaca", {"instruction": "a", "output": None}),
         ("alpaca", {"instruction": "a", "output": "b", "history": ["a"]}),

@@ -7,6 +7,8 @@ import lzma
 import sys
 import threading
 import tracemalloc
+from datetime import date, time
+from decimal import Decimal
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -163,6 +165,33 @@ def test_a_map_and_a_json_cell_are_objects(tmp_path):
     write_arrow(tmp_path / "a.arrow", pa.table(columns), pa.ipc.new_stream)
     (row,) = read(tmp_path / "a.arrow")
     assert row.values == {"map": {"a": 1, "b": None}, "cells": [{"a": None}]}
+
+
+def test_times_and_decimals_of_a_table_become_text(tmp_path):
+    columns = {
+        "at": pa.array([5_000], pa.timestamp("us")),
+        "ns": pa.array([5], pa.timestamp("ns", "UTC")),
+        "took": pa.array([90_500], pa.duration("ms")),
+        "every": pa.array([(1, 2, 3_500_000_000)], pa.month_day_nano_interval()),
+        "uuid": pa.array([bytes(16)], pa.uuid()),
+        "coded": pa.array([0], pa.date32()).dictionary_encode(),
+        "deep": pa.array([[{"price": Decimal("12.50"), "on": date(2024, 5, 1), "no": None}]]),
+        "times": pa.array([[("a", time(10, 30))]], pa.map_(pa.string(), pa.time64("us"))),
+        "raw": pa.array([b"abc"]),
+    }
+    write_arrow(tmp_path / "a.arrow", pa.table(columns), pa.ipc.new_stream)
+    (row,) = read(tmp_path / "a.arrow")
+    assert row.values == {
+        "at": "1970-01-01T00:00:00.005000",
+        "ns": "1970-01-01T00:00:00.000000005+00:00",
+        "took": "PT90.5S",
+        "every": "P1M2DT3.5S",
+        "uuid": "00000000-0000-0000-0000-000000000000",
+        "coded": "1970-01-01",
+        "deep": [{"price": "12.50", "on": "2024-05-01"}],
+        "times": {"a": "10:30:00"},
+        "raw": b"abc",
+    }
 
 
 def test_lines_under_a_json_name_are_read_as_lines(tmp_path):
@@ -371,6 +400,19 @@ def test_a_rename_of_a_missing_column_lists_the_columns_that_are(tmp_path):
 def test_a_rename_onto_an_existing_column_is_refused(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)
     assert "is there already" in fail(path, rename_columns={"n": "text"}).what
+
+
+@pytest.mark.parametrize("late", [{"question": "theirs", "prompt": "ours"}, {"prompt": "ours"}])
+def test_a_rename_never_overwrites_a_column_of_a_later_row(tmp_path, late):
+    rows = [{"question": str(index)} for index in range(150)] + [late]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    renames = {"rename_columns": {"question": "prompt"}}
+    if len(late) == 1:
+        assert read(path, **renames)[-1].values == late
+        return
+    error = fail(path, **renames)
+    assert error.where == "a.jsonl:151  rename_columns"
+    assert '"question" into "prompt", which the row has already' in error.what
 
 
 def test_two_columns_are_not_renamed_to_one(tmp_path):

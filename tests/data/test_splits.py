@@ -3,6 +3,9 @@
 import pytest
 
 from lora_sft.data.corpus import build_corpus
+from lora_sft.data.example_hash import ExampleHasher
+from lora_sft.data.row_formats import read_openai_row
+from lora_sft.data.row_sources import read_rows
 from lora_sft.errors import DataError
 from tests import tiny
 from tests.data.sections import make_chat, make_data, make_dataset, make_split, write_jsonl
@@ -133,3 +136,119 @@ def test_duplicates_are_kept_or_dropped_and_counted(tmp_path, duplicates, kept):
         assert account.dropped == {"duplicate": 2}
         assert account.examples["duplicate"] == "a.jsonl:3 (the same as a.jsonl:1)"
         assert corpus.fingerprint == build(first, second, duplicates="drop").fingerprint
+
+
+def test_a_file_that_two_data_sets_read_holds_its_rows_twice(tmp_path):
+    named = write(tmp_path, "a.jsonl", [make_row(1), make_row(2)])
+    found = make_dataset(tmp_path / "*.jsonl")
+    account = build(named, found, duplicates="drop").accounts["train"]
+    assert (account.kept, account.dropped) == (2, {"duplicate": 2})
+
+
+def in_messages(row, **columns):
+    """The row with the same columns in each of its messages."""
+    return {"messages": [{**message, **columns} for message in row["messages"]]}
+
+
+SAME = [
+    lambda index: make_row(index, id=f"x{index}"),
+    lambda index: {"instruction": f"What is {index}?", "output": f"It is {index}."},
+    lambda index: in_messages(make_row(index), id=index, name=None),
+    lambda index: in_messages(make_row(index), train=True),
+    lambda index: in_messages(make_row(index), weight=1),
+]
+
+
+@pytest.mark.parametrize("make_same", SAME)
+def test_the_same_example_lies_in_one_split_however_it_is_written(tmp_path, make_same):
+    indices = range(60)
+    first = write(tmp_path, "a.jsonl", [make_row(index) for index in indices])
+    other = write(tmp_path, "b.jsonl", [make_same(index) for index in indices])
+    corpus = build(first, other, validation=make_split(fraction=0.3))
+    assert 2 < len(corpus.validation) < 118
+    for split in (corpus.train, corpus.validation):
+        places = sorted(zip(split["source"], split["row"], strict=True))
+        half = len(places) // 2
+        assert [row for _, row in places[:half]] == [row for _, row in places[half:]]
+
+
+@pytest.mark.parametrize("make_same", SAME)
+def test_a_held_out_example_is_known_however_it_is_written(tmp_path, make_same):
+    train = write(tmp_path, "train.jsonl", [make_row(index) for index in range(3)])
+    test = make_split(datasets=[write(tmp_path, "test.jsonl", [make_same(1)])])
+    with pytest.raises(DataError, match="in two splits, train and test"):
+        build(train, test=test)
+
+
+def test_what_the_template_reads_of_a_message_tells_rows_apart(tmp_path):
+    rows = [make_row(1), in_messages(make_row(1), name="Ann"), in_messages(make_row(1), nick="An")]
+    dataset = write(tmp_path, "a.jsonl", rows)
+    assert len(build(dataset, duplicates="drop").train) == 1
+    tokenizer = tiny.make_tokenizer("{# message.name, nickname #}" + tiny.CHATML)
+    data = make_data(dataset, duplicates="drop")
+    corpus = build_corpus(data, tokenizer, {tokenizer.eos_token_id})
+    assert corpus.train["row"][:] == [0, 1]
+
+
+def test_calls_are_the_same_in_either_form_and_apart_by_what_they_give(tmp_path):
+    def ask(call):
+        question = {"role": "user", "content": "Go."}
+        return {"messages": [question, {"role": "assistant", "tool_calls": [call]}]}
+
+    nested = {"type": "function", "id": "c1", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    flat = {"name": "f", "arguments": {"x": 1}}
+    other = {"name": "f", "arguments": {"x": 2}}
+    dataset = write(tmp_path, "a.jsonl", [ask(nested), ask(flat), ask(other)])
+    with_template = "{%- for call in [] -%}{{ call.function }}{%- endfor -%}"
+    hashes = ExampleHasher(with_template)
+    examples = [read_openai_row(row.values) for row in read_rows(dataset)]
+    first, second, third = map(hashes.hash, examples)
+    assert first == second != third
+
+
+def test_a_group_does_not_hide_that_an_example_is_in_two_splits(tmp_path):
+    rows = [make_row(7, group=group) for group in range(40)]
+    rows += [make_row(100 + group, group=group) for group in range(40)]
+    dataset, grouped = write(tmp_path, "a.jsonl", rows), {"fraction": 0.2, "group_by": "group"}
+    with pytest.raises(DataError, match=r"in two splits, train and (validation|test)"):
+        build(dataset, validation=make_split(**grouped))
+    corpus = build(
+        dataset, validation=make_split(**grouped), test=make_split(**grouped), overlap="drop"
+    )
+    found = {
+        name: sum(row < 40 for row in getattr(corpus, name)["row"])
+        for name in ("train", "validation", "test")
+    }
+    assert found["train"] == found["validation"] == 0
+    assert found["test"] > 0
+    assert corpus.accounts["train"].dropped["overlap"] > 0
+    assert sum(len(split) for split in (corpus.train, corpus.validation, corpus.test)) == (
+        40 + found["test"]
+    )
+
+
+def test_a_row_drawn_for_the_test_stays_there_where_validation_has_it_too(tmp_path):
+    rows = [make_row(index) for index in range(40)]
+    train, fraction = write(tmp_path, "train.jsonl", rows), make_split(fraction=0.3)
+    drawn = build(train, test=fraction).test["row"]
+    own = write(tmp_path, "validation.jsonl", [rows[drawn[0]], make_row(99)])
+    corpus = build(train, test=fraction, validation=make_split(datasets=[own]), overlap="drop")
+    assert len(corpus.test) == len(drawn)
+    assert corpus.accounts["validation"].dropped == {"overlap": 1}
+
+
+def test_rows_that_cannot_be_read_are_drawn_too_and_never_compared(tmp_path):
+    odd = [{"messages": f"not a chat {index}"} for index in range(40)]
+    dataset = write(tmp_path, "a.jsonl", [make_row(1), *odd, *(make_row(i) for i in range(2, 30))])
+    corpus = build(dataset, validation=make_split(fraction=0.3), duplicates="drop")
+    dropped = [account.dropped for account in corpus.accounts.values()]
+    assert sum(each["malformed"] for each in dropped) == 40
+    assert all(each["malformed"] for each in dropped)
+
+
+def test_nothing_is_hashed_where_nothing_is_drawn_or_compared(tmp_path, monkeypatch):
+    def refuse(self, example):
+        raise AssertionError("hashed for nothing")
+
+    monkeypatch.setattr(ExampleHasher, "hash", refuse)
+    assert len(build(write(tmp_path, "a.jsonl", [make_row(1), make_row(1)])).train) == 2
