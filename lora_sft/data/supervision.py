@@ -98,7 +98,7 @@ class Supervisor:
             )
         if self._notes.lost_context:
             warnings.append(
-                f"the chat template leaves out or changes the content of context messages in "
+                f"the chat template leaves out or changes what context messages or tools say in "
                 f"{self._notes.lost_context:,} rows (first: {self._notes.first_lost_context})"
             )
         return warnings
