@@ -68,7 +68,7 @@ def fit(
     `origin` says what base the adapter belongs to; it is saved with every checkpoint. `watch` is
     told of each step.
 
-    Raises: NonFiniteLoss before the step that would have used a loss that is no number;
+    Raises: NonFiniteLoss before the step that would have used a loss or gradient that is none;
     TrainingError where a saved adapter is not what was trained.
     """
     stop = StopOnSignal(request)
