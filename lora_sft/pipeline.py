@@ -133,6 +133,7 @@ def _train(
     report: Report,
 ) -> TrainResult:
     batch = make_batch_plan(recipe, processes.world_size)
+    check_same_batch(run, start, batch)
     universal = start.needs_conversion(processes.world_size)
     arguments = make_sft_config(recipe, batch, run, universal=universal)
     watch = report.watch_over(arguments.ddp_timeout)
@@ -190,6 +191,21 @@ def check_same_rows(run: RunDirectory, start: StartingPoint, corpus: Corpus) -> 
             f"{start.checkpoint}  data.datasets",
             "put the data back, or train anew into another output_dir",
         )
+
+
+def check_same_batch(run: RunDirectory, start: StartingPoint, batch: BatchPlan) -> None:
+    """Raises: RecipeError where the accumulation stands in the recipe and the processes are
+    others, so that a step would be of another size."""
+    plan = (run.read_json(run.manifest) or {}).get("plan") or {}
+    before = plan.get("global_batch_size")
+    if start.checkpoint is None or before in (None, batch.global_batch_size):
+        return
+    raise RecipeError(
+        f"a step of the checkpoint had {before} rows, and on {batch.world_size} processes it would "
+        f"have {batch.global_batch_size}",
+        f"{start.checkpoint}  train.gradient_accumulation_steps",
+        f"write train.global_batch_size: {before} in place of train.gradient_accumulation_steps",
+    )
 
 
 def check_same_packing(run: RunDirectory, start: StartingPoint, packing: Packing) -> None:

@@ -236,3 +236,24 @@ def test_a_changed_checkpoint_is_named_and_the_one_before_is_used(command, write
     assert again.code == 0, again.stderr
     assert "checkpoint-4: adapter_model.safetensors is not the file that was saved" in again.stderr
     assert read_metrics(tmp_path / "run", "loss") == losses
+
+
+def test_a_step_of_another_size_is_refused_and_the_fix_goes_on(command, write_recipe, tmp_path):
+    """As two processes left it: with the accumulation alone, one would train half of each step."""
+    half = write_recipe(train={"global_batch_size": None, "gradient_accumulation_steps": 2})
+    assert command("train", half, "train.max_steps=2").code == 0
+    manifest = tmp_path / "run" / "manifest.json"
+    document = json.loads(manifest.read_text())
+    document["plan"]["global_batch_size"] = 8
+    manifest.write_text(json.dumps(document))
+    refused = command("train", half)
+    assert refused.code == 2
+    assert "a step of the checkpoint had 8 rows, and on 1 processes it would have 4" in (
+        refused.stderr
+    )
+    assert "fix:   write train.global_batch_size: 8 in place of" in refused.stderr
+    assert command("train", write_recipe(train={"global_batch_size": 4})).code == 2
+    mended = command("train", write_recipe(train={"global_batch_size": 8}))
+    assert mended.code == 0, mended.stderr
+    assert "going on from" in mended.stderr
+    assert list(read_metrics(tmp_path / "run", "loss")) == [1, 2, 3, 4]
