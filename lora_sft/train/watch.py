@@ -9,6 +9,8 @@ writes a sign of life into the run directory and looks at its neighbour's:
   life (another machine, stopped, or stuck in native code) after `DEAD_SECONDS`;
 - no step for nine tenths of `train.ddp_timeout` is a stall, before a collective may time out.
 
+A process that could not look itself (all of them suspended by a scheduler, say) counts anew.
+
 Whoever notices first writes `end.json`; it alone decides `status.json`. Everybody then writes the
 stacks of its threads beside it and leaves. Files, not the process group: that is what hangs.
 Clocks are never compared between machines; what counts is that a file changes.
@@ -37,6 +39,7 @@ FOLDER = "processes"  # of the run directory; gone after a good end
 BEAT_SECONDS = 1.0
 DEAD_SECONDS = 20.0
 GONE_BEATS = 3  # its own word on why it ends may be on the way
+BLIND_SECONDS = 5.0  # without a turn of its own, a process knows nothing of the others
 STALL_SHARE = 0.9  # of the collectives' own limit
 
 
@@ -156,11 +159,14 @@ class Watch:
         beats, moved, progress = 0, time.monotonic(), self._progress
         neighbour = (self.processes.process_rank + 1) % self.processes.world_size
         seen: Any = None
-        seen_at, gone_since = time.monotonic(), 0
+        turn, seen_at, gone_since = moved, moved, 0
         while not self._is_over.wait(BEAT_SECONDS):
             beats += 1
             self._beat(beats)
-            now = time.monotonic()
+            before, turn = turn, time.monotonic()
+            now = turn
+            if now - before > BLIND_SECONDS:
+                moved, seen_at, gone_since = now, now, 0
             if self._progress != progress or not self._is_stepping:
                 moved, progress = now, self._progress
             record = _read(self._path("beat", "json", neighbour))
