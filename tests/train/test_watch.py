@@ -108,8 +108,9 @@ def test_a_process_that_stands_still_in_the_kernel_is_noticed(start, tmp_path):
 def test_a_run_that_was_suspended_as_a_whole_goes_on(start, tmp_path):
     """A scheduler that shares a machine out stops all processes, and wakes one after the other."""
     processes = start("wait", "wait")
-    for process in processes:
+    for process in reversed(processes):  # so that the first has seen the other's last sign of life
         os.kill(process.pid, signal.SIGSTOP)
+        time.sleep(0.6)
     time.sleep(3.0)  # more than the 2 s after which a process counts as dead
     for process in processes:
         os.kill(process.pid, signal.SIGCONT)
