@@ -57,6 +57,7 @@ from lora_sft.run_directory import RunDirectory, is_run, write_json, write_text_
 from lora_sft.train import zero
 from lora_sft.train.first_process import first_one_builds
 from lora_sft.train.fit import TrainResult, fit
+from lora_sft.train.full_disk import full_disk_named
 from lora_sft.train.output_lock import locked
 from lora_sft.train.packing import Packing, decide_packing
 from lora_sft.train.processes import Processes, leave_process_group
@@ -94,7 +95,8 @@ def run_training(
         if recipe.export.push_to_hub is not None and processes.is_main:
             check_can_push(recipe.export.push_to_hub, recipe.where("export.push_to_hub"))
         with status_written(run, processes, request) as report:
-            result = _train(recipe, run, start, processes, request, report)
+            with full_disk_named(run.path):
+                result = _train(recipe, run, start, processes, request, report)
             leave_process_group()
             report.stop_watching()
             if processes.is_main:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 
 import pytest
@@ -39,3 +41,63 @@ def test_a_gradient_that_is_no_number_ends_the_run_and_keeps_nothing_of_it(
     assert list(read_metrics(tmp_path / "run", "loss")) == [1]
     assert not list((tmp_path / "run").glob("checkpoints/checkpoint-*"))
     assert not (tmp_path / "run" / "adapter").exists()
+
+
+# A small disk for the run directory alone; gone with the namespace.
+ON_A_SMALL_DISK = """
+mount -t tmpfs -o size={size}k tmpfs "$1" || exit 99
+shift; folder=$1; shift
+"$@"; code=$?
+cp "$folder/run/status.json" "$folder/status-kept.json"
+ls "$folder/run/checkpoints" > "$folder/checkpoints-kept"
+exit $code
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_full_disk_is_named_with_its_path_and_older_checkpoints_stay(
+    processes, tmp_path, shared_model
+):
+    recipe = write_recipe_for(
+        tmp_path, shared_model, "lora", "ddp", "run", save_steps=1, save_total_limit=None
+    )
+    (tmp_path / "run").mkdir()
+    torchrun = ["-m", "torch.distributed.run", f"--master_port={find_free_port()}"]
+    torchrun += [f"--nproc_per_node={processes}"]
+    command = [sys.executable, *torchrun, "-m", "lora_sft", "train", recipe]
+    script = ON_A_SMALL_DISK.format(size=800)
+    outcome = run_process(
+        *("unshare", "-rm", "sh", "-c", script, "sh", tmp_path / "run", tmp_path, *command)
+    )
+    if outcome.code == 99 or "unshare failed" in outcome.stderr:
+        pytest.skip("NO MOUNT NAMESPACES HERE")
+    status = json.loads((tmp_path / "status-kept.json").read_text())
+    assert status["exit_code"] == 6, outcome.stderr
+    assert f"no room on the disk of {tmp_path / 'run'}" in status["reason"]
+    assert "MB free" in status["reason"]
+    assert "Traceback" not in outcome.stderr.partition("failed (exitcode")[0]
+    kept = (tmp_path / "checkpoints-kept").read_text().split()
+    assert f"checkpoint-{status['step']}" in kept
+
+
+def test_machines_that_do_not_share_the_output_folder_are_told_so(tmp_path, shared_model):
+    recipe = write_recipe_for(tmp_path, shared_model, "lora", "ddp", "run")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
+    torchrun += ["--master_addr=127.0.0.1", f"--master_port={find_free_port()}"]
+    started = [
+        subprocess.Popen(
+            [
+                *(*torchrun, f"--node_rank={node}", "-m", "lora_sft", "train", str(recipe)),
+                f"output_dir={tmp_path / f'disk-{node}'}",
+            ],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for node in range(2)
+    ]
+    for process in started:
+        _, said = process.communicate(timeout=120)
+        assert "error: output_dir is not shared by all machines" in said
+        assert "put it on a file system that all machines see" in said
+    assert json.loads((tmp_path / "disk-0" / "status.json").read_text())["exit_code"] == 2
