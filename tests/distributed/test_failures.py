@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -101,3 +103,41 @@ def test_machines_that_do_not_share_the_output_folder_are_told_so(tmp_path, shar
         assert "error: output_dir is not shared by all machines" in said
         assert "put it on a file system that all machines see" in said
     assert json.loads((tmp_path / "disk-0" / "status.json").read_text())["exit_code"] == 2
+
+
+def test_ctrl_c_on_any_process_is_ctrl_c_for_all(tmp_path, shared_model):
+    """The exit code and `status.json` say the same, whichever process was signalled."""
+    recipe = write_recipe_for(
+        tmp_path, shared_model, "lora", "ddp", "run", max_steps=200, save_steps=500
+    )
+    command = [sys.executable, "-m", "lora_sft", "launch", str(recipe), "--gpus", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launcher = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.05)
+    (beat,) = (tmp_path / "run").glob("processes/*/beat-1.json")
+    os.kill(json.loads(beat.read_text())["pid"], signal.SIGINT)
+    assert launcher.wait(timeout=120) == 130
+    assert read_status(tmp_path)["exit_code"] == 130
+    assert "SIGINT" in read_status(tmp_path)["reason"]
+
+
+def test_a_failed_export_is_the_code_of_the_launch(tmp_path, shared_model):
+    """The other process is done by then, and leaves no code that would hide it."""
+    recipe = write_recipe_for(tmp_path, shared_model, "lora", "ddp", "run", max_steps=1)
+    target = tmp_path / "merged"
+    document = {**json.loads(recipe.read_text()), "export": {"merge": str(target)}}
+    recipe.write_text(json.dumps(document))
+    command = [sys.executable, "-m", "lora_sft", "launch", str(recipe), "--gpus", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not metrics.exists():
+        time.sleep(0.05)
+    target.mkdir()
+    (target / "mine").write_text("somebody else was faster")
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 7, said
+    assert read_status(tmp_path)["exit_code"] == 7
