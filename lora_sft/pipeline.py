@@ -9,12 +9,14 @@ Each stage takes what came before and returns the next; nothing is handed back.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from transformers import (
     PreTrainedTokenizerBase,
@@ -60,7 +62,7 @@ from lora_sft.train.fit import TrainResult, fit
 from lora_sft.train.full_disk import full_disk_named
 from lora_sft.train.output_lock import locked
 from lora_sft.train.packing import Packing, decide_packing
-from lora_sft.train.processes import Processes, leave_process_group
+from lora_sft.train.processes import Processes, check_devices, leave_process_group
 from lora_sft.train.report import Report, status_written
 from lora_sft.train.resume import StartingPoint, find_starting_point, remove_run
 from lora_sft.train.stop_signal import StopRequest
@@ -82,6 +84,7 @@ def run_training(
 
     `request`: where signals are noted; its owner may have listened since before this was imported.
     """
+    check_devices(os.environ, torch.cuda.device_count())
     run = RunDirectory(Path(recipe.output_dir)).create()
     request = request or StopRequest()
     with request.listening(), locked(run.path, is_main=processes.is_main):
@@ -137,6 +140,8 @@ def _train(
     batch = make_batch_plan(recipe, processes.world_size)
     check_same_batch(run, start, batch)
     universal = start.needs_conversion(processes.world_size)
+    if universal:
+        zero.check_can_convert(recipe, processes.world_size)
     arguments = make_sft_config(recipe, batch, run, universal=universal)
     watch = report.watch_over(arguments.ddp_timeout)
     kept_day = read_template_date(run) if start.checkpoint is not None else None

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from lora_sft.errors import RecipeError
+from lora_sft.recipe import read_recipe
 from lora_sft.train.resume import find_differences
+from lora_sft.train.zero import check_can_convert
 from tests.commands import read_metrics
 
 
@@ -257,3 +260,14 @@ def test_a_step_of_another_size_is_refused_and_the_fix_goes_on(command, write_re
     assert mended.code == 0, mended.stderr
     assert "going on from" in mended.stderr
     assert list(read_metrics(tmp_path / "run", "loss")) == [1, 2, 3, 4]
+
+
+def test_eight_bit_states_are_not_taken_up_by_another_number_of_processes(write_recipe):
+    recipe = write_recipe(train={"deepspeed": "zero2"})
+    check_can_convert(read_recipe(recipe), 2)
+    with pytest.raises(RecipeError) as caught:
+        check_can_convert(read_recipe(recipe, ["train.optim=paged_adamw_8bit"]), 2)
+    assert "the states of paged_adamw_8bit are in shares that 2 processes cannot" in str(
+        caught.value
+    )
+    assert "train.optim" in caught.value.where
