@@ -50,10 +50,18 @@ class MetricsFile(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Append one record and push it to disk, so that a killed run keeps it."""
+        """Append one record and push it to disk, so that a killed run keeps it.
+
+        What is no finite number (a norm under float16) is null: JSON has no word for it.
+        """
         if state.is_world_process_zero and logs:
+            record = {name: None if _is_no_number(value) else value for name, value in logs.items()}
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+                file.write(json.dumps({"step": state.global_step, **record}) + "\n")
+
+
+def _is_no_number(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _read_step(line: str) -> float:
