@@ -33,6 +33,12 @@ if deed == "fail":
     one.end(3, str(error))
     one.stop()
     sys.exit(3)
+if deed == "fail without links":
+    time.sleep(0.5)
+    (folder / "processes" / "x" / f"end-{rank}.staged").unlink()
+    one.end(3, "no hard links here")
+    one.stop()
+    sys.exit(3)
 if deed == "connection":
     time.sleep(1.0)
     error = one.explain(RuntimeError("gloo: connection closed by peer"))
@@ -85,6 +91,12 @@ def test_an_error_in_any_process_ends_all_with_its_reason_and_code(start, tmp_pa
     assert [process.wait(timeout=20) for process in processes] == [3, 3]
     assert read_status(tmp_path) == {"exit_code": 3, "reason": "the disk is full", "by": 1}
     assert "a_function_that_hangs" in read_stacks(tmp_path, 0)
+
+
+def test_a_file_system_that_refuses_links_passes_the_word_on_all_the_same(start, tmp_path):
+    processes = start("wait", "fail without links")
+    assert [process.wait(timeout=20) for process in processes] == [3, 3]
+    assert read_status(tmp_path)["reason"] == "no hard links here"
 
 
 def test_a_killed_process_is_noticed_and_named(start, tmp_path):
