@@ -28,12 +28,23 @@ def run_module(module, *arguments, **environment):
     return run_process(*command, **environment)
 
 
-@pytest.mark.parametrize("spread", ["ddp", "zero0", "zero1", "zero2_offload", "zero3"])
+@pytest.mark.parametrize(
+    ("base", "spread"),
+    [
+        ("lora", "ddp"),
+        ("lora", "zero0"),
+        ("lora", "zero1"),
+        ("lora", "zero2_offload"),
+        ("lora", "zero3"),
+        ("qlora", "zero2"),
+        ("qlora", "zero3"),
+    ],
+)
 def test_a_gradient_that_is_no_number_ends_the_run_and_keeps_nothing_of_it(
-    spread, tmp_path, shared_model
+    base, spread, tmp_path, shared_model
 ):
     """ZeRO would leave the step out, with a warning, and go on."""
-    recipe = write_recipe_for(tmp_path, shared_model, "lora", spread, "run", max_steps=4)
+    recipe = write_recipe_for(tmp_path, shared_model, base, spread, "run", max_steps=4)
     outcome = run_module("tests.distributed.poison", "train", recipe, POISON="2")
     assert outcome.code != 0
     status = read_status(tmp_path)
