@@ -104,7 +104,7 @@ class TrainingError(LoraSftError, RuntimeError):
 
 
 class NonFiniteLoss(TrainingError):
-    """The loss is NaN or infinite."""
+    """The loss or its gradient is NaN or infinite."""
 
 
 class ResumeMismatch(TrainingError):

@@ -9,12 +9,14 @@ Each stage takes what came before and returns the next; nothing is handed back.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from transformers import (
     PreTrainedTokenizerBase,
@@ -57,9 +59,10 @@ from lora_sft.run_directory import RunDirectory, is_run, write_json, write_text_
 from lora_sft.train import zero
 from lora_sft.train.first_process import first_one_builds
 from lora_sft.train.fit import TrainResult, fit
+from lora_sft.train.full_disk import full_disk_named
 from lora_sft.train.output_lock import locked
 from lora_sft.train.packing import Packing, decide_packing
-from lora_sft.train.processes import Processes, leave_process_group
+from lora_sft.train.processes import Processes, check_devices, leave_process_group
 from lora_sft.train.report import Report, status_written
 from lora_sft.train.resume import StartingPoint, find_starting_point, remove_run
 from lora_sft.train.stop_signal import StopRequest
@@ -81,6 +84,7 @@ def run_training(
 
     `request`: where signals are noted; its owner may have listened since before this was imported.
     """
+    check_devices(os.environ, torch.cuda.device_count())
     run = RunDirectory(Path(recipe.output_dir)).create()
     request = request or StopRequest()
     with request.listening(), locked(run.path, is_main=processes.is_main):
@@ -94,7 +98,8 @@ def run_training(
         if recipe.export.push_to_hub is not None and processes.is_main:
             check_can_push(recipe.export.push_to_hub, recipe.where("export.push_to_hub"))
         with status_written(run, processes, request) as report:
-            result = _train(recipe, run, start, processes, request, report)
+            with full_disk_named(run.path):
+                result = _train(recipe, run, start, processes, request, report)
             leave_process_group()
             report.stop_watching()
             if processes.is_main:
@@ -133,7 +138,10 @@ def _train(
     report: Report,
 ) -> TrainResult:
     batch = make_batch_plan(recipe, processes.world_size)
+    check_same_batch(run, start, batch)
     universal = start.needs_conversion(processes.world_size)
+    if universal:
+        zero.check_can_convert(recipe, processes.world_size)
     arguments = make_sft_config(recipe, batch, run, universal=universal)
     watch = report.watch_over(arguments.ddp_timeout)
     kept_day = read_template_date(run) if start.checkpoint is not None else None
@@ -190,6 +198,21 @@ def check_same_rows(run: RunDirectory, start: StartingPoint, corpus: Corpus) -> 
             f"{start.checkpoint}  data.datasets",
             "put the data back, or train anew into another output_dir",
         )
+
+
+def check_same_batch(run: RunDirectory, start: StartingPoint, batch: BatchPlan) -> None:
+    """Raises: RecipeError where the accumulation stands in the recipe and the processes are
+    others, so that a step would be of another size."""
+    plan = (run.read_json(run.manifest) or {}).get("plan") or {}
+    before = plan.get("global_batch_size")
+    if start.checkpoint is None or before in (None, batch.global_batch_size):
+        return
+    raise RecipeError(
+        f"a step of the checkpoint had {before} rows, and on {batch.world_size} processes it would "
+        f"have {batch.global_batch_size}",
+        f"{start.checkpoint}  train.gradient_accumulation_steps",
+        f"write train.global_batch_size: {before} in place of train.gradient_accumulation_steps",
+    )
 
 
 def check_same_packing(run: RunDirectory, start: StartingPoint, packing: Packing) -> None:

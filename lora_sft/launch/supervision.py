@@ -25,9 +25,12 @@ POLL_SECONDS = 0.2
 
 
 def leave_outcome(environment: Mapping[str, str], exit_code: int) -> None:
-    """Called by a worker: keep its exit code for whoever started the launcher. The first counts."""
+    """Called by a worker: keep its exit code for whoever started the launcher.
+
+    The first that is no success counts: the main process may fail after the others are done.
+    """
     path = environment.get(OUTCOME)
-    if path is None:
+    if path is None or exit_code == EXIT_DONE:
         return
     try:
         with Path(path).open("x", encoding="utf-8") as file:

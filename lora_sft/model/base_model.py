@@ -36,9 +36,14 @@ def parse_dtype(name: str) -> torch.dtype:
 
 
 def find_device() -> torch.device:
-    """This process's device: its own GPU (LOCAL_RANK), or the CPU."""
+    """This process's device: its own GPU (LOCAL_RANK), or the CPU.
+
+    A process that sees one GPU has that, whatever its rank: some launchers show each its own. So
+    does accelerate (1.15 `PartialState.set_device`), which places what is trained.
+    """
     if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        rank = int(os.environ.get("LOCAL_RANK", "0"))
+        return torch.device("cuda", rank % torch.cuda.device_count())
     return torch.device("cpu")
 
 

@@ -13,6 +13,20 @@ from lora_sft.recipe.resolved import Recipe
 PARTITIONED_STAGE = 3
 
 
+# Optimizers that treat each number by itself, or (8 bits) each run of a few hundred: they may see
+# one flat share of all weights. Others look at a whole matrix, its rows, its columns or its norm.
+ELEMENTWISE = frozenset(
+    f"{paged}{name}_{bits}bit"
+    for paged in ("", "paged_")
+    for name in ("adamw", "ademamix", "lion")
+    for bits in (8, 32)
+) | {
+    *("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused"),
+    *("adamw_anyprecision", "adamw_bnb_8bit", "ademamix", "sgd", "adagrad", "rmsprop"),
+    *("rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit"),
+}
+
+
 def a_policy_is_json(recipe: Recipe) -> Iterator[Finding]:
     """DeepSpeed would read it in every process, after the data was prepared."""
     try:
@@ -87,6 +101,16 @@ def single_tokens_are_not_partitioned(recipe: Recipe) -> Iterator[Finding]:
         yield Finding((name, "train.deepspeed"), what, fix)
 
 
+def an_optimizer_may_see_flat_shares(recipe: Recipe) -> Iterator[Finding]:
+    """ZeRO gives it one long vector with a piece of every matrix; another world, another run."""
+    optimizer = recipe.train.get("optim")
+    is_flat = recipe.train.get("deepspeed") is not None
+    if is_flat and optimizer is not None and str(optimizer) not in ELEMENTWISE:
+        what = f"{optimizer} looks at whole matrices, and ZeRO shows it flat shares of all of them"
+        fix = "write train.optim: adamw_torch_fused"
+        yield Finding(("train.optim", "train.deepspeed"), what, fix)
+
+
 def one_way_to_spread_the_model(recipe: Recipe) -> Iterator[Finding]:
     """FSDP and DeepSpeed both take the model apart."""
     if recipe.train.get("deepspeed") is not None and recipe.train.get("fsdp"):
@@ -102,6 +126,7 @@ DEEPSPEED_RULES: tuple[Rule, ...] = (
     four_bit_storage_is_the_dtype,
     checkpointing_is_reentrant,
     single_tokens_are_not_partitioned,
+    an_optimizer_may_see_flat_shares,
     one_way_to_spread_the_model,
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from typing import Any
 
 import torch
@@ -49,10 +50,18 @@ class MetricsFile(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Append one record and push it to disk, so that a killed run keeps it."""
+        """Append one record and push it to disk, so that a killed run keeps it.
+
+        What is no finite number (a norm under float16) is null: JSON has no word for it.
+        """
         if state.is_world_process_zero and logs:
+            record = {name: None if _is_no_number(value) else value for name, value in logs.items()}
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+                file.write(json.dumps({"step": state.global_step, **record}) + "\n")
+
+
+def _is_no_number(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _read_step(line: str) -> float:
@@ -133,25 +142,28 @@ class StopOnSignal(TrainerCallback):
 
     def __init__(self, request: StopRequest | None = None) -> None:
         self.request = request or StopRequest()
-        self.stopped = False
+        self.received: signal.Signals | None = None  # by any process
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Ask the trainer to save and stop, on every rank at the same step."""
-        self.stopped = self._agreed(args)
-        if self.stopped:
+        self.received = self._agree(args)
+        if self.received is not None:
             control.should_save = True
             control.should_training_stop = True
 
-    def _agreed(self, args: TrainingArguments) -> bool:
-        """Whether any rank was signalled; one that stopped alone would leave the rest hanging."""
-        here = self.request.received is not None
+    def _agree(self, args: TrainingArguments) -> signal.Signals | None:
+        """The signal that any rank received; one that stopped alone would leave the rest hanging.
+
+        Of several, the one with the highest number: it decides the exit code of all of them.
+        """
+        here = self.request.received
         if args.world_size == 1:
             return here
-        flag = torch.tensor(int(here), device=args.device)
-        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-        return bool(flag.item())
+        number = torch.tensor(int(here or 0), device=args.device)
+        torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
+        return signal.Signals(int(number.item())) if number.item() else None
 
 
 class ProgressForWatch(TrainerCallback):

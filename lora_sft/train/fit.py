@@ -68,7 +68,7 @@ def fit(
     `origin` says what base the adapter belongs to; it is saved with every checkpoint. `watch` is
     told of each step.
 
-    Raises: NonFiniteLoss before the step that would have used a loss that is no number;
+    Raises: NonFiniteLoss before the step that would have used a loss or gradient that is none;
     TrainingError where a saved adapter is not what was trained.
     """
     stop = StopOnSignal(request)
@@ -110,9 +110,7 @@ def _find_final_weights(checkpoint: Path, trainer: Any) -> str:
 
 def _make_result(trainer: Any, stop: StopOnSignal) -> TrainResult:
     state = trainer.state
-    if not stop.stopped or state.global_step >= state.max_steps:
+    if stop.received is None or state.global_step >= state.max_steps:
         return TrainResult(state.global_step)
-    received = stop.request.received
-    name = received.name if received else "a signal to another process"
-    reason = f"stopped by {name}, state saved"
-    return TrainResult(state.global_step, exit_code_of(received), reason)
+    reason = f"stopped by {stop.received.name}, state saved"
+    return TrainResult(state.global_step, exit_code_of(stop.received), reason)

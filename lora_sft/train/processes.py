@@ -8,7 +8,10 @@ arguments are built).
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from lora_sft.errors import RecipeError
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,22 @@ class Processes:
         return cls(
             process_rank=int(os.environ.get("RANK", "0")),
             world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        )
+
+
+def check_devices(environment: Mapping[str, str], num_gpus: int) -> None:
+    """Every process of a machine needs a GPU of its own, unless each is shown one.
+
+    `num_gpus`: how many this process sees.
+
+    Raises: RecipeError where several processes would share one, which NCCL refuses much later.
+    """
+    local = int(environment.get("LOCAL_WORLD_SIZE", "1"))
+    if local > num_gpus > 1:
+        raise RecipeError(
+            f"{local} processes on this machine, and {num_gpus} GPUs",
+            "LOCAL_WORLD_SIZE",
+            f"start {num_gpus} processes on it: lora-sft launch RECIPE --gpus {num_gpus}",
         )
 
 

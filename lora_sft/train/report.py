@@ -7,17 +7,26 @@ too, for want of it, and their reasons would hide the cause.
 from __future__ import annotations
 
 import secrets
+import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import torch
 import torch.distributed
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from lora_sft.errors import EXIT_INTERRUPTED, EXIT_UNEXPECTED, LoraSftError
+from lora_sft.errors import EXIT_INTERRUPTED, EXIT_UNEXPECTED, LoraSftError, RecipeError
+from lora_sft.log import say
 from lora_sft.run_directory import CHECKPOINT_PREFIX, RunDirectory
 from lora_sft.train.processes import Processes
+from lora_sft.train.sealing import MANIFEST
 from lora_sft.train.stop_signal import Stopped, StopRequest
 from lora_sft.train.watch import FOLDER, STALL_SHARE, Watch
+
+SHARED_SECONDS = 10.0  # NFS keeps what it knows of a folder for a few seconds
 
 
 class Report:
@@ -33,15 +42,39 @@ class Report:
 
         `collective_seconds`: how long a collective may take. Each start has a folder of its own,
         so that nothing that an earlier one left is taken for a sign of life.
+
+        Raises: RecipeError where the processes do not see each other's files.
         """
         if not torch.distributed.is_initialized() or self.processes.world_size == 1:
             return None
         (name,) = broadcast_object_list([secrets.token_hex(8)])
         folder = self.run.path / FOLDER / name
+        self._check_shared(folder)
         stall_seconds = STALL_SHARE * collective_seconds
-        self.watch = Watch(folder, self.processes, stall_seconds, self._write)
-        self.watch.start()
-        return self.watch
+        watch = Watch(folder, self.processes, stall_seconds, self._write)
+        watch.start()
+        self.watch = watch
+        return watch
+
+    def _check_shared(self, folder: Path) -> None:
+        """Whether all processes see what the main one writes: checkpoints and signs of life."""
+        token = folder / "shared"
+        if self.processes.is_main:
+            folder.mkdir(parents=True)
+            token.touch()
+        deadline = time.monotonic() + SHARED_SECONDS
+        while not _is_listed(token) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        seen = torch.tensor(int(_is_listed(token)), device=PartialState().device)
+        torch.distributed.all_reduce(seen, op=torch.distributed.ReduceOp.MIN)
+        if self.processes.is_main:
+            token.unlink()
+        if not seen.item():
+            raise RecipeError(
+                "output_dir is not shared by all machines",
+                f"{self.run.path}  output_dir",
+                "put it on a file system that all machines see",
+            )
 
     def stop_watching(self) -> None:
         """Every process came to the end of the work they share."""
@@ -61,9 +94,23 @@ class Report:
         return shown
 
     def _write(self, exit_code: int, reason: str) -> None:
-        checkpoints = self.run.list_checkpoints()
+        checkpoints = [each for each in self.run.list_checkpoints() if (each / MANIFEST).exists()]
         step = int(checkpoints[-1].name.removeprefix(CHECKPOINT_PREFIX)) if checkpoints else 0
-        self.run.write_status(exit_code, reason, step)
+        try:
+            self.run.write_status(exit_code, reason, step)
+        except OSError:
+            try:
+                self._remove_unfinished()
+                self.run.write_status(exit_code, reason, step)
+            except OSError as error:
+                say(f"{self.run.status} cannot be written: {error.strerror}")
+
+    def _remove_unfinished(self) -> None:
+        """Make room on a full disk: what was never sealed is of no use to anyone."""
+        for folder in (*self.run.list_checkpoints(), self.run.checkpoints / "_probe"):
+            if folder.exists() and not (folder / MANIFEST).exists():
+                say(f"removed {folder}: it was not finished")
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -83,6 +130,11 @@ def status_written(
         if shown is error:
             raise
         raise shown from error
+
+
+def _is_listed(file: Path) -> bool:
+    """Listing a folder asks an NFS server anew where looking for a name may not."""
+    return file.parent.is_dir() and file.name in {each.name for each in file.parent.iterdir()}
 
 
 def _describe(error: BaseException) -> tuple[int, str]:

@@ -116,7 +116,7 @@ def _check_chosen(checkpoint: Path, run: RunDirectory, recipe: Recipe) -> Path:
     """The checkpoint that the user named, if it is of this very run and nothing is past it."""
     _check_complete(checkpoint, run)
     own = RunDirectory(checkpoint.resolve().parent.parent)
-    fields = find_differences(_recorded_recipe(own), recipe.to_dict(absolute_paths=True))
+    fields = find_differences(*_compare_recipes(own, recipe))
     if fields:
         raise ResumeMismatch(
             f"the checkpoint is of another run; these fields differ: {', '.join(fields[:8])}",
@@ -219,6 +219,22 @@ def _recorded_recipe(run: RunDirectory) -> dict[str, Any]:
     return recipe
 
 
+def _compare_recipes(run: RunDirectory, recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The recipe of a run and that of this start, in the same terms.
+
+    Where only the accumulation stood in the first, the other may state the rows of a step instead:
+    it is the same run if they are as many as they were.
+    """
+    old, new = _recorded_recipe(run), recipe.to_dict(absolute_paths=True)
+    plan = (run.read_json(run.manifest) or {}).get("plan") or {}
+    train = old.get("train", {})
+    if new["train"].get("global_batch_size") and not train.get("global_batch_size") and plan:
+        stated = {"global_batch_size": plan["global_batch_size"]}
+        stated["gradient_accumulation_steps"] = new["train"].get("gradient_accumulation_steps")
+        old = {**old, "train": {**train, **stated}}
+    return old, new
+
+
 def _refuse_other_run(run: RunDirectory, recipe: Recipe) -> None:
     recorded = _recorded_recipe(run)
     if not recorded:
@@ -227,10 +243,11 @@ def _refuse_other_run(run: RunDirectory, recipe: Recipe) -> None:
             f"{run.path}  output_dir",
             "choose another output_dir, or add --overwrite",
         )
-    fields = find_differences(recorded, recipe.to_dict(absolute_paths=True))
+    before, after = _compare_recipes(run, recipe)
+    fields = find_differences(before, after)
     if not fields:
         return
-    old, new = dict(_flatten(recorded)), dict(_flatten(recipe.to_dict(absolute_paths=True)))
+    old, new = dict(_flatten(before)), dict(_flatten(after))
     shown = "; ".join(f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in fields[:8])
     raise RecipeError(
         f"the output directory holds another run; {len(fields)} fields differ: {shown}",

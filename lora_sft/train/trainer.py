@@ -185,7 +185,7 @@ class LoraTrainer(SFTTrainer):
         """TRL's loss; under DeepSpeed looked at here, because its backward also steps."""
         result = super().compute_loss(model, *args, **kwargs)
         if self.is_deepspeed_enabled and model.training:
-            self._refuse_non_finite(result[0] if isinstance(result, tuple) else result)
+            self._refuse_non_finite("loss", result[0] if isinstance(result, tuple) else result)
         return result
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
@@ -194,23 +194,31 @@ class LoraTrainer(SFTTrainer):
         One look at the device a step, not one a micro-batch. A loss that is no number on one
         process gives every process a norm that is none, so that all of them stop here. (Under
         float16 a norm may be infinite: the loss scale is too high, and the step is left out.)
+
+        Under DeepSpeed the step is behind us. ZeRO leaves it out where the norm is not finite, with
+        a warning, and the schedule would be one step ahead ever after (0.19 `engine.step`). Stage 0
+        steps and knows no norm; there the weights themselves are looked at.
         """
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if not self.is_deepspeed_enabled:
             loss = torch.stack(self._step_losses).sum()
-            self._refuse_non_finite(loss if self.args.fp16 else loss + 0.0 * norm)
+            if not math.isfinite(float(loss if self.args.fp16 else loss + 0.0 * norm)):
+                self._refuse_non_finite("loss", loss)
+                self._refuse_non_finite("gradient", norm)
+        else:
+            self._refuse_non_finite("gradient", _find_norm_of_step(model, norm))
         self._step_losses.clear()
         return norm
 
-    def _refuse_non_finite(self, loss: torch.Tensor) -> None:
-        """Raises: NonFiniteLoss before the optimizer has moved a weight.
+    def _refuse_non_finite(self, kind: str, value: torch.Tensor | float) -> None:
+        """Raises: NonFiniteLoss before anything of this step is kept.
 
         The last checkpoint stays good. (The stock trainer logs 0.0 and saves NaN.)
         """
-        number = float(loss.detach())
+        number = float(value.detach() if isinstance(value, torch.Tensor) else value)
         if not math.isfinite(number):
             raise NonFiniteLoss(
-                f"the loss is {number} at optimizer step {self.state.global_step + 1}",
+                f"the {kind} is {number} at optimizer step {self.state.global_step + 1}",
                 f"{self.args.output_dir}",
                 "lower train.learning_rate or train in bfloat16/float32; "
                 "the last checkpoint is from before this step",
@@ -225,6 +233,16 @@ class LoraTrainer(SFTTrainer):
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
             self._uncounted_tokens = 0
         super().log(logs, start_time)
+
+
+def _find_norm_of_step(engine: Any, norm: float | None) -> torch.Tensor | float:
+    """A number that is finite where DeepSpeed's last step was made with a gradient that was."""
+    if not engine.was_step_applied():
+        return math.inf if norm is None else norm
+    if norm is not None:
+        return norm
+    trained = [each.detach() for each in engine.parameters() if each.requires_grad]
+    return torch.stack([each.norm() for each in trained]).sum()
 
 
 def make_sft_config(

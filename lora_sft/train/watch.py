@@ -9,6 +9,8 @@ writes a sign of life into the run directory and looks at its neighbour's:
   life (another machine, stopped, or stuck in native code) after `DEAD_SECONDS`;
 - no step for nine tenths of `train.ddp_timeout` is a stall, before a collective may time out.
 
+A process that could not look itself (all of them suspended by a scheduler, say) counts anew.
+
 Whoever notices first writes `end.json`; it alone decides `status.json`. Everybody then writes the
 stacks of its threads beside it and leaves. Files, not the process group: that is what hangs.
 Clocks are never compared between machines; what counts is that a file changes.
@@ -37,6 +39,8 @@ FOLDER = "processes"  # of the run directory; gone after a good end
 BEAT_SECONDS = 1.0
 DEAD_SECONDS = 20.0
 GONE_BEATS = 3  # its own word on why it ends may be on the way
+WORD_BYTES = 4096
+BLIND_SECONDS = 5.0  # without a turn of its own, a process knows nothing of the others
 STALL_SHARE = 0.9  # of the collectives' own limit
 
 
@@ -68,11 +72,15 @@ class Watch:
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._stacks: IO[str] | None = None
+        self._word: IO[str] | None = None
 
     def start(self) -> None:
         """Give the first sign of life, and look at the others from now on."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._stacks = self._path("stacks", "txt").open("w")  # kept open: a full disk may be why
+        self._word = self._path("end", "staged").open("w+")
+        self._word.write(" " * WORD_BYTES)  # room for it; JSON may end in blanks
+        self._word.flush()
         self._beat(0)
         self._thread.start()
 
@@ -81,8 +89,10 @@ class Watch:
         self._is_over.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
-        if self._stacks is not None:
-            self._stacks.close()
+        for file in (self._stacks, self._word):
+            if file is not None:
+                file.close()
+        self._path("end", "staged").unlink(missing_ok=True)
         if self.find_end() is not None:
             return
         for kind, suffix in (("beat", "json"), ("stacks", "txt")):
@@ -106,18 +116,38 @@ class Watch:
         return End(**record) if record is not None else None
 
     def end(self, exit_code: int, reason: str) -> End:
-        """Say that the run ends. The first to do so is right; its word is returned."""
+        """Say that the run ends. The first to do so is right; its word is returned.
+
+        It raises nothing, whatever the file system says: the run ends with `mine` then.
+        """
         mine = End(self.processes.process_rank, exit_code, reason)
-        staged = self._path("end", "staged")
-        staged.write_text(json.dumps(mine.__dict__), encoding="utf-8")
         try:
-            os.link(staged, self.folder / "end.json")  # whole, and only where there is none yet
+            self._say(json.dumps(mine.__dict__))
         except FileExistsError:
             return self.find_end() or mine
-        finally:
-            staged.unlink(missing_ok=True)
+        except OSError as error:
+            print(f"watch: {error}", file=sys.stderr)
         self._write_status(exit_code, reason)
         return mine
+
+    def _say(self, word: str) -> None:
+        """Put `end.json` there, where there is none yet.
+
+        The file was opened at the start, with room for a word, since a full disk may be the
+        reason. Not every file system has hard links; without one it may be seen half written.
+        """
+        path = self.folder / "end.json"
+        try:
+            assert self._word is not None
+            self._word.seek(0)
+            self._word.write(word.ljust(WORD_BYTES))
+            self._word.flush()
+            os.link(self._path("end", "staged"), path)
+        except FileExistsError:
+            raise
+        except OSError:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(word)
 
     def explain(self, error: BaseException) -> BaseException:
         """The error that a person should see: another process's, where that was the cause.
@@ -156,11 +186,14 @@ class Watch:
         beats, moved, progress = 0, time.monotonic(), self._progress
         neighbour = (self.processes.process_rank + 1) % self.processes.world_size
         seen: Any = None
-        seen_at, gone_since = time.monotonic(), 0
+        turn, seen_at, gone_since = moved, moved, 0
         while not self._is_over.wait(BEAT_SECONDS):
             beats += 1
             self._beat(beats)
-            now = time.monotonic()
+            before, turn = turn, time.monotonic()
+            now = turn
+            if now - before > BLIND_SECONDS:
+                moved, seen_at, gone_since = now, now, 0
             if self._progress != progress or not self._is_stepping:
                 moved, progress = now, self._progress
             record = _read(self._path("beat", "json", neighbour))

@@ -29,6 +29,8 @@ from lora_sft.recipe.deepspeed_policy import AUTO, OWNED_NUMBERS, OWNED_SECTIONS
 
 SHARD_FOLDER = "global_step*"  # DeepSpeed's own, inside a checkpoint
 UNIVERSAL_SUFFIX = "_universal"
+# ds_to_universal 0.19 knows the states `exp_avg` and `exp_avg_sq` alone, in float32.
+CONVERTIBLE = (None, "adamw_torch", "adamw_torch_fused")
 SHARED_MEMORY_KERNEL = "deepspeed_shm_comm"
 
 
@@ -127,6 +129,22 @@ def gathered(model: CausalModel) -> Iterator[None]:
 def has_shards(checkpoint: Path) -> bool:
     """Whether DeepSpeed wrote its states into a checkpoint."""
     return any(checkpoint.glob(SHARD_FOLDER))
+
+
+def check_can_convert(recipe: Recipe, world_size: int) -> None:
+    """Raises: RecipeError where another number of processes cannot take up this optimizer's states.
+
+    bitsandbytes' 8-bit ones are scaled by blocks of the share that one process had.
+    """
+    optimizer = recipe.train.get("optim")
+    if optimizer not in CONVERTIBLE:
+        raise RecipeError(
+            f"the states of {optimizer} are in shares that {world_size} processes cannot take up "
+            "(DeepSpeed converts those of AdamW alone)",
+            recipe.where("train.optim"),
+            "start as many processes as before; for a run that may change their number: "
+            "train.optim: adamw_torch_fused from the beginning",
+        )
 
 
 def convert_to_universal(checkpoint: Path) -> None:

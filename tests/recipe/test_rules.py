@@ -232,6 +232,16 @@ CASES = [
         "write train.deepspeed: zero2, or adapter.modules_to_save: [embed_tokens, lm_head]",
     ),
     (
+        "an_optimizer_may_see_flat_shares",
+        ["train.deepspeed=zero2", "train.optim=adafactor"],
+        "write train.optim: adamw_torch_fused",
+    ),
+    (
+        "an_optimizer_may_see_flat_shares",
+        ["train.deepspeed=zero3", "train.optim=stable_adamw"],
+        "write train.optim: adamw_torch_fused",
+    ),
+    (
         "one_way_to_spread_the_model",
         ["train.deepspeed=zero2", "train.fsdp=full_shard"],
         "delete train.fsdp",
@@ -281,6 +291,9 @@ GOOD = [
     ["data.validation={datasets: [{path: some/data, split: test}]}"],
     ["train.gradient_checkpointing=true", "train.activation_checkpointing=true"],
     ["train.deepspeed=zero3", "quantization=nf4", "train.bf16=true"],
+    ["train.deepspeed=zero2", "quantization=nf4", "train.optim=paged_adamw_8bit"],
+    ["train.deepspeed=zero2", "train.optim=sgd"],
+    ["train.optim=adafactor"],
     ["train.deepspeed={gradient_clipping: 1.0, bf16: {enabled: auto}, fp16: {enabled: false}}"],
 ]
 

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from lora_sft.errors import RecipeError
+from lora_sft.recipe import read_recipe
 from lora_sft.train.resume import find_differences
+from lora_sft.train.zero import check_can_convert
 from tests.commands import read_metrics
 
 
@@ -236,3 +239,35 @@ def test_a_changed_checkpoint_is_named_and_the_one_before_is_used(command, write
     assert again.code == 0, again.stderr
     assert "checkpoint-4: adapter_model.safetensors is not the file that was saved" in again.stderr
     assert read_metrics(tmp_path / "run", "loss") == losses
+
+
+def test_a_step_of_another_size_is_refused_and_the_fix_goes_on(command, write_recipe, tmp_path):
+    """As two processes left it: with the accumulation alone, one would train half of each step."""
+    half = write_recipe(train={"global_batch_size": None, "gradient_accumulation_steps": 2})
+    assert command("train", half, "train.max_steps=2").code == 0
+    manifest = tmp_path / "run" / "manifest.json"
+    document = json.loads(manifest.read_text())
+    document["plan"]["global_batch_size"] = 8
+    manifest.write_text(json.dumps(document))
+    refused = command("train", half)
+    assert refused.code == 2
+    assert "a step of the checkpoint had 8 rows, and on 1 processes it would have 4" in (
+        refused.stderr
+    )
+    assert "fix:   write train.global_batch_size: 8 in place of" in refused.stderr
+    assert command("train", write_recipe(train={"global_batch_size": 4})).code == 2
+    mended = command("train", write_recipe(train={"global_batch_size": 8}))
+    assert mended.code == 0, mended.stderr
+    assert "going on from" in mended.stderr
+    assert list(read_metrics(tmp_path / "run", "loss")) == [1, 2, 3, 4]
+
+
+def test_eight_bit_states_are_not_taken_up_by_another_number_of_processes(write_recipe):
+    recipe = write_recipe(train={"deepspeed": "zero2"})
+    check_can_convert(read_recipe(recipe), 2)
+    with pytest.raises(RecipeError) as caught:
+        check_can_convert(read_recipe(recipe, ["train.optim=paged_adamw_8bit"]), 2)
+    assert "the states of paged_adamw_8bit are in shares that 2 processes cannot" in str(
+        caught.value
+    )
+    assert "train.optim" in caught.value.where

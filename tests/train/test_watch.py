@@ -19,7 +19,7 @@ from lora_sft.run_directory import write_json
 from lora_sft.train import watch
 from lora_sft.train.processes import Processes
 folder, rank, deed = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-watch.BEAT_SECONDS, watch.DEAD_SECONDS = 0.2, 2.0
+watch.BEAT_SECONDS, watch.DEAD_SECONDS, watch.BLIND_SECONDS = 0.2, 2.0, 1.0
 def write_status(code, reason):
     write_json(folder / "status.json", {"exit_code": code, "reason": reason, "by": rank})
 one = watch.Watch(folder / "processes" / "x", Processes(rank, 2), 1.5, write_status)
@@ -31,6 +31,12 @@ if deed == "fail":
     time.sleep(0.5)
     error = one.explain(ValueError("the disk is full"))
     one.end(3, str(error))
+    one.stop()
+    sys.exit(3)
+if deed == "fail without links":
+    time.sleep(0.5)
+    (folder / "processes" / "x" / f"end-{rank}.staged").unlink()
+    one.end(3, "no hard links here")
     one.stop()
     sys.exit(3)
 if deed == "connection":
@@ -87,6 +93,12 @@ def test_an_error_in_any_process_ends_all_with_its_reason_and_code(start, tmp_pa
     assert "a_function_that_hangs" in read_stacks(tmp_path, 0)
 
 
+def test_a_file_system_that_refuses_links_passes_the_word_on_all_the_same(start, tmp_path):
+    processes = start("wait", "fail without links")
+    assert [process.wait(timeout=20) for process in processes] == [3, 3]
+    assert read_status(tmp_path)["reason"] == "no hard links here"
+
+
 def test_a_killed_process_is_noticed_and_named(start, tmp_path):
     processes = start("wait", "wait")
     processes[1].kill()
@@ -103,6 +115,21 @@ def test_a_process_that_stands_still_in_the_kernel_is_noticed(start, tmp_path):
     os.kill(processes[1].pid, signal.SIGSTOP)
     assert processes[0].wait(timeout=20) == 6
     assert "gave no sign of life for 2 s" in read_status(tmp_path)["reason"]
+
+
+def test_a_run_that_was_suspended_as_a_whole_goes_on(start, tmp_path):
+    """A scheduler that shares a machine out stops all processes, and wakes one after the other."""
+    processes = start("wait", "wait")
+    for process in reversed(processes):  # so that the first has seen the other's last sign of life
+        os.kill(process.pid, signal.SIGSTOP)
+        time.sleep(0.6)
+    time.sleep(3.0)  # more than the 2 s after which a process counts as dead
+    for process in processes:
+        os.kill(process.pid, signal.SIGCONT)
+        time.sleep(0.5)
+    time.sleep(3.0)
+    assert [process.poll() for process in processes] == [None, None]
+    assert not (tmp_path / "status.json").exists()
 
 
 def test_no_step_in_any_process_is_a_stall_and_leaves_all_stacks(start, tmp_path):
