@@ -6,6 +6,7 @@ import argparse
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from lora_sft.cli.arguments import Commands, add_command, add_recipe, positive
@@ -41,6 +42,17 @@ def add_parser(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Start the run, and return the exit code of its processes."""
+    from lora_sft.train.stop_signal import Stopped, StopRequest
+
+    with StopRequest().listening():  # until the run has started, and takes signals itself
+        try:
+            return _launch(arguments)
+        except Stopped as stopped:
+            print(f"{stopped} before the run had started", file=sys.stderr)
+            return stopped.exit_code
+
+
+def _launch(arguments: argparse.Namespace) -> int:
     from lora_sft.launch.commands import World
     from lora_sft.launch.files import write_launch_files
     from lora_sft.recipe import read_recipe

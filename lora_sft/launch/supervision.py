@@ -8,20 +8,36 @@ save and leave, and the code is the one that they left with.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
 from lora_sft.errors import EXIT_DONE, EXIT_UNEXPECTED
+from lora_sft.launch.workers import find_workers, is_listening, send
 
 OUTCOME = "LORA_SFT_OUTCOME"  # names a file in which a worker leaves its exit code
-FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# What a worker is told for each signal that comes here; it knows nothing of a lost terminal.
+TOLD_AS = {
+    signal.SIGTERM: signal.SIGTERM,
+    signal.SIGHUP: signal.SIGTERM,
+    signal.SIGUSR1: signal.SIGUSR1,
+    signal.SIGINT: signal.SIGINT,
+}
 POLL_SECONDS = 0.2
+
+
+@dataclass
+class Received:
+    """A signal that came, and the workers that have had it."""
+
+    number: signal.Signals
+    told: set[int] = field(default_factory=set)
 
 
 def leave_outcome(environment: Mapping[str, str], exit_code: int) -> None:
@@ -41,13 +57,7 @@ def supervise(command: Sequence[str], environment: Mapping[str, str], status: Pa
 
     `status`: the run's `status.json`, for a worker that was ended before it could speak.
     """
-    waiting: list[int] = []
-
-    def receive(number: int, frame: FrameType | None) -> None:
-        waiting.append(number)
-
-    before = {number: signal.signal(number, receive) for number in FORWARDED}
-    with tempfile.TemporaryDirectory(prefix="lora-sft-") as folder:
+    with _receiving() as received, tempfile.TemporaryDirectory(prefix="lora-sft-") as folder:
         outcome = Path(folder) / "exit_code"
         started = time.time()
         process = subprocess.Popen(
@@ -56,14 +66,32 @@ def supervise(command: Sequence[str], environment: Mapping[str, str], status: Pa
             start_new_session=True,  # a terminal's Ctrl-C reaches the workers through us alone
             preexec_fn=_ignore_user_signal,
         )
-        try:
-            while process.poll() is None:
-                _forward(waiting, process.pid)
-                time.sleep(POLL_SECONDS)
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        while process.poll() is None:
+            _forward(received, process.pid)
+            time.sleep(POLL_SECONDS)
         return _read_exit_code(process.returncode, outcome, status, started)
+
+
+@contextmanager
+def _receiving() -> Iterator[list[Received]]:
+    """Inside, signals are noted in the list that is given."""
+    received: list[Received] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(Received(TOLD_AS[signal.Signals(number)]))
+
+    # nohup makes a command deaf to SIGHUP, and so it stays
+    wanted = [number for number in TOLD_AS if not _is_nohup(number)]
+    before = {number: signal.signal(number, receive) for number in wanted}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _is_nohup(number: signal.Signals) -> bool:
+    return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
 
 
 def _ignore_user_signal() -> None:
@@ -71,44 +99,14 @@ def _ignore_user_signal() -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
-def _forward(waiting: list[int], launcher: int) -> None:
-    """Send what came to the workers; it waits until there are some."""
-    workers = find_workers(launcher) if waiting else []
-    if not workers:
-        return
-    number = waiting.pop(0)
-    for worker in workers:
-        try:
-            os.kill(worker, number)
-        except ProcessLookupError:
-            continue
-
-
-def find_workers(launcher: int) -> list[int]:
-    """Process ids of the run's processes below a launcher (not of their own helpers)."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-        except (OSError, IndexError):
-            continue
-        children.setdefault(parent, []).append(int(stat.parent.name))
-    workers, unseen = [], list(children.get(launcher, []))
-    while unseen:
-        process = unseen.pop()
-        if _has_rank(process):
-            workers.append(process)
-        else:
-            unseen += children.get(process, [])
-    return workers
-
-
-def _has_rank(process: int) -> bool:
-    try:
-        variables = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    return any(variable.startswith(b"RANK=") for variable in variables)
+def _forward(received: list[Received], launcher: int) -> None:
+    """Tell every worker what came, each as soon as it listens; later ones too."""
+    workers = find_workers(launcher) if received else []
+    for worker in filter(is_listening, workers):
+        for one in received:
+            if worker not in one.told:
+                one.told.add(worker)
+                send(worker, one.number)
 
 
 def _read_exit_code(returned: int, outcome: Path, status: Path, started: float) -> int:
