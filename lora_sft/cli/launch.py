@@ -61,6 +61,7 @@ def _launch(arguments: argparse.Namespace) -> int:
     world = World(arguments.nodes, arguments.gpus or _count_gpus(arguments))
     train = _list_train_arguments(arguments)
     if arguments.write is not None or arguments.slurm:
+        _refuse_what_a_requeue_would_repeat(arguments)
         folder = arguments.write or Path(recipe.output_dir) / "launch"
         hosts = [host for host in arguments.hosts.split(",") if host]
         files = write_launch_files(folder, world, Path(arguments.recipe), train, hosts)
@@ -69,6 +70,21 @@ def _launch(arguments: argparse.Namespace) -> int:
             return 0
         return _submit(files[0])
     return _start(arguments, world, train, Path(recipe.output_dir) / "status.json")
+
+
+def _refuse_what_a_requeue_would_repeat(arguments: argparse.Namespace) -> None:
+    """A job that is queued again runs the same command: it must go on with the run."""
+    for option, is_given in (
+        ("--overwrite", arguments.overwrite),
+        (f"--resume {arguments.resume}", arguments.resume != "auto"),
+    ):
+        if is_given:
+            raise RecipeError(
+                f"{option} would be repeated each time the job is queued again, and lose the run",
+                "lora-sft launch --slurm, --write",
+                "leave it out and the job goes on by itself; to begin anew, give another "
+                "output_dir=RUN or remove the run directory",
+            )
 
 
 def _start(arguments: argparse.Namespace, world: object, train: list[str], status: Path) -> int:
