@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lora_sft.cli.arguments import Commands, add_command, add_recipe, positive
 from lora_sft.errors import CapabilityError, RecipeError
+from lora_sft.run_directory import RunDirectory
 
 
 def add_parser(commands: Commands) -> None:
@@ -69,7 +70,7 @@ def _launch(arguments: argparse.Namespace) -> int:
             print("\n".join(str(file) for file in files))
             return 0
         return _submit(files[0])
-    return _start(arguments, world, train, Path(recipe.output_dir) / "status.json")
+    return _start(arguments, world, train, RunDirectory(Path(recipe.output_dir)))
 
 
 def _refuse_what_a_requeue_would_repeat(arguments: argparse.Namespace) -> None:
@@ -87,7 +88,9 @@ def _refuse_what_a_requeue_would_repeat(arguments: argparse.Namespace) -> None:
             )
 
 
-def _start(arguments: argparse.Namespace, world: object, train: list[str], status: Path) -> int:
+def _start(
+    arguments: argparse.Namespace, world: object, train: list[str], run: RunDirectory
+) -> int:
     from lora_sft.launch.commands import World, make_deepspeed_command, make_torchrun_command
     from lora_sft.launch.supervision import supervise
     from lora_sft.launch.world import ASKED_FOR
@@ -105,7 +108,7 @@ def _start(arguments: argparse.Namespace, world: object, train: list[str], statu
         command = make_torchrun_command(
             world, ["train", *train], arguments.rendezvous, arguments.address
         )
-    return supervise(command, {**os.environ, ASKED_FOR: str(world.processes)}, status)
+    return supervise(command, {**os.environ, ASKED_FOR: str(world.processes)}, run)
 
 
 def _list_train_arguments(arguments: argparse.Namespace) -> list[str]:
