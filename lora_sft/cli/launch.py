@@ -92,12 +92,16 @@ def _start(
     arguments: argparse.Namespace, world: object, train: list[str], run: RunDirectory
 ) -> int:
     from lora_sft.launch.commands import World, make_deepspeed_command, make_torchrun_command
+    from lora_sft.launch.hostfile import check_hostfile, check_programs
     from lora_sft.launch.supervision import supervise
     from lora_sft.launch.world import ASKED_FOR
 
     assert isinstance(world, World)
+    asked_for = {ASKED_FOR: str(world.processes)}
     if arguments.hostfile is not None:
-        command = make_deepspeed_command(world, ["train", *train], arguments.hostfile)
+        check_hostfile(arguments.hostfile, world)
+        check_programs(world)
+        command = make_deepspeed_command(world, ["train", *train], arguments.hostfile, asked_for)
     elif world.nodes > 1 and arguments.rendezvous is None:
         raise RecipeError(
             f"{world.nodes} machines, and no way to reach the others",
@@ -108,7 +112,7 @@ def _start(
         command = make_torchrun_command(
             world, ["train", *train], arguments.rendezvous, arguments.address
         )
-    return supervise(command, {**os.environ, ASKED_FOR: str(world.processes)}, run)
+    return supervise(command, {**os.environ, **asked_for}, run)
 
 
 def _list_train_arguments(arguments: argparse.Namespace) -> list[str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import shlex
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,8 +75,29 @@ def _find_addresses(host: str) -> set[str]:
     return {host, *(str(entry[4][0]) for entry in found)}
 
 
-def make_deepspeed_command(world: World, train: Sequence[str], hostfile: Path) -> list[str]:
-    """DeepSpeed's launcher, which reaches the machines of a hostfile over ssh."""
+def make_deepspeed_command(
+    world: World, train: Sequence[str], hostfile: Path, variables: Mapping[str, str]
+) -> list[str]:
+    """DeepSpeed's launcher, which reaches the machines of a hostfile over ssh.
+
+    `variables`: for the processes; of the environment it takes only the names that it knows
+    (PYTHON*, NCCL* and the like) to other machines, so `env` sets them there.
+    """
     head = [sys.executable, "-m", "deepspeed.launcher.runner", f"--hostfile={hostfile}"]
     size = [f"--num_nodes={world.nodes}", f"--num_gpus={world.gpus}"]
-    return [*head, *size, "--module", "lora_sft", *train]
+    given = [f"{name}={value}" for name, value in variables.items()]
+    words = [*given, sys.executable, "-u", "-m", "lora_sft", *train]
+    if world.nodes > 1:
+        words = [_quote_for_pdsh(word) for word in words]
+    return [*head, *size, "--no_python", "--no_local_rank", "env", *words]
+
+
+def _quote_for_pdsh(word: str) -> str:
+    """A word as the remote shell shall read it: pdsh joins them with spaces.
+
+    DeepSpeed (`PDSHRunner.parse_user_args`) itself puts words with a space in double quotes and
+    escapes those that they hold; what else means something inside is left to us.
+    """
+    if " " in word:
+        return re.sub(r"([\\$`])", r"\\\1", word)
+    return shlex.quote(word)
