@@ -4,6 +4,7 @@ Usage (as root, with `ip` from iproute2):
 
     python tools/two_nodes.py RECIPE [FIELD=VALUE ...]           # train; exit code of the run
     python tools/two_nodes.py --kill 1 RECIPE ...                # kill that node's worker
+    python tools/two_nodes.py --stop 0 RECIPE ...                # stop it (SIGSTOP) instead
     python tools/two_nodes.py --launcher launch RECIPE ...       # `lora-sft launch` on each node
 
 Each namespace has its own address, its own loopback and nothing else: what works here finds its
@@ -100,30 +101,34 @@ def find_worker(node: Node) -> int | None:
     return None
 
 
-def kill_worker(node: Node, run_directory: Path) -> None:
-    """Kill a node's worker once the run has a checkpoint to go on from."""
+def disturb_worker(node: Node, number: signal.Signals, run_directory: Path) -> None:
+    """Send a node's worker a signal once the run has a checkpoint to go on from."""
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline:
         worker = find_worker(node)
         if worker is not None and any(run_directory.glob("checkpoints/*/manifest.json")):
-            os.kill(worker, signal.SIGKILL)
+            os.kill(worker, number)
             return
         time.sleep(0.05)
     raise SystemExit(f"no checkpoint within {READY_SECONDS} s")
 
 
 def run(
-    launcher: str, recipe: list[str], run_directory: Path, kill: int | None
+    launcher: str,
+    recipe: list[str],
+    run_directory: Path,
+    disturbed: int | None,
+    number: signal.Signals,
 ) -> dict[str, object]:
     """Train on both nodes to the end; how each of them ended."""
     with two_nodes() as nodes:
         processes = [node.start(make_command(launcher, recipe, node)) for node in nodes]
         try:
-            if kill is not None:
-                kill_worker(nodes[kill], run_directory)
+            if disturbed is not None:
+                disturb_worker(nodes[disturbed], number, run_directory)
             began = time.monotonic()
             ended: dict[int, float] = {}
-            limit = READY_SECONDS if kill is None else END_SECONDS
+            limit = READY_SECONDS if disturbed is None else END_SECONDS
             while len(ended) < len(processes) and time.monotonic() - began < limit:
                 for index, process in enumerate(processes):
                     if process.poll() is not None:
@@ -145,7 +150,9 @@ def _ip(*arguments: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="train on two network namespaces")
     parser.add_argument("--launcher", choices=("torchrun", "launch"), default="torchrun")
-    parser.add_argument("--kill", type=int, choices=(0, 1), help="kill this node's worker")
+    disturb = parser.add_mutually_exclusive_group()
+    disturb.add_argument("--kill", type=int, choices=(0, 1), help="kill this node's worker")
+    disturb.add_argument("--stop", type=int, choices=(0, 1), help="stop this node's worker")
     parser.add_argument("recipe", nargs="+", help="RECIPE and overrides")
     arguments = parser.parse_args()
 
@@ -153,7 +160,10 @@ def main() -> None:
 
     recipe = read_recipe(arguments.recipe[0], arguments.recipe[1:])
     directory = Path(recipe.output_dir)
-    result = run(arguments.launcher, arguments.recipe, directory, arguments.kill)
+    is_stop = arguments.stop is not None
+    disturbed = arguments.stop if is_stop else arguments.kill
+    number = signal.SIGSTOP if is_stop else signal.SIGKILL
+    result = run(arguments.launcher, arguments.recipe, directory, disturbed, number)
     print(json.dumps(result))
     raise SystemExit(0 if result["exit_codes"] == [0, 0] else 1)
 

@@ -6,10 +6,12 @@ import argparse
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from lora_sft.cli.arguments import Commands, add_command, add_recipe, positive
 from lora_sft.errors import CapabilityError, RecipeError
+from lora_sft.run_directory import RunDirectory
 
 
 def add_parser(commands: Commands) -> None:
@@ -41,6 +43,17 @@ def add_parser(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Start the run, and return the exit code of its processes."""
+    from lora_sft.train.stop_signal import Stopped, StopRequest
+
+    with StopRequest().listening():  # until the run has started, and takes signals itself
+        try:
+            return _launch(arguments)
+        except Stopped as stopped:
+            print(f"{stopped} before the run had started", file=sys.stderr)
+            return stopped.exit_code
+
+
+def _launch(arguments: argparse.Namespace) -> int:
     from lora_sft.launch.commands import World
     from lora_sft.launch.files import write_launch_files
     from lora_sft.recipe import read_recipe
@@ -49,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     world = World(arguments.nodes, arguments.gpus or _count_gpus(arguments))
     train = _list_train_arguments(arguments)
     if arguments.write is not None or arguments.slurm:
+        _refuse_what_a_requeue_would_repeat(arguments)
         folder = arguments.write or Path(recipe.output_dir) / "launch"
         hosts = [host for host in arguments.hosts.split(",") if host]
         files = write_launch_files(folder, world, Path(arguments.recipe), train, hosts)
@@ -56,17 +70,38 @@ def run(arguments: argparse.Namespace) -> int:
             print("\n".join(str(file) for file in files))
             return 0
         return _submit(files[0])
-    return _start(arguments, world, train, Path(recipe.output_dir) / "status.json")
+    return _start(arguments, world, train, RunDirectory(Path(recipe.output_dir)))
 
 
-def _start(arguments: argparse.Namespace, world: object, train: list[str], status: Path) -> int:
+def _refuse_what_a_requeue_would_repeat(arguments: argparse.Namespace) -> None:
+    """A job that is queued again runs the same command: it must go on with the run."""
+    for option, is_given in (
+        ("--overwrite", arguments.overwrite),
+        (f"--resume {arguments.resume}", arguments.resume != "auto"),
+    ):
+        if is_given:
+            raise RecipeError(
+                f"{option} would be repeated each time the job is queued again, and lose the run",
+                "lora-sft launch --slurm, --write",
+                "leave it out and the job goes on by itself; to begin anew, give another "
+                "output_dir=RUN or remove the run directory",
+            )
+
+
+def _start(
+    arguments: argparse.Namespace, world: object, train: list[str], run: RunDirectory
+) -> int:
     from lora_sft.launch.commands import World, make_deepspeed_command, make_torchrun_command
+    from lora_sft.launch.hostfile import check_hostfile, check_programs
     from lora_sft.launch.supervision import supervise
     from lora_sft.launch.world import ASKED_FOR
 
     assert isinstance(world, World)
+    asked_for = {ASKED_FOR: str(world.processes)}
     if arguments.hostfile is not None:
-        command = make_deepspeed_command(world, ["train", *train], arguments.hostfile)
+        check_hostfile(arguments.hostfile, world)
+        check_programs(world)
+        command = make_deepspeed_command(world, ["train", *train], arguments.hostfile, asked_for)
     elif world.nodes > 1 and arguments.rendezvous is None:
         raise RecipeError(
             f"{world.nodes} machines, and no way to reach the others",
@@ -77,7 +112,7 @@ def _start(arguments: argparse.Namespace, world: object, train: list[str], statu
         command = make_torchrun_command(
             world, ["train", *train], arguments.rendezvous, arguments.address
         )
-    return supervise(command, {**os.environ, ASKED_FOR: str(world.processes)}, status)
+    return supervise(command, {**os.environ, **asked_for}, run)
 
 
 def _list_train_arguments(arguments: argparse.Namespace) -> list[str]:

@@ -14,6 +14,7 @@ SBATCH = """\
 #!/bin/bash
 #SBATCH --job-name={name}
 #SBATCH --nodes={nodes}
+#SBATCH --chdir={folder}
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node={gpus}
 #SBATCH --output=%x-%j.out
@@ -27,6 +28,8 @@ set -uo pipefail
 
 head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 20000))
+# Since SLURM 22.05 srun does not take --cpus-per-task from the job.
+if [ -n "${{SLURM_CPUS_PER_TASK:-}}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
 
 srun --kill-on-bad-exit=0 {command} --rendezvous "$head_node:$port" &
 step=$!
@@ -70,6 +73,7 @@ def write_launch_files(
     texts = {
         "job.sbatch": SBATCH.format(
             name=shlex.quote(f"lora-sft-{recipe.stem}"),
+            folder=shlex.quote(str(Path.cwd())),  # paths of the command line are relative to it
             nodes=world.nodes,
             gpus=world.gpus,
             command=command,

@@ -13,15 +13,39 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from lora_sft.errors import EXIT_DONE, EXIT_UNEXPECTED
+from lora_sft.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_RESUME_ME, EXIT_UNEXPECTED
+from lora_sft.launch.workers import find_workers, is_listening, send
+from lora_sft.run_directory import RunDirectory
 
 OUTCOME = "LORA_SFT_OUTCOME"  # names a file in which a worker leaves its exit code
-FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+END_FILES = "processes/*/end.json"  # of the run directory
+# What a worker is told for each signal that comes here; it knows nothing of a lost terminal.
+TOLD_AS = {
+    signal.SIGTERM: signal.SIGTERM,
+    signal.SIGHUP: signal.SIGTERM,
+    signal.SIGUSR1: signal.SIGUSR1,
+    signal.SIGINT: signal.SIGINT,
+}
 POLL_SECONDS = 0.2
+END_POLL_SECONDS = 1.0  # the run directory may be on a network
+NO_WORKER_SECONDS = 10.0  # after a signal: then nobody here is to be told but the launcher
+LAUNCHER_SECONDS = 45.0  # that DeepSpeed's gives its workers (30), and some
+LEAVE_SECONDS = 10.0  # after the run's end was said: its processes leave within 4
+
+
+@dataclass
+class Received:
+    """A signal that came, and the workers that have had it."""
+
+    number: signal.Signals
+    at: float
+    told: set[int] = field(default_factory=set)
 
 
 def leave_outcome(environment: Mapping[str, str], exit_code: int) -> None:
@@ -39,19 +63,14 @@ def leave_outcome(environment: Mapping[str, str], exit_code: int) -> None:
         return
 
 
-def supervise(command: Sequence[str], environment: Mapping[str, str], status: Path) -> int:
+def supervise(command: Sequence[str], environment: Mapping[str, str], run: RunDirectory) -> int:
     """Run a launcher to its end; the exit code of its workers.
 
-    `status`: the run's `status.json`, for a worker that was ended before it could speak.
+    `run`: where a worker that could not speak to us may have left its word, or another one of it.
     """
-    waiting: list[int] = []
-
-    def receive(number: int, frame: FrameType | None) -> None:
-        waiting.append(number)
-
-    before = {number: signal.signal(number, receive) for number in FORWARDED}
-    with tempfile.TemporaryDirectory(prefix="lora-sft-") as folder:
+    with _receiving() as received, tempfile.TemporaryDirectory(prefix="lora-sft-") as folder:
         outcome = Path(folder) / "exit_code"
+        ends = Ends(run)
         started = time.time()
         process = subprocess.Popen(
             list(command),
@@ -59,14 +78,124 @@ def supervise(command: Sequence[str], environment: Mapping[str, str], status: Pa
             start_new_session=True,  # a terminal's Ctrl-C reaches the workers through us alone
             preexec_fn=_ignore_user_signal,
         )
-        try:
-            while process.poll() is None:
-                _forward(waiting, process.pid)
-                time.sleep(POLL_SECONDS)
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        return _read_exit_code(process.returncode, outcome, status, started)
+        launcher = Launcher(process, received, ends)
+        while process.poll() is None:
+            launcher.look()
+            time.sleep(POLL_SECONDS)
+        if process.returncode == EXIT_DONE:
+            return EXIT_DONE
+        return (
+            _read_code(outcome)
+            or ends.read_code()
+            or _read_status(run.status, started)
+            or launcher.stopped_with
+            or EXIT_UNEXPECTED
+        )
+
+
+class Ends:
+    """Whether the run was said to end, since the launcher was started (see `train.watch`)."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self.run = run
+        self._before = set(run.path.glob(END_FILES))
+
+    def read_code(self) -> int:
+        """The run's exit code; 0 while there is none."""
+        for path in set(self.run.path.glob(END_FILES)) - self._before:
+            return _read_code(path)
+        return EXIT_DONE
+
+
+class Launcher:
+    """A launcher that runs, and what it is due."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], received: list[Received], ends: Ends
+    ) -> None:
+        self.process = process
+        self.received = received
+        self.ends = ends
+        self.stopped_with = EXIT_DONE  # the exit code of a run that ended with the launcher
+        self._stopped_at: float | None = None
+        self._ended_at: float | None = None
+        self._looked_at = time.monotonic()
+
+    def look(self) -> None:
+        """Once every few hundred milliseconds."""
+        if self.received:
+            self._forward()
+        if time.monotonic() - self._looked_at > END_POLL_SECONDS:
+            self._looked_at = time.monotonic()
+            self._leave_after_the_end()
+
+    def _forward(self) -> None:
+        """Tell every worker what came, each as soon as it listens; later ones too."""
+        workers = find_workers(self.process.pid)
+        for worker in filter(is_listening, workers):
+            for one in self.received:
+                if worker not in one.told:
+                    one.told.add(worker)
+                    send(worker, one.number)
+        if not workers:
+            self._stop()
+
+    def _stop(self) -> None:
+        """No worker is here to be told: they are on other machines, or there are none yet.
+
+        torchrun leaves the rendezvous; DeepSpeed's launcher ends its ssh sessions and sends the
+        remote workers SIGTERM.
+        """
+        now, first = time.monotonic(), self.received[0]
+        if self._stopped_at is None and now - first.at > NO_WORKER_SECONDS:
+            self._stopped_at = now
+            is_interrupt = first.number == signal.SIGINT
+            self.stopped_with = EXIT_INTERRUPTED if is_interrupt else EXIT_RESUME_ME
+            send(self.process.pid, signal.SIGTERM)
+        elif self._stopped_at is not None and now - self._stopped_at > LAUNCHER_SECONDS:
+            self._kill()
+
+    def _leave_after_the_end(self) -> None:
+        """End what lives on after the run's end: a stopped process, and a launcher that waits.
+
+        SIGKILL, for whoever could act on SIGTERM has left by itself.
+        """
+        now = time.monotonic()
+        if self._ended_at is None:
+            self._ended_at = now if self.ends.read_code() else None
+        elif now - self._ended_at > 2 * LEAVE_SECONDS:
+            self._kill()
+        elif now - self._ended_at > LEAVE_SECONDS:
+            for worker in find_workers(self.process.pid):
+                send(worker, signal.SIGKILL)
+
+    def _kill(self) -> None:
+        for worker in find_workers(self.process.pid):  # torchrun's are in sessions of their own
+            send(worker, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+
+@contextmanager
+def _receiving() -> Iterator[list[Received]]:
+    """Inside, signals are noted in the list that is given."""
+    received: list[Received] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(Received(TOLD_AS[signal.Signals(number)], time.monotonic()))
+
+    # nohup makes a command deaf to SIGHUP, and so it stays
+    wanted = [number for number in TOLD_AS if not _is_nohup(number)]
+    before = {number: signal.signal(number, receive) for number in wanted}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _is_nohup(number: signal.Signals) -> bool:
+    return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
 
 
 def _ignore_user_signal() -> None:
@@ -74,60 +203,19 @@ def _ignore_user_signal() -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
-def _forward(waiting: list[int], launcher: int) -> None:
-    """Send what came to the workers; it waits until there are some."""
-    workers = find_workers(launcher) if waiting else []
-    if not workers:
-        return
-    number = waiting.pop(0)
-    for worker in workers:
-        try:
-            os.kill(worker, number)
-        except ProcessLookupError:
-            continue
-
-
-def find_workers(launcher: int) -> list[int]:
-    """Process ids of the run's processes below a launcher (not of their own helpers)."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-        except (OSError, IndexError):
-            continue
-        children.setdefault(parent, []).append(int(stat.parent.name))
-    workers, unseen = [], list(children.get(launcher, []))
-    while unseen:
-        process = unseen.pop()
-        if _has_rank(process):
-            workers.append(process)
-        else:
-            unseen += children.get(process, [])
-    return workers
-
-
-def _has_rank(process: int) -> bool:
+def _read_code(path: Path) -> int:
+    """The exit code that a file holds, alone or in a document; 0 where it holds none."""
     try:
-        variables = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    return any(variable.startswith(b"RANK=") for variable in variables)
-
-
-def _read_exit_code(returned: int, outcome: Path, status: Path, started: float) -> int:
-    if returned == EXIT_DONE:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return int(document["exit_code"] if isinstance(document, dict) else document)
+    except (OSError, ValueError, KeyError, TypeError):
         return EXIT_DONE
-    try:
-        return int(outcome.read_text(encoding="utf-8")) or EXIT_UNEXPECTED
-    except (OSError, ValueError):  # no worker came so far
-        return _read_status(status, started) or EXIT_UNEXPECTED
 
 
 def _read_status(status: Path, started: float) -> int:
     """The exit code in `status.json`, if this start wrote it."""
     try:
-        if status.stat().st_mtime < started:
-            return EXIT_UNEXPECTED
-        return int(json.loads(status.read_text(encoding="utf-8"))["exit_code"])
-    except (OSError, ValueError, KeyError):
-        return EXIT_UNEXPECTED
+        is_ours = status.stat().st_mtime >= started
+    except OSError:
+        return EXIT_DONE
+    return _read_code(status) if is_ours else EXIT_DONE

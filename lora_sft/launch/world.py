@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from lora_sft.errors import RecipeError
 
-ASKED_FOR = "LORA_SFT_PROCESSES"  # set by `lora-sft launch` for its workers
+ASKED_FOR = "LORA_SFT_WORLD_SIZE"  # set by `lora-sft launch` for its workers
 # How many copies other starters make of a command, each without a word about the others.
 COPIES = {
     "SLURM_STEP_NUM_TASKS": "srun",

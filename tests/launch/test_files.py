@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,7 @@ def test_the_batch_script_is_bash_and_starts_the_same_recipe(written, tmp_path):
     text = script.read_text()
     for line in ("#SBATCH --nodes=4", "#SBATCH --ntasks-per-node=1", "#SBATCH --gpus-per-node=8"):
         assert line in text
+    assert f"#SBATCH --chdir={shlex.quote(str(Path.cwd()))}" in text
     (started,) = [line for line in text.splitlines() if line.startswith("srun ")]
     words = shlex.split(started.rstrip(" &"))
     assert words[words.index("launch") + 1 :][:2] == [
@@ -44,7 +46,7 @@ def test_the_batch_script_asks_to_be_queued_again_after_75(written, tmp_path):
     tools = tmp_path / "tools"
     tools.mkdir()
     for name, body in {
-        "srun": "exit 75",
+        "srun": f"echo cpus $SRUN_CPUS_PER_TASK >> {tmp_path}/calls; exit 75",
         "scontrol": f'[ "$1" = show ] && echo first || echo "$@" >> {tmp_path}/calls',
         "scancel": f'echo scancel "$@" >> {tmp_path}/calls',
     }.items():
@@ -52,12 +54,29 @@ def test_the_batch_script_asks_to_be_queued_again_after_75(written, tmp_path):
         (tools / name).chmod(0o755)
     finished = subprocess.run(
         ["bash", str(written / "job.sbatch")],
-        env={"PATH": f"{tools}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "x"},
+        env={
+            **{"PATH": f"{tools}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "x"},
+            "SLURM_CPUS_PER_TASK": "6",
+        },
         check=False,
         timeout=30,
     )
     assert finished.returncode == 75
-    assert (tmp_path / "calls").read_text() == "requeue 7\n"
+    assert (tmp_path / "calls").read_text() == "cpus 6\nrequeue 7\n"
+
+
+@pytest.mark.parametrize("options", [["--overwrite"], ["--resume", "never"], ["--resume", "x"]])
+@pytest.mark.parametrize("way", [["--slurm"], ["--write", "out"]])
+def test_a_job_that_would_lose_its_run_when_queued_again_is_refused(
+    options, way, command, write_recipe, tmp_path, monkeypatch
+):
+    recipe = write_recipe()
+    monkeypatch.chdir(tmp_path)
+    outcome = command("launch", recipe, "--gpus", "2", *way, *options)
+    assert outcome.code == 2
+    assert f"{' '.join(options)} would be repeated" in outcome.stderr
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_accelerate_reads_the_configuration(written):

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 
 import pytest
 
-from lora_sft.launch.supervision import OUTCOME, find_workers, leave_outcome, supervise
+from lora_sft.launch import supervision
+from lora_sft.launch.supervision import OUTCOME, leave_outcome, supervise
+from lora_sft.launch.workers import find_workers
+from lora_sft.run_directory import RunDirectory
+from lora_sft.train.processes import Processes
+from lora_sft.train.watch import FOLDER, Watch
 
 # A launcher as torchrun is: dies of signals itself, returns 1 when a worker fails.
 LAUNCHER = """
@@ -20,6 +26,9 @@ finished = subprocess.run([sys.executable, "-c", sys.argv[1]], env=environment)
 sys.exit(1 if finished.returncode else 0)
 """
 WORKER = """
+import time
+if "LATE" in __import__("os").environ:
+    time.sleep(1)  # before it can hear
 import os, signal, subprocess, sys, time
 from pathlib import Path
 from lora_sft.launch.supervision import leave_outcome
@@ -35,11 +44,12 @@ time.sleep(60)
 
 def run(worker, tmp_path, environment=None):
     command = [sys.executable, "-c", LAUNCHER, worker]
-    return supervise(command, {**os.environ, **(environment or {})}, tmp_path / "status.json")
+    return supervise(command, {**os.environ, **(environment or {})}, RunDirectory(tmp_path))
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
+    ("number", "code"),
+    [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130), (signal.SIGHUP, 75)],
 )
 def test_a_signal_reaches_the_workers_and_their_code_comes_back(number, code, tmp_path):
     ready = tmp_path / "ready"
@@ -54,6 +64,99 @@ def test_a_signal_reaches_the_workers_and_their_code_comes_back(number, code, tm
     sender.start()
     assert run(WORKER, tmp_path, {"READY": str(ready)}) == code
     sender.join()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
+)
+def test_a_signal_before_the_workers_can_hear_it_waits_for_them(number, code, tmp_path):
+    sender = threading.Timer(0.3, os.kill, (os.getpid(), number))
+    sender.start()
+    assert run(WORKER, tmp_path, {"READY": str(tmp_path / "ready"), "LATE": "1"}) == code
+
+
+def test_a_signal_reaches_each_of_several_workers_when_it_can_hear(tmp_path):
+    """The second one is a second later; both write down that they were told."""
+    launcher = (
+        "import os, subprocess, sys, time\n"
+        "def start(rank, more): return subprocess.Popen([sys.executable, '-c', sys.argv[1]],"
+        " env={**os.environ, 'RANK': rank, 'READY': f'{os.environ[\"READY\"]}{rank}', **more})\n"
+        "workers = [start('0', {}), start('1', {'LATE': '1'})]\n"
+        "sys.exit(max(worker.wait() for worker in workers))"
+    )
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+    command = [sys.executable, "-c", launcher, WORKER]
+    environment = {**os.environ, "READY": str(tmp_path / "ready")}
+    began = time.monotonic()
+    assert supervise(command, environment, RunDirectory(tmp_path)) == 75
+    assert time.monotonic() - began < 30  # a worker that was not told sleeps for a minute
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [1, 4, 8])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
+)
+def test_launch_ends_by_the_contract_whenever_the_signal_comes(number, code, seconds, write_recipe):
+    """From the reading of the recipe to the loading of the model, with real processes."""
+    recipe = write_recipe(train={"learning_rate": 1e-3, "max_steps": 10**5})
+    command = [sys.executable, "-m", "lora_sft", "launch", str(recipe), "--gpus", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    time.sleep(seconds)
+    process.send_signal(number)
+    _, words = process.communicate(timeout=120)
+    assert process.returncode == code, words
+
+
+@pytest.mark.parametrize("is_launcher_stuck", [False, True])
+def test_a_stopped_worker_does_not_outlive_the_end_that_another_machine_said(
+    is_launcher_stuck, tmp_path, monkeypatch
+):
+    """It stops itself where it stands; its neighbour, elsewhere, writes the end of the run."""
+    monkeypatch.setattr(supervision, "LEAVE_SECONDS", 1.5)
+    monkeypatch.setattr(supervision, "END_POLL_SECONDS", 0.2)
+    old, new = (
+        Watch(tmp_path / FOLDER / name, Processes(1, 2), 9, lambda code, reason: None)
+        for name in ("old", "new")
+    )
+    for watch in (old, new):
+        watch.folder.mkdir(parents=True)
+    old.end(3, "an earlier start")
+    threading.Timer(1, new.end, (6, "process 0 gave no sign of life")).start()
+    worker = "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"
+    launcher = LAUNCHER + "import time; time.sleep(60)" if is_launcher_stuck else LAUNCHER
+    launcher = launcher.replace("sys.exit(1", "is_stuck or sys.exit(1")
+    command = [sys.executable, "-c", f"is_stuck = {is_launcher_stuck}\n{launcher}", worker]
+    began = time.monotonic()
+    assert supervise(command, os.environ, RunDirectory(tmp_path)) == 6
+    assert 1.5 < time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
+)
+@pytest.mark.parametrize("is_deaf", [False, True])
+def test_a_launcher_without_workers_here_is_ended_itself(
+    is_deaf, number, code, tmp_path, monkeypatch
+):
+    """As pdsh is, whose workers are on other machines, or torchrun before the rendezvous."""
+    monkeypatch.setattr(supervision, "NO_WORKER_SECONDS", 0.5)
+    monkeypatch.setattr(supervision, "LAUNCHER_SECONDS", 0.5)
+    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN); " if is_deaf else ""
+    launcher = f"import signal, subprocess; {deaf}subprocess.run(['sleep', '60'])"
+    threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
+    began = time.monotonic()
+    assert supervise([sys.executable, "-c", launcher], os.environ, RunDirectory(tmp_path)) == code
+    assert time.monotonic() - began < 20
+
+
+def test_a_terminal_that_nohup_gave_up_is_not_missed(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGHUP)).start()
+        assert run("import time; time.sleep(1)", tmp_path) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_worker_that_was_killed_leaves_its_code_in_the_status(tmp_path):

@@ -14,8 +14,8 @@ from lora_sft.launch.world import check_world
         ({"MASTER_ADDR": "127.0.0.1", "ACCELERATE_MIXED_PRECISION": "no"}, "accelerate"),
         ({"SLURM_STEP_NUM_TASKS": "8"}, "srun started 8 processes"),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, "mpirun started 2 processes"),
-        ({"LORA_SFT_PROCESSES": "4"}, "4 processes were asked for, and this is one of 1"),
-        ({"LORA_SFT_PROCESSES": "4", "WORLD_SIZE": "2"}, "this is one of 2"),
+        ({"LORA_SFT_WORLD_SIZE": "4"}, "4 processes were asked for, and this is one of 1"),
+        ({"LORA_SFT_WORLD_SIZE": "4", "WORLD_SIZE": "2"}, "this is one of 2"),
     ],
 )
 def test_fewer_processes_than_asked_for_are_refused(environment, words):
@@ -33,7 +33,8 @@ def test_fewer_processes_than_asked_for_are_refused(environment, words):
         {"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "4"},
         {"SLURM_STEP_NUM_TASKS": "4", "WORLD_SIZE": "32"},
         {"ACCELERATE_MIXED_PRECISION": "bf16"},
-        {"LORA_SFT_PROCESSES": "2", "WORLD_SIZE": "2"},
+        {"LORA_SFT_WORLD_SIZE": "2", "WORLD_SIZE": "2"},
+        {"LORA_SFT_PROCESSES": "4"},  # how many prepare the data
     ],
 )
 def test_the_world_that_was_asked_for_is_let_through(environment):

@@ -1,0 +1,62 @@
+"""What DeepSpeed's launcher needs before it starts: a hostfile that it reads, and its programs."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+from pathlib import Path
+
+from lora_sft.errors import CapabilityError, RecipeError
+from lora_sft.launch.commands import World
+
+LINE = re.compile(r"(\S+)\s+slots=(\d+)")  # as deepspeed.launcher.runner reads it
+
+
+def check_hostfile(path: Path, world: World) -> None:
+    """Is it a list of at least as many machines, with room for the processes?
+
+    Raises: RecipeError with the file and line.
+    """
+    slots: dict[str, int] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise _refuse(f"the hostfile cannot be read: {error}", str(path)) from error
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        if not line or line.startswith("#"):
+            continue
+        found, where = LINE.match(line), f"{path}:{number}"
+        if found is None:
+            raise _refuse(f"{line!r} is not a machine and its slots", where)
+        name, count = found[1], int(found[2])
+        if name in slots:
+            raise _refuse(f"{name} is there twice", where)
+        if len(slots) < world.nodes and count < world.gpus:
+            raise _refuse(f"{name} has slots={count}, and --gpus is {world.gpus}", where)
+        slots[name] = count
+    if len(slots) < world.nodes:
+        raise _refuse(f"{len(slots)} machines for --nodes {world.nodes}", str(path))
+
+
+def check_programs(world: World) -> None:
+    """Raises: CapabilityError where DeepSpeed, ssh or (for several machines) pdsh is missing."""
+    if importlib.util.find_spec("deepspeed") is None:
+        raise CapabilityError(
+            "DeepSpeed, whose launcher reads the hostfile, is not installed",
+            "lora-sft launch --hostfile",
+            "DS_BUILD_OPS=0 pip install 'lora-sft[deepspeed]', or run it on each machine with "
+            "--rendezvous HOST:PORT",
+        )
+    for program in ("ssh", "pdsh") if world.nodes > 1 else ("ssh",):
+        if shutil.which(program) is None:
+            raise CapabilityError(
+                f"DeepSpeed's launcher needs {program}, and it is not on this machine",
+                "lora-sft launch --hostfile",
+                f"install {program}, or run it on each machine with --rendezvous HOST:PORT",
+            )
+
+
+def _refuse(what: str, where: str) -> RecipeError:
+    fix = "one line for each machine, such as: node1 slots=8 (lora-sft launch --write makes one)"
+    return RecipeError(what, where, fix)

@@ -1,0 +1,124 @@
+"""The launchers' command lines: who hosts the rendezvous, and what a remote shell makes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lora_sft.errors import RecipeError
+from lora_sft.launch.commands import World, make_deepspeed_command, make_torchrun_command
+
+NAMES = {"node1": "10.0.0.1", "node1-ib": "10.1.0.1", "node2": "10.0.0.2"}
+TWO = World(nodes=2, gpus=1)
+
+
+@pytest.fixture
+def names(monkeypatch):
+    """Stand-in for the cluster's name service."""
+
+    def look_up(host, port, **options):
+        if host not in {**NAMES, **dict.fromkeys(NAMES.values())} and not host.startswith("fd00"):
+            raise socket.gaierror(socket.EAI_NONAME, "unknown")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (NAMES.get(host, host), 0))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+
+@pytest.mark.usefixtures("names")
+@pytest.mark.parametrize(
+    ("rendezvous", "address", "is_certain"),
+    [
+        ("node1:29500", "10.0.0.1", True),
+        ("10.0.0.1:29500", "10.0.0.1", True),
+        ("10.0.0.1:29500", "node1", True),
+        ("unknown:29500", "unknown", True),
+        ("[fd00::1]:29500", "fd00::1", True),
+        ("node1:29500", "10.0.0.2", False),
+        ("node1:29500", "10.1.0.1", False),  # its other network: torch compares the host names
+        ("unknown:29500", "10.0.0.1", False),
+    ],
+)
+def test_the_machine_at_the_rendezvous_hosts_it_and_no_other_is_told_not_to(
+    rendezvous, address, is_certain
+):
+    command = make_torchrun_command(TWO, ["train", "r.yaml"], rendezvous, address)
+    assert f"--local-addr={address}" in command
+    assert [word for word in command if "is_host" in word] == (
+        ["--rdzv-conf=is_host=1"] if is_certain else []
+    )
+
+
+@pytest.mark.parametrize("rendezvous", ["node1", "node1:", ":29500", "node1:http", "node1:70000"])
+def test_a_rendezvous_without_a_port_is_refused(rendezvous):
+    with pytest.raises(RecipeError) as caught:
+        make_torchrun_command(TWO, ["train", "r.yaml"], rendezvous)
+    assert "is not HOST:PORT" in caught.value.what
+
+
+HARD = ["a b", "it's", 'say "no"', "$HOME", "a `b` $c", "x;y", "{r: [1, 2]}", "back\\ sl", "*"]
+
+
+@pytest.fixture
+def two_machines(tmp_path):
+    """A hostfile, and stand-ins for ssh and pdsh: the far end is a shell, one for each machine."""
+    pytest.importorskip("deepspeed", reason="pip install 'lora-sft[deepspeed]'")
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    far_end = """shift 5; sh -c "$(echo "$*" | sed s/%n/1/)" &
+sh -c "$(echo "$*" | sed s/%n/0/)"; code=$?; wait $!; exit $((code | $?))"""
+    for name, body in {"ssh": "echo 127.0.0.1", "pdsh": far_end}.items():
+        (tools / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tools / name).chmod(0o755)
+    hostfile = tmp_path / "hostfile"
+    hostfile.write_text("first slots=1\nsecond slots=1\n")
+    path = f"{tools}:{os.environ['PATH']}"
+    return hostfile, {**os.environ, "PATH": path, "DS_ACCELERATOR": "cpu"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_hostfiles_machines_get_the_words_and_variables_that_were_given(
+    nodes, two_machines, tmp_path
+):
+    """With DeepSpeed's own launcher."""
+    hostfile, environment = two_machines
+    (tmp_path / "lora_sft.py").write_text(
+        "import json, os, sys\n"
+        "name = 'seen' + os.environ['RANK'] + '.json'\n"
+        "with open(name, 'w') as file: json.dump([sys.argv[1:], os.environ['ASKED']], file)\n"
+    )
+    command = make_deepspeed_command(World(nodes, 1), HARD, hostfile, {"ASKED": "a number"})
+    finished = subprocess.run(
+        command,
+        env={**environment, "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert finished.returncode == 0, finished.stderr
+    for rank in range(nodes):
+        words, asked = json.loads(Path(tmp_path / f"seen{rank}.json").read_text())
+        assert words == HARD
+        assert asked == "a number"
+
+
+@pytest.mark.slow
+def test_launch_trains_on_the_machines_of_a_hostfile(two_machines, write_recipe, tmp_path):
+    hostfile, environment = two_machines
+    launch = ["launch", str(write_recipe()), "--nodes=2", "--gpus=1", f"--hostfile={hostfile}"]
+    finished = subprocess.run(
+        [sys.executable, "-m", "lora_sft", *launch, "train.max_steps=2"],
+        **{"env": environment, "capture_output": True, "text": True, "timeout": 240},
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["world_size"] == 2

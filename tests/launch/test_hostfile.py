@@ -1,0 +1,70 @@
+"""A hostfile, or a machine, on which DeepSpeed's launcher would fail is refused before."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from lora_sft.errors import RecipeError
+from lora_sft.launch.commands import World
+from lora_sft.launch.hostfile import check_hostfile
+
+TWO = World(nodes=2, gpus=4)
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "line"),
+    [
+        ("a slots=4\nb\n", "'b' is not a machine and its slots", ":2"),
+        ("# two\n\na slots=4\na slots=4\n", "a is there twice", ":4"),
+        ("a slots=4\nb slots=2\n", "b has slots=2, and --gpus is 4", ":2"),
+        ("a slots=4\n", "1 machines for --nodes 2", ""),
+        ("", "0 machines for --nodes 2", ""),
+    ],
+)
+def test_a_hostfile_that_does_not_do_is_refused_with_its_line(text, what, line, tmp_path):
+    hostfile = tmp_path / "hostfile"
+    hostfile.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        check_hostfile(hostfile, TWO)
+    assert caught.value.what == what
+    assert caught.value.where == f"{hostfile}{line}"
+    assert "node1 slots=8" in caught.value.fix
+
+
+def test_a_hostfile_may_name_more_than_are_used(tmp_path):
+    hostfile = tmp_path / "hostfile"
+    hostfile.write_text("# mine\na slots=4\n\nb   slots=8\nsmall slots=1\n")
+    check_hostfile(hostfile, TWO)
+
+
+def test_a_missing_hostfile_is_refused(command, write_recipe, tmp_path):
+    outcome = command("launch", write_recipe(), "--gpus", "2", "--hostfile", tmp_path / "none")
+    assert outcome.code == 2
+    assert "the hostfile cannot be read" in outcome.stderr
+    assert len(outcome.stderr.strip().splitlines()) == 3
+
+
+@pytest.mark.parametrize("missing", ["deepspeed", "ssh", "pdsh"])
+def test_what_the_launcher_needs_and_is_not_here_is_named(
+    missing, command, write_recipe, tmp_path, monkeypatch
+):
+    hostfile = tmp_path / "hostfile"
+    hostfile.write_text("a slots=1\nb slots=1\n")
+    for name in {"ssh", "pdsh"} - {missing}:
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    is_there = object() if missing != "deepspeed" else None
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        *(importlib.util, "find_spec"),
+        lambda name, *rest: is_there if name == "deepspeed" else find(name, *rest),
+    )
+    outcome = command(
+        *("launch", write_recipe(), "--nodes", "2", "--gpus", "1", "--hostfile", hostfile)
+    )
+    assert outcome.code == 5
+    assert missing in outcome.stderr.lower().splitlines()[0]
+    assert "--rendezvous HOST:PORT" in outcome.stderr
