@@ -46,7 +46,7 @@ def is_about_a_full_disk(error: BaseException) -> bool:
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in FULL:
             return True
-        if any(word in str(seen) for word in WORDS):
+        if any(word in str(seen) for word in WORDS) and "Reader" not in str(seen):
             return True
         seen = seen.__cause__ or seen.__context__
     return False
