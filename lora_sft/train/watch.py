@@ -137,17 +137,19 @@ class Watch:
         reason. Not every file system has hard links; without one it may be seen half written.
         """
         path = self.folder / "end.json"
-        try:
-            assert self._word is not None
-            self._word.seek(0)
-            self._word.write(word.ljust(WORD_BYTES))
-            self._word.flush()
-            os.link(self._path("end", "staged"), path)
-        except FileExistsError:
-            raise
-        except OSError:
-            with path.open("x", encoding="utf-8") as file:
-                file.write(word)
+        if self._word is not None:
+            try:
+                self._word.seek(0)
+                self._word.write(word.ljust(WORD_BYTES))
+                self._word.flush()
+                os.link(self._path("end", "staged"), path)
+                return
+            except FileExistsError:
+                raise
+            except OSError:
+                pass
+        with path.open("x", encoding="utf-8") as file:
+            file.write(word)
 
     def explain(self, error: BaseException) -> BaseException:
         """The error that a person should see: another process's, where that was the cause.
