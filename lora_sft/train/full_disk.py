@@ -28,7 +28,7 @@ def full_disk_named(folder: Path) -> Iterator[None]:
         yield
     except LoraSftError:
         raise
-    except Exception as error:
+    except Exception as error:  # each library has an exception of its own for it; others go on
         if not is_about_a_full_disk(error):
             raise
         path = Path(getattr(error, "filename", None) or folder)
