@@ -1,13 +1,16 @@
 """Where the CPU time of one block goes, by the file whose code it is spent in.
 
 A timer interrupts the process every few milliseconds of CPU time; the time since the last interrupt
-is booked on the innermost function whose file is known. A long call into C holds the interrupt back
-until it ends and is then booked whole, so nothing is lost, and the block runs at its own speed.
+is booked on the innermost function whose file is known. A long call into C holds the interrupt
+back until it ends and is then booked whole; what is left when the block ends is booked where it
+ends. So the stages add up to the whole, and the block runs at its own speed, but a stage shorter
+than the system's clock tick (up to 10 ms) may not be seen.
 """
 
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -39,6 +42,7 @@ class StageClock:
     ) -> None:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, self._before)
+        self._book(signal.SIGPROF, sys._getframe(1))
 
     @property
     def shares(self) -> dict[str, float]:
