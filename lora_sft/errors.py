@@ -79,6 +79,10 @@ class RecipeError(LoraSftError, ValueError):
     exit_code = EXIT_RECIPE
 
 
+class ResumeMismatch(RecipeError):
+    """The checkpoint belongs to another run than this recipe, its data and processes make."""
+
+
 class DataError(LoraSftError, ValueError):
     """The data cannot be read or leaves nothing to learn: source, row number, field."""
 
@@ -105,10 +109,6 @@ class TrainingError(LoraSftError, RuntimeError):
 
 class NonFiniteLoss(TrainingError):
     """The loss or its gradient is NaN or infinite."""
-
-
-class ResumeMismatch(TrainingError):
-    """The checkpoint belongs to another run: every differing field, old and new."""
 
 
 class ExportError(LoraSftError, RuntimeError):

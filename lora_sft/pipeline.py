@@ -32,7 +32,7 @@ from lora_sft.data.tokenizer import (
     find_stop_token_ids,
     load_tokenizer,
 )
-from lora_sft.errors import ModelError, RecipeError, ResumeMismatch
+from lora_sft.errors import ModelError, RecipeError
 from lora_sft.evaluate.scoring import Evaluation, evaluate_split
 from lora_sft.export.adapter_files import (
     AdapterOrigin,
@@ -65,6 +65,7 @@ from lora_sft.train.packing import Packing, decide_packing
 from lora_sft.train.processes import Processes, check_devices, leave_process_group
 from lora_sft.train.report import Report, status_written
 from lora_sft.train.resume import StartingPoint, find_starting_point, remove_run
+from lora_sft.train.same_run import check_same_batch, check_same_packing, check_same_rows
 from lora_sft.train.stop_signal import StopRequest
 from lora_sft.train.trainer import make_collator, make_sft_config
 from lora_sft.versions import read_versions
@@ -147,7 +148,7 @@ def _train(
     kept_day = read_template_date(run) if start.checkpoint is not None else None
     tokenizer, corpus = load_data(recipe, kept_day)
     show_accounts(corpus)
-    check_same_rows(run, start, corpus)
+    check_same_rows(run, start, corpus.fingerprint)
     set_seed(recipe.train["seed"])  # the adapter's random A matrices come from it
     model, census = build_model(recipe)
     check_vocabulary(model, tokenizer, corpus)
@@ -186,51 +187,6 @@ def _open_run(
     arguments.distributed_state.wait_for_everyone()
     if start.checkpoint is not None:
         say(f"going on from {start.checkpoint}")
-
-
-def check_same_rows(run: RunDirectory, start: StartingPoint, corpus: Corpus) -> None:
-    """Raises: ResumeMismatch where the data changed since the checkpoint was written."""
-    before = ((run.read_json(run.manifest) or {}).get("data") or {}).get("fingerprint")
-    if start.checkpoint is not None and before not in (None, corpus.fingerprint):
-        raise ResumeMismatch(
-            f"the training rows are not those of the checkpoint ({before[:12]} then, "
-            f"{corpus.fingerprint[:12]} now)",
-            f"{start.checkpoint}  data.datasets",
-            "put the data back, or train anew into another output_dir",
-        )
-
-
-def check_same_batch(run: RunDirectory, start: StartingPoint, batch: BatchPlan) -> None:
-    """Raises: RecipeError where the accumulation stands in the recipe and the processes are
-    others, so that a step would be of another size."""
-    plan = (run.read_json(run.manifest) or {}).get("plan") or {}
-    before = plan.get("global_batch_size")
-    if start.checkpoint is None or before in (None, batch.global_batch_size):
-        return
-    raise RecipeError(
-        f"a step of the checkpoint had {before} rows, and on {batch.world_size} processes it would "
-        f"have {batch.global_batch_size}",
-        f"{start.checkpoint}  train.gradient_accumulation_steps",
-        f"write train.global_batch_size: {before} in place of train.gradient_accumulation_steps",
-    )
-
-
-def check_same_packing(run: RunDirectory, start: StartingPoint, packing: Packing) -> None:
-    """Raises: ResumeMismatch where `data.packing: auto` decides otherwise than it did before."""
-    plan = (run.read_json(run.manifest) or {}).get("plan") or {}
-    before = plan.get("packing") or {"on": False, "rows": len(packing.rows)}
-    if start.checkpoint is None or (before["on"], before["rows"]) == packing.identity:
-        return
-    then, now = (
-        f"{rows} {'packed' if is_on else 'single'} rows"
-        for is_on, rows in ((before["on"], before["rows"]), packing.identity)
-    )
-    raise ResumeMismatch(
-        f"the checkpoint was trained on {then}, and this start would train on {now}"
-        + (f" ({packing.reason})" if packing.reason else ""),
-        f"{start.checkpoint}  data.packing",
-        "go on where the model attends as it did then, or train anew into another output_dir",
-    )
 
 
 def check_vocabulary(

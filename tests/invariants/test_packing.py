@@ -197,7 +197,7 @@ def test_a_run_does_not_go_on_where_packing_is_decided_otherwise(
     (run / "status.json").unlink()
     monkeypatch.setattr(packing, "MIN_STEPS_AN_EPOCH", 32)
     outcome = command("train", recipe)
-    assert outcome.code == 6
+    assert outcome.code == 2
     assert "packed rows, and this start would train on" in outcome.stderr
     assert (run / "checkpoints" / "checkpoint-2").exists()
 

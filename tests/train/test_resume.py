@@ -149,7 +149,7 @@ def test_a_checkpoint_of_another_run_is_refused(command, write_recipe, tmp_path)
         "--resume",
         checkpoint,
     )
-    assert other.code == 6
+    assert other.code == 2
     assert "train.learning_rate" in other.stderr
     assert not (tmp_path / "other" / "adapter").exists()
 
@@ -160,7 +160,7 @@ def test_changed_data_is_not_gone_on_with(command, write_recipe, tmp_path):
     rows = (tmp_path / "train.jsonl").read_text().replace("Oslo", "Bonn")
     (tmp_path / "train.jsonl").write_text(rows)
     outcome = command("train", recipe, "train.max_steps=8")
-    assert outcome.code == 6
+    assert outcome.code == 2
     assert "the training rows are not those of the checkpoint" in outcome.stderr
 
 
