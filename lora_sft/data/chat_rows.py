@@ -33,15 +33,12 @@ from lora_sft.data.content_survival import (
 from lora_sft.data.conversation import Conversation, Message
 from lora_sft.data.drops import RowDropped
 from lora_sft.data.escaping import escape_special_tokens
-from lora_sft.data.history_spans import find_first_difference, find_shown_turn
+from lora_sft.data.history_spans import RenderedText, find_shown_turn
 from lora_sft.data.messages import find_call_name
 from lora_sft.data.rendering import PROBE_QUESTION, ChatRenderer, OpenedChat
-from lora_sft.data.thinking import (
-    has_thinking,
-    is_thinking_closed,
-    without_thinking,
-    write_rest_of_turn,
-)
+from lora_sft.data.spliced_turn import splice_turn
+from lora_sft.data.text_difference import find_first_difference
+from lora_sft.data.thinking import has_thinking, without_thinking
 from lora_sft.errors import DataError
 
 TRAINED_ROLE = "assistant"
@@ -197,6 +194,7 @@ class ChatLabelRule:
         ends = last.learned.message == len(conversation.messages) - 1
         text, built = (last.text, last.built) if ends else (whole, "rendered")
         shared = find_first_difference(text, whole)
+        history = RenderedText(chat, chat.num_messages, served=False, text=whole)
         learned = []
         for turn in turns:
             if turn.begins(text):
@@ -204,8 +202,9 @@ class ChatLabelRule:
                 continue
             index = turn.learned.message
             assert index is not None
-            prompt = turn.text[: turn.learned.start]
-            place = find_shown_turn(chat, index, whole, prompt, turn.stop)
+            served = turn.text[: turn.learned.start]
+            prompt = RenderedText(chat, index, served=True, text=served)
+            place = find_shown_turn(history, index, prompt, turn.stop)
             if place is None or place[1] > shared:
                 detail = f"history shows message {index} otherwise than can be told apart"
                 raise RowDropped("not_prefix_stable", detail)
@@ -233,7 +232,8 @@ class ChatLabelRule:
         text = whole if is_last else chat.render(index + 1, served=False)
         message, built = conversation.messages[index], "rendered"
         if not text.startswith(prompt):
-            text, built = self._splice(chat, conversation, index, prompt, text), "spliced"
+            text = splice_turn(chat, index, message, prompt, text, self._stops)
+            built = "spliced"
         found = self._find_stop(text, len(prompt))
         if found is None:
             stop = self._find_next_start(chat, conversation, index, text)
@@ -250,26 +250,6 @@ class ChatLabelRule:
         stop = self._stops.search(text, start)
         return stop or self._special_at_end.search(text.rstrip(), start)
 
-    def _splice(
-        self, chat: OpenedChat, conversation: Conversation, index: int, prompt: str, text: str
-    ) -> str:
-        """P and the target, where the template renders the turn otherwise than it is served.
-
-        Raises: RowDropped where the turn holds tool calls, whose markup only the template knows,
-        or the template opens the answer otherwise than by adding to what came before.
-        """
-        message = conversation.messages[index]
-        before = chat.render(index, served=False)
-        if message.tool_calls or not prompt.startswith(before):
-            raise RowDropped("not_prefix_stable", _describe_difference(prompt, text, index))
-        generation_prompt = prompt[len(before) :]
-        if is_thinking_closed(generation_prompt) and has_thinking(message):
-            detail = f"message {index} thinks, and the prompt has closed its thinking block already"
-            raise RowDropped("content_lost", detail)
-        target = write_rest_of_turn(message, prompt, generation_prompt)
-        stop = self._stops.search(text, find_first_difference(prompt, text))
-        return prompt + target + (stop.group() if stop else "")
-
     def _find_next_start(
         self, chat: OpenedChat, conversation: Conversation, index: int, text: str
     ) -> str:
@@ -281,9 +261,12 @@ class ChatLabelRule:
         calls = conversation.messages[index].tool_calls
         probe = Message("tool" if calls else "user", PROBE_QUESTION)
         continued = chat.render(index + 1, served=False, then=[probe])
-        ending = text[-EXCERPT_CHARACTERS:].rpartition("\n")[2]  # all else may be rewritten by then
-        place = continued.rfind(ending, 0, continued.rfind(PROBE_QUESTION))
-        stop = self._special.match(continued, place + len(ending)) if place >= 0 else None
+        end = len(text)
+        if not continued.startswith(text):  # the history is rewritten: the turn's last line is not
+            ending = text[-EXCERPT_CHARACTERS:].rpartition("\n")[2]
+            place = continued.rfind(ending, 0, continued.rfind(PROBE_QUESTION))
+            end = place + len(ending) if place >= 0 else len(continued)
+        stop = self._special.match(continued, end)
         if stop is None:
             ending = text[-EXCERPT_CHARACTERS:]
             raise RowDropped("no_stop_token", f"message {index} ends in {ending!r}")
@@ -380,9 +363,3 @@ def find_texts(conversation: Conversation) -> Iterator[str]:
 
 def _walk_texts(value: Any) -> Iterator[str]:
     return (each for each in walk_values(value) if isinstance(each, str))
-
-
-def _describe_difference(prompt: str, text: str, index: int) -> str:
-    at = find_first_difference(prompt, text)
-    served, rendered = (side[at : at + EXCERPT_CHARACTERS // 2] for side in (prompt, text))
-    return f"before message {index} the template serves {served!r} but renders {rendered!r}"

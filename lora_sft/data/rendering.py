@@ -209,20 +209,20 @@ class OpenedChat:
         *,
         served: bool,
         then: Sequence[Message] = (),
-        contents: Mapping[int, str] = MappingProxyType({}),
+        instead: Mapping[int, Message] = MappingProxyType({}),
     ) -> str:
         """The first `num_messages` and those of `then`; `served` adds what opens the answer.
 
-        `contents` takes the place of the contents of single messages.
+        What the messages of `instead` hold takes the place of the same fields.
 
         Raises: TemplateRefusal.
         """
         messages = self._messages[:num_messages]
         if then:
             messages += self._dialect.write_messages(then)
-        for index, content in contents.items():
-            (view,) = self._dialect.write_messages([Message("user", content)])
-            messages[index] = {**messages[index], "content": view["content"]}
+        for index, other in instead.items():
+            (fields,) = self._dialect.write_messages([other])
+            messages[index] = {**messages[index], **fields, "role": messages[index]["role"]}
         try:
             rendered = self._template.render(
                 messages=messages, add_generation_prompt=served, **self._variables

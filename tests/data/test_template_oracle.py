@@ -294,6 +294,17 @@ SPLICED = {
 }  # fmt: skip
 
 
+def find_closing(family: str) -> str:
+    """How a template itself goes on from a thought to its answer; one that drops every thought is
+    taken to close it on a line of its own."""
+    prompt = render(family, "thinking in its field", 1, served=True)
+    text = render(family, "thinking in its field", 2, served=False)
+    if not text.startswith(prompt):
+        return "\n</think>\n\n"
+    thought, _, rest = text[len(prompt) :].partition("hmm")
+    return thought + rest.partition("Yes.")[0]
+
+
 def test_a_turn_is_spliced_where_the_prompt_opens_what_the_render_drops() -> None:
     spliced = {
         family
@@ -304,7 +315,7 @@ def test_a_turn_is_spliced_where_the_prompt_opens_what_the_render_drops() -> Non
     for family in sorted(SPLICED):
         stop = STOPS.get(family, CHATML_STOPS)[0]
         rows = label_bank()[family, "one turn"]
-        assert read_learned(family, rows) == {1: f"\n</think>\n\nI am fine.{stop}"}
+        assert read_learned(family, rows) == {1: f"{find_closing(family)}I am fine.{stop}"}
     reasoned = label_bank()["deepseek_r1_distill", "reasoning"]
     stop = STOPS["deepseek_r1_distill"][0]
     assert read_learned("deepseek_r1_distill", reasoned) == {
@@ -322,6 +333,10 @@ NAMED = {
     ],
     ("phi3", "two turns"): ["I am fine.<|end|>", "4 Yes.<|end|>"],
     ("glm4moe", "reasoning"): ["\n<think>think hard</think>\nYes.<|user|>"],
+    ("nemotron_3_nano", "tool call"): [
+        "\n</think>\n<tool_call>\n<function=get_weather>\n<parameter=city>\nParis\n</parameter>\n"
+        "</function>\n</tool_call>\n<|im_end|>",
+    ],
     ("diffusion_gemma", "tool call"): [
         '<|tool_call>call:get_weather{city:<|"|>Paris<|"|>}<tool_call|><|tool_response>',
         "<|turn>model\nIt is sunny.<turn|>",
@@ -343,7 +358,6 @@ def test_the_odd_ones_by_name(key: tuple[str, str], first_row: list[str]) -> Non
         ("qwen2_5", "reasoning", "content_lost", "think hard"),
         ("qwen3_5_nothink", "reasoning", "content_lost", "closed its thinking block"),
         ("gemma", "system", "template_refused", "System role not supported"),
-        ("nemotron_3_nano", "tool call", "not_prefix_stable", "</think>"),
     ],
 )
 def test_what_cannot_be_learned_is_dropped_with_its_reason(
@@ -353,6 +367,54 @@ def test_what_cannot_be_learned_is_dropped_with_its_reason(
     assert isinstance(drop, Drop)
     assert drop.reason == reason
     assert detail in drop.detail
+
+
+def call_weather(**fields: Any) -> list[dict[str, Any]]:
+    """A question, a call with some fields, its result and an answer with reasoning of its own."""
+    called = {"role": "assistant", "tool_calls": [call("Paris", "abcdefghi")], **fields}
+    return [
+        user("The weather?"),
+        called,
+        result("sunny", "abcdefghi"),
+        answer("It is sunny.", reasoning_content="so sunny"),
+    ]
+
+
+@pytest.mark.parametrize("thought", ["reasoning_content", "content"])
+def test_an_answer_keeps_its_own_markup_where_it_rewrites_the_call_before_it(thought: str) -> None:
+    """gpt-oss drops the thinking of a call (or the text beside it) once a final answer follows."""
+    rows = label("gptoss", call_weather(**{thought: "I should call."}))
+    assert [row.built for row in rows] == ["spliced"]  # the served answer's row holds both
+    learned = read_learned("gptoss", rows)
+    assert learned[1].startswith("<|channel|>analysis<|message|>I should call.<|end|>")
+    assert learned[3] == (
+        "<|channel|>analysis<|message|>so sunny<|end|>"
+        "<|start|>assistant<|channel|>final<|message|>It is sunny.<|return|>"
+    )
+
+
+def test_an_answer_is_refused_where_what_comes_before_it_ends_otherwise() -> None:
+    drop = label("diffusion_gemma", call_weather(content="Let me look."))
+    assert isinstance(drop, Drop)
+    assert (drop.reason, drop.detail.partition(" the ")[0]) == (
+        "not_prefix_stable", "before message 3",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["qwen3_5_think", "deepseek_r1_distill"])
+def test_an_answer_that_begins_like_a_mark_is_told_from_it_in_place(family: str) -> None:
+    page = [user("A page?"), answer("<html>hi</html>"), user("More?"), answer("<b>x</b>")]
+    rows = label(family, page, rewritten_history="in_place")
+    stop = STOPS.get(family, CHATML_STOPS)[0]
+    assert read_learned(family, rows) == {
+        1: f"<html>hi</html>{stop}", 3: f"\n</think>\n\n<b>x</b>{stop}",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("content", ["user", "s", ">", "one\nuser"])
+def test_an_answer_that_is_part_of_the_next_token_ends_in_it(content: str) -> None:
+    rows = label("glm4moe", [user("Hello"), answer(content)])
+    assert read_learned("glm4moe", rows) == {1: f"\n<think></think>\n{content}<|user|>"}
 
 
 # How a twin's own convention differs from "what the model must produce": by name, with the
