@@ -86,6 +86,19 @@ PROMPT_OPENS_THINKING = """\
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n<think>\\n' -}}{%- endif -%}
 """
 
+# The system message stands before the user's turn that ends the conversation, or nowhere, as in
+# Mistral-7B-Instruct-v0.3; a space opens the answer.
+SYSTEM_BEFORE_LAST_USER = """\
+{%- for message in messages if message.role != 'system' -%}
+{{- '<|h|>' + message.role + '<|/h|>' -}}
+{%- if loop.last and message.role == 'user' and messages[0].role == 'system' -%}
+{{- messages[0].content + '\\n\\n' -}}
+{%- endif -%}
+{{- (' ' if message.role == 'assistant' else '') + message.content + '<|eot|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|h|>assistant<|/h|>' -}}{%- endif -%}
+"""
+
 # The next turn's header is the only end of an answer, as in GLM-4.
 NO_END_OF_TURN = """\
 {%- for message in messages -%}

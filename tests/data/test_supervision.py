@@ -226,6 +226,17 @@ def test_a_block_that_the_prompt_opened_is_closed_before_the_answer():
         check_labels_are_exactly_the_turns(each)
 
 
+def test_an_answer_is_learned_as_rendered_where_the_render_loses_what_was_served_before_it():
+    tokenizer = load_template(tiny.SYSTEM_BEFORE_LAST_USER)
+    system = {"role": "system", "content": "Be brief."}
+    rows = supervise(tokenizer, [system, *make_chat("a", "A fox.", "b", "Yes.")])
+    assert [decode_turns(tokenizer, row) for row in rows] == [[" A fox.<|eot|>"], [" Yes.<|eot|>"]]
+    for row in rows:
+        assert row.built == "spliced"
+        assert "Be brief." in tokenizer.decode(row.input_ids[: row.turns[0].start])
+        check_labels_are_exactly_the_turns(row)
+
+
 def test_where_no_turn_has_an_end_the_next_turns_token_is_appended_and_learned():
     tokenizer = tiny.make_tokenizer(tiny.NO_END_OF_TURN, eos_token="</s>")
     (row,) = supervise(tokenizer, make_chat("a", "A fox.", "b", "Yes."))
