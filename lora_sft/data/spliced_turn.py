@@ -67,8 +67,9 @@ def _render_thoughtless(chat: OpenedChat, index: int, prompt: str) -> str | None
     """The turn rendered with a thought, which is then left out; None where `prompt` opens none."""
     thought = {index: Message("", None, extras={"reasoning_content": MARK})}
     text = chat.render(index + 1, served=False, instead=thought)
-    begins = text.startswith(prompt) and text[len(prompt) :].lstrip().startswith(MARK)
-    return text.replace(MARK, "") if begins else None
+    answer = text.removeprefix(prompt)
+    begins = text.startswith(prompt) and answer.lstrip().startswith(MARK)
+    return prompt + answer.replace(MARK, "", 1) if begins else None
 
 
 def _find_answer(chat: OpenedChat, index: int, prompt: str, text: str) -> Answer | None:
