@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from lora_sft.data.arrow_files import VARIABLE, find_cache_folder, make_unfinished_folder
 from lora_sft.data.corpus import Corpus, build_corpus, open_corpus, write_corpus
 from lora_sft.data.local_files import find_local_files
-from lora_sft.data.rendering import hash_template
+from lora_sft.data.rendering import hash_template, reads_clock
 from lora_sft.data.supervision import read_day
 from lora_sft.log import say
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 CHECKSUMS = "checksums.json"
 CHECKSUM_BLOCK_BYTES = 2**22
+DAMAGE = (OSError, ValueError, KeyError, TypeError, pa.ArrowException)
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,10 @@ def load_or_build_corpus(
     Raises: DataError as `build_corpus` does.
     """
     stops = frozenset(stop_token_ids)
-    files = _list_files(data)
-    if files is None:
+    folder = _find_folder(data, tokenizer, stops)
+    if folder is None:
         reason = "not all of its data is in local files"
         return CachedCorpus(build_corpus(data, tokenizer, stops), None, False, reason)
-    folder = find_cache_folder() / "corpus" / make_key(data, tokenizer, stops, files)
     kept = _load(folder)
     if kept is not None:
         _tell_earlier_day(kept.template_date, data)
@@ -71,6 +71,34 @@ def load_or_build_corpus(
         say(f"{reason} (another folder: {VARIABLE})")
         return CachedCorpus(build_corpus(data, tokenizer, stops), None, False, reason)
     return CachedCorpus(open_corpus(folder), folder, False)
+
+
+def with_kept_day(
+    data: DataSection, tokenizer: PreTrainedTokenizerBase, stop_token_ids: Iterable[int]
+) -> DataSection:
+    """The section that renders what `load_or_build_corpus` finds: with the day of the first
+    preparation, where the template reads the clock, no day is named and the corpus is kept."""
+    if data.template_date or not reads_clock(tokenizer):
+        return data
+    folder = _find_folder(data, tokenizer, frozenset(stop_token_ids))
+    if folder is None:
+        return data
+    try:
+        kept_day = _open_whole(folder).template_date
+    except DAMAGE:  # none is kept, or it would be built anew
+        return data
+    _tell_earlier_day(kept_day, data)
+    return replace(data, template_date=kept_day)
+
+
+def _find_folder(
+    data: DataSection, tokenizer: PreTrainedTokenizerBase, stop_token_ids: frozenset[int]
+) -> Path | None:
+    """Where the corpus is kept once it is built; None where its data is not all in local files."""
+    files = _list_files(data)
+    if files is None:
+        return None
+    return find_cache_folder() / "corpus" / make_key(data, tokenizer, stop_token_ids, files)
 
 
 def _tell_earlier_day(kept_day: str | None, data: DataSection) -> None:
@@ -168,13 +196,18 @@ def _load(folder: Path) -> Corpus | None:
     if not folder.exists():
         return None
     try:
-        for name, written in _read_checksums(folder).items():
-            if _checksum(folder / name) != written:
-                raise ValueError(f"{name} is not as it was written")
-        return open_corpus(folder)
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        return _open_whole(folder)
+    except DAMAGE as error:
         say(f"the cached corpus is damaged and is built anew: {folder} ({error})")
         return None
+
+
+def _open_whole(folder: Path) -> Corpus:
+    """Raises: one of `DAMAGE` where the entry is not there, or its bytes not as written."""
+    for name, written in _read_checksums(folder).items():
+        if _checksum(folder / name) != written:
+            raise ValueError(f"{name} is not as it was written")
+    return open_corpus(folder)
 
 
 def _read_checksums(folder: Path) -> dict[str, str]:

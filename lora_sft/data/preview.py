@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lora_sft.data.account import Account, AccountTally
 from lora_sft.data.corpus import SplitSink, fill_splits, list_splits
+from lora_sft.data.corpus_cache import with_kept_day
 from lora_sft.data.drops import LEVERS, Drop
 from lora_sft.data.rendering import hash_template
 from lora_sft.data.row_outcomes import RowFollower, RowOutcome
@@ -182,12 +183,16 @@ class Preview:
 def open_preview(recipe: Recipe, selection: Selection) -> Preview:
     """Load the recipe's tokenizer; rows are read when they are followed.
 
-    Raises: RecipeError where the recipe does not ask for the split.
+    A template that reads the clock is shown the day that training would show it.
+
+    Raises: RecipeError where the recipe does not ask for the split; DataError where a file of
+    rows cannot be found.
     """
     _check_has_split(recipe, selection.split)
     tokenizer = load_tokenizer(recipe.model, recipe.tokenizer, recipe.data)
     stops = find_stop_token_ids(tokenizer, recipe.model, recipe.data.stop_tokens)
-    return Preview(recipe.data, tokenizer, stops, selection)
+    data = with_kept_day(recipe.data, tokenizer, stops)
+    return Preview(data, tokenizer, stops, selection)
 
 
 def write_document(preview: Preview, file: TextIO) -> PreviewSummary:

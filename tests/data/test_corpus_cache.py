@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from lora_sft.data import supervision
@@ -175,6 +176,54 @@ def test_the_day_that_a_template_was_shown_first_is_kept(
     named = command("prepare", recipe, 'data.template_date="2026-01-31"', "--json")
     assert named.json["hit"] is False
     assert "shown the date" not in named.stderr
+
+
+def preview_first_row(command: Callable[..., Outcome], recipe: Path, *overrides: str) -> Outcome:
+    outcome = command("preview", recipe, *overrides, "--format", "json", "--rows", "1")
+    assert outcome.code == 0, outcome.stderr
+    return outcome
+
+
+def read_first_row(folder: str) -> list[int]:
+    with pa.ipc.open_stream(Path(folder) / "train-00001.arrow") as rows:
+        return list(rows.read_all()["input_ids"][0].as_py())
+
+
+def test_a_preview_shows_the_day_that_training_will_show(
+    command, write_recipe, tmp_path, monkeypatch
+):
+    (tmp_path / "clock.jinja").write_text("{{- strftime_now('%Y-%m-%d') -}}" + tiny.CHATML)
+    recipe = write_recipe(data={"chat_template": "clock.jinja"})
+    monkeypatch.setattr(supervision, "date", make_day("2026-01-31"))
+    kept = prepare(command, recipe)
+    monkeypatch.setattr(supervision, "date", make_day("2026-02-01"))
+    assert prepare(command, recipe)["hit"] is True
+    shown = preview_first_row(command, recipe)
+    assert shown.json["rows"][0]["input_ids"] == read_first_row(kept["cache"])
+    assert "shown the date 2026-01-31" in shown.stderr
+    text = command("preview", recipe)
+    assert "it is shown the date 2026-01-31" in text.stdout
+    named = preview_first_row(command, recipe, 'data.template_date="2026-02-01"')
+    other = prepare(command, recipe, 'data.template_date="2026-02-01"')
+    assert named.json["rows"][0]["input_ids"] == read_first_row(other["cache"])
+    assert "shown the date" not in named.stderr
+
+
+@pytest.mark.parametrize("state", ["not prepared", "damaged"])
+def test_a_preview_shows_today_where_training_would_begin_with_it(
+    command, write_recipe, tmp_path, monkeypatch, state
+):
+    (tmp_path / "clock.jinja").write_text("{{- strftime_now('%Y-%m-%d') -}}" + tiny.CHATML)
+    recipe = write_recipe(data={"chat_template": "clock.jinja"})
+    if state == "damaged":
+        monkeypatch.setattr(supervision, "date", make_day("2026-01-31"))
+        (Path(prepare(command, recipe)["cache"]) / "train-00001.arrow").write_bytes(b"")
+    monkeypatch.setattr(supervision, "date", make_day("2026-02-01"))
+    shown = preview_first_row(command, recipe)
+    assert "shown the date" not in shown.stderr
+    first = prepare(command, recipe)
+    assert first["hit"] is False
+    assert shown.json["rows"][0]["input_ids"] == read_first_row(first["cache"])
 
 
 def make_day(today: str) -> type[date]:
