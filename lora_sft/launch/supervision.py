@@ -18,12 +18,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from lora_sft.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_RESUME_ME, EXIT_UNEXPECTED
 from lora_sft.launch.workers import find_workers, is_listening, send
 from lora_sft.run_directory import RunDirectory
 
 OUTCOME = "LORA_SFT_OUTCOME"  # names a file in which a worker leaves its exit code
+STATE_SAVED = "state saved"  # in the reason of a run that stopped at a step (`train.fit`)
 END_FILES = "processes/*/end.json"  # of the run directory
 # What a worker is told for each signal that comes here; it knows nothing of a lost terminal.
 TOLD_AS = {
@@ -48,17 +50,21 @@ class Received:
     told: set[int] = field(default_factory=set)
 
 
-def leave_outcome(environment: Mapping[str, str], exit_code: int) -> None:
+def leave_outcome(
+    environment: Mapping[str, str], exit_code: int, *, was_told: bool = False
+) -> None:
     """Called by a worker: keep its exit code for whoever started the launcher.
 
     The first that is no success counts: the main process may fail after the others are done.
+    `was_told`: it left at once because of a signal. That is the run's end where somebody asked for
+    it; a launcher sends the same signal to whoever is left when a process has died.
     """
     path = environment.get(OUTCOME)
     if path is None or exit_code == EXIT_DONE:
         return
     try:
         with Path(path).open("x", encoding="utf-8") as file:
-            file.write(str(exit_code))
+            json.dump({"exit_code": exit_code, "was_told": was_told}, file)
     except OSError:
         return
 
@@ -84,10 +90,11 @@ def supervise(command: Sequence[str], environment: Mapping[str, str], run: RunDi
             time.sleep(POLL_SECONDS)
         if process.returncode == EXIT_DONE:
             return EXIT_DONE
+        is_asked = bool(received)
         return (
-            _read_code(outcome)
+            _read_outcome(outcome, is_asked)
             or ends.read_code()
-            or _read_status(run.status, started)
+            or _read_status(run.status, started, is_asked)
             or launcher.stopped_with
             or EXIT_UNEXPECTED
         )
@@ -103,7 +110,7 @@ class Ends:
     def read_code(self) -> int:
         """The run's exit code; 0 while there is none."""
         for path in set(self.run.path.glob(END_FILES)) - self._before:
-            return _read_code(path)
+            return _read_code(_read_document(path))
         return EXIT_DONE
 
 
@@ -203,19 +210,38 @@ def _ignore_user_signal() -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
-def _read_code(path: Path) -> int:
-    """The exit code that a file holds, alone or in a document; 0 where it holds none."""
+def _read_document(path: Path) -> dict[str, Any]:
+    """The JSON object that a file holds; an empty one where it holds none."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        return int(document["exit_code"] if isinstance(document, dict) else document)
-    except (OSError, ValueError, KeyError, TypeError):
-        return EXIT_DONE
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
-def _read_status(status: Path, started: float) -> int:
-    """The exit code in `status.json`, if this start wrote it."""
+def _read_code(document: Mapping[str, Any]) -> int:
+    code = document.get("exit_code")
+    return code if isinstance(code, int) else EXIT_DONE
+
+
+def _read_outcome(outcome: Path, is_asked: bool) -> int:
+    """What the first worker to fail left; 0 for one that was told to stop, and not by us."""
+    document = _read_document(outcome)
+    return _read_code(document) if is_asked or not document.get("was_told") else EXIT_DONE
+
+
+def _read_status(status: Path, started: float, is_asked: bool) -> int:
+    """The exit code in `status.json`, if this start wrote it.
+
+    That of a stopped run counts where we were asked to stop it, or where its state was saved: a
+    main process that the launcher ended while it loaded says "stopped" too.
+    """
     try:
         is_ours = status.stat().st_mtime >= started
     except OSError:
         return EXIT_DONE
-    return _read_code(status) if is_ours else EXIT_DONE
+    document = _read_document(status)
+    code = _read_code(document)
+    if code in (EXIT_RESUME_ME, EXIT_INTERRUPTED) and not is_asked:
+        is_ours = is_ours and STATE_SAVED in str(document.get("reason"))
+    return code if is_ours else EXIT_DONE
