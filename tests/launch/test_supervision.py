@@ -178,7 +178,7 @@ def test_a_worker_that_was_killed_leaves_its_code_in_the_status(tmp_path):
 def test_a_worker_that_was_told_to_stop_by_another_than_us_is_not_believed(
     was_told, code, tmp_path
 ):
-    """torchrun tells whoever is left when a process dies; where the state was saved it is a stop."""
+    """torchrun tells whoever is left when a process dies; a saved state is a stop."""
     worker = (
         "import os, sys; from lora_sft.launch.supervision import leave_outcome;"
         f"leave_outcome(os.environ, 75, was_told={was_told}); sys.exit(75)"
