@@ -7,10 +7,12 @@ save and leave, and the code is the one that they left with.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +23,7 @@ from types import FrameType
 from typing import Any
 
 from lora_sft.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_RESUME_ME, EXIT_UNEXPECTED
-from lora_sft.launch.workers import find_workers, is_listening, send
+from lora_sft.launch.workers import PLACE, end_orphans, find_workers, is_listening, send
 from lora_sft.run_directory import RunDirectory
 
 OUTCOME = "LORA_SFT_OUTCOME"  # names a file in which a worker leaves its exit code
@@ -34,6 +36,8 @@ TOLD_AS = {
     signal.SIGUSR1: signal.SIGUSR1,
     signal.SIGINT: signal.SIGINT,
 }
+LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1  # prctl(2)
 POLL_SECONDS = 0.2
 END_POLL_SECONDS = 1.0  # the run directory may be on a network
 NO_WORKER_SECONDS = 10.0  # after a signal: then nobody here is to be told but the launcher
@@ -78,11 +82,12 @@ def supervise(command: Sequence[str], environment: Mapping[str, str], run: RunDi
         outcome = Path(folder) / "exit_code"
         ends = Ends(run)
         started = time.time()
+        own = {name: value for name, value in environment.items() if name not in PLACE}
         process = subprocess.Popen(
             list(command),
-            env={**environment, OUTCOME: str(outcome)},
+            env={**own, OUTCOME: str(outcome)},
             start_new_session=True,  # a terminal's Ctrl-C reaches the workers through us alone
-            preexec_fn=_ignore_user_signal,
+            preexec_fn=_settle_launcher,
         )
         launcher = Launcher(process, received, ends)
         while process.poll() is None:
@@ -90,6 +95,8 @@ def supervise(command: Sequence[str], environment: Mapping[str, str], run: RunDi
             time.sleep(POLL_SECONDS)
         if process.returncode == EXIT_DONE:
             return EXIT_DONE
+        if process.returncode < 0:
+            _end_orphans(-process.returncode, f"{OUTCOME}={outcome}")
         is_asked = bool(received)
         return (
             _read_outcome(outcome, is_asked)
@@ -205,9 +212,23 @@ def _is_nohup(number: signal.Signals) -> bool:
     return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
 
 
-def _ignore_user_signal() -> None:
-    """The launcher would die of it; the workers set their own handlers."""
+def _settle_launcher() -> None:
+    """Runs in the launcher, before it is one.
+
+    It would die of SIGUSR1; the workers set their own handlers. Where this process is killed, the
+    launcher is sent SIGTERM by the kernel, and ends its workers.
+    """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if sys.platform == "linux":
+        LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
+
+
+def _end_orphans(number: int, variable: str) -> None:
+    """A launcher that died of a signal could not end its workers."""
+    orphans = end_orphans(variable)
+    if orphans:
+        names = ", ".join(map(str, orphans))
+        print(f"the launcher died of signal {number}: killed its processes {names}", file=sys.stderr)
 
 
 def _read_document(path: Path) -> dict[str, Any]:

@@ -159,6 +159,66 @@ def test_a_launcher_without_workers_here_is_ended_itself(
     assert time.monotonic() - began < 20
 
 
+def test_workers_do_not_outlive_a_launcher_that_was_killed(tmp_path, capfd):
+    """They would train on, and a new start would find their lock."""
+    worker = (
+        "import os, pathlib, signal, time;"
+        f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()));"
+        "os.kill(os.getppid(), signal.SIGKILL); time.sleep(600)"
+    )
+    with subprocess.Popen(["sleep", "600"], env={**os.environ, "RANK": "0"}) as stranger:
+        assert run(worker, tmp_path) == 1
+        assert stranger.poll() is None
+        stranger.kill()
+    pid = (tmp_path / "pid").read_text()
+    assert not is_alive(pid)
+    assert f"the launcher died of signal 9: killed its processes {pid}" in capfd.readouterr().err
+
+
+def test_a_launcher_is_told_when_launch_itself_is_killed(tmp_path):
+    ready, told = tmp_path / "ready", tmp_path / "told"
+    launcher = (
+        "import pathlib, signal, sys, time\n"
+        "def stop(number, frame): pathlib.Path(sys.argv[2]).touch(); sys.exit()\n"
+        "signal.signal(signal.SIGTERM, stop)\n"
+        "pathlib.Path(sys.argv[1]).touch(); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", launcher, str(ready), str(told)]
+    launch = (
+        "import os, pathlib; from lora_sft.launch.supervision import supervise;"
+        "from lora_sft.run_directory import RunDirectory;"
+        f"supervise({command!r}, os.environ, RunDirectory(pathlib.Path({str(tmp_path)!r})))"
+    )
+    with subprocess.Popen([sys.executable, "-c", launch]) as process:
+        await_true(ready.exists)
+        process.kill()
+        await_true(told.exists)
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"])
+def test_a_pods_own_rank_is_not_taken_for_a_workers(name, tmp_path):
+    """As PyTorchJob sets them: all that a launcher starts seemed a worker, and none listened."""
+    environment = {**os.environ, name: "0"}
+    launcher = f"import os, sys; sys.exit(1 if {name!r} in os.environ else 0)"
+    command = [sys.executable, "-c", launcher]
+    assert supervise(command, environment, RunDirectory(tmp_path)) == 0
+
+
+def await_true(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_alive(process):
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in ("Z", "X")
+
+
 def test_a_terminal_that_nohup_gave_up_is_not_missed(tmp_path):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
