@@ -23,7 +23,8 @@ from types import FrameType
 from typing import Any
 
 from lora_sft.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_RESUME_ME, EXIT_UNEXPECTED
-from lora_sft.launch.workers import PLACE, end_orphans, find_workers, is_listening, send
+from lora_sft.launch.workers import end_orphans, find_workers, is_listening, send
+from lora_sft.launch.world import PLACE
 from lora_sft.run_directory import RunDirectory
 
 OUTCOME = "LORA_SFT_OUTCOME"  # names a file in which a worker leaves its exit code
@@ -227,8 +228,8 @@ def _end_orphans(number: int, variable: str) -> None:
     """A launcher that died of a signal could not end its workers."""
     orphans = end_orphans(variable)
     if orphans:
-        names = ", ".join(map(str, orphans))
-        print(f"the launcher died of signal {number}: killed its processes {names}", file=sys.stderr)
+        killed = f"killed its processes {', '.join(map(str, orphans))}"
+        print(f"the launcher died of signal {number}: {killed}", file=sys.stderr)
 
 
 def _read_document(path: Path) -> dict[str, Any]:

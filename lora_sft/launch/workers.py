@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 
 HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # by a worker, all at once
-# What a launcher tells a worker, which is how one is known. A pod may have them too.
-PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 END_SECONDS = 5.0  # after SIGKILL
 
 
