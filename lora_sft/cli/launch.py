@@ -7,11 +7,25 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lora_sft.cli.arguments import Commands, add_command, add_recipe, positive
 from lora_sft.errors import CapabilityError, RecipeError
 from lora_sft.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from lora_sft.launch.commands import World
+
+EITHER = (
+    ("rendezvous", "hostfile"),
+    ("rendezvous", "slurm"),  # the job makes its own
+    ("rendezvous", "write"),
+    ("hostfile", "slurm"),
+    ("hostfile", "write"),
+)
+NEEDS = (("address", "rendezvous"), ("hosts", "write"))
 
 
 def add_parser(commands: Commands) -> None:
@@ -26,7 +40,9 @@ def add_parser(commands: Commands) -> None:
     )
     add_recipe(parser)
     parser.add_argument("--gpus", type=positive, help="processes a machine (default: its GPUs)")
-    parser.add_argument("--nodes", type=positive, default=1, help="machines (default: 1)")
+    parser.add_argument(
+        "--nodes", type=positive, help="machines (default: those of --hostfile, else 1)"
+    )
     parser.add_argument(
         "--rendezvous", metavar="HOST:PORT", help="one of the machines, the same on all of them"
     )
@@ -56,21 +72,43 @@ def run(arguments: argparse.Namespace) -> int:
 def _launch(arguments: argparse.Namespace) -> int:
     from lora_sft.launch.commands import World
     from lora_sft.launch.files import write_launch_files
+    from lora_sft.launch.hostfile import read_hostfile
     from lora_sft.recipe import read_recipe
 
+    _refuse_what_would_be_ignored(arguments)
     recipe = read_recipe(arguments.recipe, arguments.overrides)
-    world = World(arguments.nodes, arguments.gpus or _count_gpus(arguments))
+    hosts = read_hostfile(arguments.hostfile) if arguments.hostfile is not None else {}
+    world = World(arguments.nodes or len(hosts) or 1, arguments.gpus or _count_gpus(arguments))
     train = _list_train_arguments(arguments)
     if arguments.write is not None or arguments.slurm:
         _refuse_what_a_requeue_would_repeat(arguments)
         folder = arguments.write or Path(recipe.output_dir) / "launch"
-        hosts = [host for host in arguments.hosts.split(",") if host]
-        files = write_launch_files(folder, world, Path(arguments.recipe), train, hosts)
+        names = [host for host in arguments.hosts.split(",") if host]
+        files = write_launch_files(folder, world, Path(arguments.recipe), train, names)
         if arguments.write is not None:
             print("\n".join(str(file) for file in files))
             return 0
         return _submit(files[0])
-    return _start(arguments, world, train, RunDirectory(Path(recipe.output_dir)))
+    run = RunDirectory(Path(recipe.output_dir))
+    return _start(arguments, world, hosts, ["train", *train], run)
+
+
+def _refuse_what_would_be_ignored(arguments: argparse.Namespace) -> None:
+    """Options of one way to start a run say nothing in another."""
+    for option, other in EITHER:
+        if getattr(arguments, option) and getattr(arguments, other):
+            raise RecipeError(
+                f"--{option} would be ignored beside --{other}",
+                f"lora-sft launch --{option}",
+                f"leave out --{option} or --{other}",
+            )
+    for option, other in NEEDS:
+        if getattr(arguments, option) and not getattr(arguments, other):
+            raise RecipeError(
+                f"--{option} would be ignored without --{other}",
+                f"lora-sft launch --{option}",
+                f"add --{other}, or leave out --{option}",
+            )
 
 
 def _refuse_what_a_requeue_would_repeat(arguments: argparse.Namespace) -> None:
@@ -89,19 +127,23 @@ def _refuse_what_a_requeue_would_repeat(arguments: argparse.Namespace) -> None:
 
 
 def _start(
-    arguments: argparse.Namespace, world: object, train: list[str], run: RunDirectory
+    arguments: argparse.Namespace,
+    world: World,
+    hosts: Mapping[str, int],
+    train: list[str],
+    run: RunDirectory,
 ) -> int:
-    from lora_sft.launch.commands import World, make_deepspeed_command, make_torchrun_command
-    from lora_sft.launch.hostfile import check_hostfile, check_programs
+    """`hosts`: of the hostfile. `train`: what follows `lora-sft`."""
+    from lora_sft.launch.commands import make_deepspeed_command, make_torchrun_command
+    from lora_sft.launch.hostfile import check_programs, check_room
     from lora_sft.launch.supervision import supervise
     from lora_sft.launch.world import ASKED_FOR
 
-    assert isinstance(world, World)
     asked_for = {ASKED_FOR: str(world.processes)}
     if arguments.hostfile is not None:
-        check_hostfile(arguments.hostfile, world)
-        check_programs(world)
-        command = make_deepspeed_command(world, ["train", *train], arguments.hostfile, asked_for)
+        check_room(hosts, world, arguments.hostfile)
+        check_programs()
+        command = make_deepspeed_command(world, train, arguments.hostfile, asked_for)
     elif world.nodes > 1 and arguments.rendezvous is None:
         raise RecipeError(
             f"{world.nodes} machines, and no way to reach the others",
@@ -109,9 +151,7 @@ def _start(
             "run it on each with --rendezvous HOST:PORT, or give --hostfile FILE, or --slurm",
         )
     else:
-        command = make_torchrun_command(
-            world, ["train", *train], arguments.rendezvous, arguments.address
-        )
+        command = make_torchrun_command(world, train, arguments.rendezvous, arguments.address)
     return supervise(command, {**os.environ, **asked_for}, run)
 
 

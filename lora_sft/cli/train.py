@@ -45,8 +45,9 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             code = _run(arguments, request)
         except Stopped as stopped:
-            print(f"{stopped}; the same command goes on with the run", file=sys.stderr)
             code = stopped.exit_code
+            leave_outcome(os.environ, code, was_told=_is_one_of_several())
+            print(f"{stopped}; the same command goes on with the run", file=sys.stderr)
             _leave_at_once(code)
         except LoraSftError as error:
             leave_outcome(os.environ, error.exit_code)
@@ -60,18 +61,19 @@ def run(arguments: argparse.Namespace) -> int:
         return code
 
 
+def _is_one_of_several() -> bool:
+    """Read as it stands: this is asked after errors, of which a WORLD_SIZE that is none is one."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
 def _leave_at_once(exit_code: int, last_words: str = "") -> None:
     """One of several processes ends here, without closing what it shares with the others.
 
     Closing waits for them, or aborts with another exit code; both hide the error.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return
-    from lora_sft.launch.supervision import leave_outcome
-
-    print(last_words, file=sys.stderr, flush=True)
-    leave_outcome(os.environ, exit_code)
-    os._exit(exit_code)
+    if _is_one_of_several():
+        print(last_words, file=sys.stderr, flush=True)
+        os._exit(exit_code)
 
 
 def _run(arguments: argparse.Namespace, request: StopRequest) -> int:

@@ -78,8 +78,9 @@ def _find_addresses(host: str) -> set[str]:
 def make_deepspeed_command(
     world: World, train: Sequence[str], hostfile: Path, variables: Mapping[str, str]
 ) -> list[str]:
-    """DeepSpeed's launcher, which reaches the machines of a hostfile over ssh.
+    """DeepSpeed's launcher, which reaches the first machines of a hostfile over ssh.
 
+    `--force_multi`: else it takes a hostfile of one machine, or `--num_nodes=1`, for this machine.
     `variables`: for the processes; of the environment it takes only the names that it knows
     (PYTHON*, NCCL* and the like) to other machines, so `env` sets them there.
     """
@@ -87,9 +88,8 @@ def make_deepspeed_command(
     size = [f"--num_nodes={world.nodes}", f"--num_gpus={world.gpus}"]
     given = [f"{name}={value}" for name, value in variables.items()]
     words = [*given, sys.executable, "-u", "-m", "lora_sft", *train]
-    if world.nodes > 1:
-        words = [_quote_for_pdsh(word) for word in words]
-    return [*head, *size, "--no_python", "--no_local_rank", "env", *words]
+    quoted = [_quote_for_pdsh(word) for word in words]
+    return [*head, *size, "--force_multi", "--no_python", "--no_local_rank", "env", *quoted]
 
 
 def _quote_for_pdsh(word: str) -> str:

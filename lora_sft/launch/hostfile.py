@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import re
 import shutil
+from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 
 from lora_sft.errors import CapabilityError, RecipeError
@@ -13,8 +15,8 @@ from lora_sft.launch.commands import World
 LINE = re.compile(r"(\S+)\s+slots=(\d+)")  # as deepspeed.launcher.runner reads it
 
 
-def check_hostfile(path: Path, world: World) -> None:
-    """Is it a list of at least as many machines, with room for the processes?
+def read_hostfile(path: Path) -> dict[str, int]:
+    """Its machines in order, and how many processes each has room for.
 
     Raises: RecipeError with the file and line.
     """
@@ -32,15 +34,26 @@ def check_hostfile(path: Path, world: World) -> None:
         name, count = found[1], int(found[2])
         if name in slots:
             raise _refuse(f"{name} is there twice", where)
-        if len(slots) < world.nodes and count < world.gpus:
-            raise _refuse(f"{name} has slots={count}, and --gpus is {world.gpus}", where)
         slots[name] = count
+    if not slots:
+        raise _refuse("the hostfile names no machine", str(path))
+    return slots
+
+
+def check_room(slots: Mapping[str, int], world: World, path: Path) -> None:
+    """Are the machines of a hostfile enough, and the first of them large enough?
+
+    Raises: RecipeError with the file.
+    """
     if len(slots) < world.nodes:
         raise _refuse(f"{len(slots)} machines for --nodes {world.nodes}", str(path))
+    for name, count in islice(slots.items(), world.nodes):
+        if count < world.gpus:
+            raise _refuse(f"{name} has slots={count}, and --gpus is {world.gpus}", str(path))
 
 
-def check_programs(world: World) -> None:
-    """Raises: CapabilityError where DeepSpeed, ssh or (for several machines) pdsh is missing."""
+def check_programs() -> None:
+    """Raises: CapabilityError where DeepSpeed, ssh or pdsh is missing."""
     if importlib.util.find_spec("deepspeed") is None:
         raise CapabilityError(
             "DeepSpeed, whose launcher reads the hostfile, is not installed",
@@ -48,7 +61,7 @@ def check_programs(world: World) -> None:
             "DS_BUILD_OPS=0 pip install 'lora-sft[deepspeed]', or run it on each machine with "
             "--rendezvous HOST:PORT",
         )
-    for program in ("ssh", "pdsh") if world.nodes > 1 else ("ssh",):
+    for program in ("ssh", "pdsh"):
         if shutil.which(program) is None:
             raise CapabilityError(
                 f"DeepSpeed's launcher needs {program}, and it is not on this machine",

@@ -7,10 +7,12 @@ save and leave, and the code is the one that they left with.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,12 +20,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from lora_sft.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_RESUME_ME, EXIT_UNEXPECTED
-from lora_sft.launch.workers import find_workers, is_listening, send
+from lora_sft.launch.workers import end_orphans, find_workers, is_listening, send
+from lora_sft.launch.world import PLACE
 from lora_sft.run_directory import RunDirectory
 
 OUTCOME = "LORA_SFT_OUTCOME"  # names a file in which a worker leaves its exit code
+STATE_SAVED = "state saved"  # in the reason of a run that stopped at a step (`train.fit`)
 END_FILES = "processes/*/end.json"  # of the run directory
 # What a worker is told for each signal that comes here; it knows nothing of a lost terminal.
 TOLD_AS = {
@@ -32,6 +37,8 @@ TOLD_AS = {
     signal.SIGUSR1: signal.SIGUSR1,
     signal.SIGINT: signal.SIGINT,
 }
+LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1  # prctl(2)
 POLL_SECONDS = 0.2
 END_POLL_SECONDS = 1.0  # the run directory may be on a network
 NO_WORKER_SECONDS = 10.0  # after a signal: then nobody here is to be told but the launcher
@@ -48,17 +55,21 @@ class Received:
     told: set[int] = field(default_factory=set)
 
 
-def leave_outcome(environment: Mapping[str, str], exit_code: int) -> None:
+def leave_outcome(
+    environment: Mapping[str, str], exit_code: int, *, was_told: bool = False
+) -> None:
     """Called by a worker: keep its exit code for whoever started the launcher.
 
     The first that is no success counts: the main process may fail after the others are done.
+    `was_told`: it left at once because of a signal. That is the run's end where somebody asked for
+    it; a launcher sends the same signal to whoever is left when a process has died.
     """
     path = environment.get(OUTCOME)
     if path is None or exit_code == EXIT_DONE:
         return
     try:
         with Path(path).open("x", encoding="utf-8") as file:
-            file.write(str(exit_code))
+            json.dump({"exit_code": exit_code, "was_told": was_told}, file)
     except OSError:
         return
 
@@ -72,11 +83,12 @@ def supervise(command: Sequence[str], environment: Mapping[str, str], run: RunDi
         outcome = Path(folder) / "exit_code"
         ends = Ends(run)
         started = time.time()
+        own = {name: value for name, value in environment.items() if name not in PLACE}
         process = subprocess.Popen(
             list(command),
-            env={**environment, OUTCOME: str(outcome)},
+            env={**own, OUTCOME: str(outcome)},
             start_new_session=True,  # a terminal's Ctrl-C reaches the workers through us alone
-            preexec_fn=_ignore_user_signal,
+            preexec_fn=_settle_launcher,
         )
         launcher = Launcher(process, received, ends)
         while process.poll() is None:
@@ -84,10 +96,13 @@ def supervise(command: Sequence[str], environment: Mapping[str, str], run: RunDi
             time.sleep(POLL_SECONDS)
         if process.returncode == EXIT_DONE:
             return EXIT_DONE
+        if process.returncode < 0:
+            _end_orphans(-process.returncode, f"{OUTCOME}={outcome}")
+        is_asked = bool(received)
         return (
-            _read_code(outcome)
+            _read_outcome(outcome, is_asked)
             or ends.read_code()
-            or _read_status(run.status, started)
+            or _read_status(run.status, started, is_asked)
             or launcher.stopped_with
             or EXIT_UNEXPECTED
         )
@@ -103,7 +118,7 @@ class Ends:
     def read_code(self) -> int:
         """The run's exit code; 0 while there is none."""
         for path in set(self.run.path.glob(END_FILES)) - self._before:
-            return _read_code(path)
+            return _read_code(_read_document(path))
         return EXIT_DONE
 
 
@@ -198,24 +213,57 @@ def _is_nohup(number: signal.Signals) -> bool:
     return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
 
 
-def _ignore_user_signal() -> None:
-    """The launcher would die of it; the workers set their own handlers."""
+def _settle_launcher() -> None:
+    """Runs in the launcher, before it is one.
+
+    It would die of SIGUSR1; the workers set their own handlers. Where this process is killed, the
+    launcher is sent SIGTERM by the kernel, and ends its workers.
+    """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if sys.platform == "linux":
+        LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
-def _read_code(path: Path) -> int:
-    """The exit code that a file holds, alone or in a document; 0 where it holds none."""
+def _end_orphans(number: int, variable: str) -> None:
+    """A launcher that died of a signal could not end its workers."""
+    orphans = end_orphans(variable)
+    if orphans:
+        killed = f"killed its processes {', '.join(map(str, orphans))}"
+        print(f"the launcher died of signal {number}: {killed}", file=sys.stderr)
+
+
+def _read_document(path: Path) -> dict[str, Any]:
+    """The JSON object that a file holds; an empty one where it holds none."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        return int(document["exit_code"] if isinstance(document, dict) else document)
-    except (OSError, ValueError, KeyError, TypeError):
-        return EXIT_DONE
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
-def _read_status(status: Path, started: float) -> int:
-    """The exit code in `status.json`, if this start wrote it."""
+def _read_code(document: Mapping[str, Any]) -> int:
+    code = document.get("exit_code")
+    return code if isinstance(code, int) else EXIT_DONE
+
+
+def _read_outcome(outcome: Path, is_asked: bool) -> int:
+    """What the first worker to fail left; 0 for one that was told to stop, and not by us."""
+    document = _read_document(outcome)
+    return _read_code(document) if is_asked or not document.get("was_told") else EXIT_DONE
+
+
+def _read_status(status: Path, started: float, is_asked: bool) -> int:
+    """The exit code in `status.json`, if this start wrote it.
+
+    That of a stopped run counts where we were asked to stop it, or where its state was saved: a
+    main process that the launcher ended while it loaded says "stopped" too.
+    """
     try:
         is_ours = status.stat().st_mtime >= started
     except OSError:
         return EXIT_DONE
-    return _read_code(status) if is_ours else EXIT_DONE
+    document = _read_document(status)
+    code = _read_code(document)
+    if code in (EXIT_RESUME_ME, EXIT_INTERRUPTED) and not is_asked:
+        is_ours = is_ours and STATE_SAVED in str(document.get("reason"))
+    return code if is_ours else EXIT_DONE

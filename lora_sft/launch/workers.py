@@ -4,28 +4,54 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # by a worker, all at once
+END_SECONDS = 5.0  # after SIGKILL
 
 
 def find_workers(launcher: int) -> list[int]:
     """Process ids of the run's processes below a launcher (not of their own helpers)."""
     children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-        except (OSError, IndexError):
-            continue
-        children.setdefault(parent, []).append(int(stat.parent.name))
+    for process, parent in _read_parents().items():
+        children.setdefault(parent, []).append(process)
     workers, unseen = [], list(children.get(launcher, []))
     while unseen:
         process = unseen.pop()
-        if _has_rank(process):
+        if _is_worker(process):
             workers.append(process)
         else:
             unseen += children.get(process, [])
     return workers
+
+
+def end_orphans(variable: str) -> list[int]:
+    """Kill the run's processes that outlived their launcher; returns their ids.
+
+    They hang below init then. `variable`: NAME=VALUE of the environment that only those have which
+    this launcher started, so that no other process is taken for one of them.
+    """
+    parents = _read_parents()
+    found = {process for process in parents if _is_worker(process, variable)}
+    orphans = [process for process in found if parents[process] not in found]
+    for process in orphans:
+        send(process, signal.SIGKILL)
+    deadline = time.monotonic() + END_SECONDS
+    while any(_is_worker(each, variable) for each in orphans) and time.monotonic() < deadline:
+        time.sleep(0.05)  # the next start would find their locks
+    return sorted(orphans)
+
+
+def _read_parents() -> dict[int, int]:
+    """Process -> its parent, of all on this machine."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except (OSError, IndexError):
+            continue
+    return parents
 
 
 def is_listening(process: int) -> bool:
@@ -50,9 +76,11 @@ def send(process: int, number: signal.Signals) -> None:
         return
 
 
-def _has_rank(process: int) -> bool:
+def _is_worker(process: int, variable: str = "") -> bool:
+    """Whether it has a rank, and `variable`; a dead process has no environment."""
     try:
         variables = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
     except OSError:
         return False
-    return any(variable.startswith(b"RANK=") for variable in variables)
+    has_rank = any(each.startswith(b"RANK=") for each in variables)
+    return has_rank and (not variable or variable.encode() in variables)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lora_sft.errors import RecipeError
+from lora_sft.launch.world import read_number
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,13 @@ class Processes:
 
     @classmethod
     def from_environment(cls) -> Processes:
-        """Read RANK and WORLD_SIZE; alone where no launcher set them."""
+        """Read RANK and WORLD_SIZE; alone where no launcher set them.
+
+        Raises: RecipeError where one of them is no number.
+        """
         return cls(
-            process_rank=int(os.environ.get("RANK", "0")),
-            world_size=int(os.environ.get("WORLD_SIZE", "1")),
+            process_rank=read_number(os.environ, "RANK", 0),
+            world_size=read_number(os.environ, "WORLD_SIZE", 1),
         )
 
 
@@ -42,7 +46,7 @@ def check_devices(environment: Mapping[str, str], num_gpus: int) -> None:
 
     Raises: RecipeError where several processes would share one, which NCCL refuses much later.
     """
-    local = int(environment.get("LOCAL_WORLD_SIZE", "1"))
+    local = read_number(environment, "LOCAL_WORLD_SIZE", 1)
     if local > num_gpus > 1:
         raise RecipeError(
             f"{local} processes on this machine, and {num_gpus} GPUs",

@@ -70,8 +70,9 @@ def two_machines(tmp_path):
     pytest.importorskip("deepspeed", reason="pip install 'lora-sft[deepspeed]'")
     tools = tmp_path / "tools"
     tools.mkdir()
-    far_end = """shift 5; sh -c "$(echo "$*" | sed s/%n/1/)" &
-sh -c "$(echo "$*" | sed s/%n/0/)"; code=$?; wait $!; exit $((code | $?))"""
+    far_end = """hosts=$5; shift 5
+case $hosts in *,*) sh -c "$(echo "$*" | sed s/%n/1/)" & second=$!;; esac
+sh -c "$(echo "$*" | sed s/%n/0/)"; code=$?; wait $second; exit $((code | $?))"""
     for name, body in {"ssh": "echo 127.0.0.1", "pdsh": far_end}.items():
         (tools / name).write_text(f"#!/bin/bash\n{body}\n")
         (tools / name).chmod(0o755)
@@ -79,6 +80,25 @@ sh -c "$(echo "$*" | sed s/%n/0/)"; code=$?; wait $!; exit $((code | $?))"""
     hostfile.write_text("first slots=1\nsecond slots=1\n")
     path = f"{tools}:{os.environ['PATH']}"
     return hostfile, {**os.environ, "PATH": path, "DS_ACCELERATOR": "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--hostfile", "h", "--rendezvous", "a:1"], "--rendezvous would be ignored beside"),
+        (["--slurm", "--rendezvous", "a:1"], "--rendezvous would be ignored beside --slurm"),
+        (["--write", "w", "--rendezvous", "a:1"], "--rendezvous would be ignored beside --write"),
+        (["--write", "w", "--hostfile", "h"], "--hostfile would be ignored beside --write"),
+        (["--slurm", "--hostfile", "h"], "--hostfile would be ignored beside --slurm"),
+        (["--address", "10.0.0.1"], "--address would be ignored without --rendezvous"),
+        (["--hosts", "a,b"], "--hosts would be ignored without --write"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(options, words, command, write_recipe):
+    outcome = command("launch", write_recipe(), "--gpus", "1", *options)
+    assert outcome.code == 2
+    assert len(outcome.stderr.strip().splitlines()) == 3
+    assert outcome.stderr.startswith(f"error: {words}")
 
 
 @pytest.mark.slow

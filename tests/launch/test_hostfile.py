@@ -8,7 +8,7 @@ import pytest
 
 from lora_sft.errors import RecipeError
 from lora_sft.launch.commands import World
-from lora_sft.launch.hostfile import check_hostfile
+from lora_sft.launch.hostfile import check_room, read_hostfile
 
 TWO = World(nodes=2, gpus=4)
 
@@ -18,16 +18,16 @@ TWO = World(nodes=2, gpus=4)
     [
         ("a slots=4\nb\n", "'b' is not a machine and its slots", ":2"),
         ("# two\n\na slots=4\na slots=4\n", "a is there twice", ":4"),
-        ("a slots=4\nb slots=2\n", "b has slots=2, and --gpus is 4", ":2"),
+        ("a slots=4\nb slots=2\n", "b has slots=2, and --gpus is 4", ""),
         ("a slots=4\n", "1 machines for --nodes 2", ""),
-        ("", "0 machines for --nodes 2", ""),
+        ("# none\n", "the hostfile names no machine", ""),
     ],
 )
 def test_a_hostfile_that_does_not_do_is_refused_with_its_line(text, what, line, tmp_path):
     hostfile = tmp_path / "hostfile"
     hostfile.write_text(text)
     with pytest.raises(RecipeError) as caught:
-        check_hostfile(hostfile, TWO)
+        check_room(read_hostfile(hostfile), TWO, hostfile)
     assert caught.value.what == what
     assert caught.value.where == f"{hostfile}{line}"
     assert "node1 slots=8" in caught.value.fix
@@ -36,7 +36,7 @@ def test_a_hostfile_that_does_not_do_is_refused_with_its_line(text, what, line, 
 def test_a_hostfile_may_name_more_than_are_used(tmp_path):
     hostfile = tmp_path / "hostfile"
     hostfile.write_text("# mine\na slots=4\n\nb   slots=8\nsmall slots=1\n")
-    check_hostfile(hostfile, TWO)
+    check_room(read_hostfile(hostfile), TWO, hostfile)
 
 
 def test_a_missing_hostfile_is_refused(command, write_recipe, tmp_path):
@@ -46,6 +46,42 @@ def test_a_missing_hostfile_is_refused(command, write_recipe, tmp_path):
     assert len(outcome.stderr.strip().splitlines()) == 3
 
 
+@pytest.mark.parametrize(
+    ("text", "options", "nodes"),
+    [
+        ("far1 slots=8\nfar2 slots=8\n", [], 2),
+        ("far1 slots=8\nfar2 slots=8\n", ["--nodes", "1"], 1),
+        ("far1 slots=8\n", [], 1),
+    ],
+)
+def test_the_machines_of_a_hostfile_are_used_and_never_this_one_in_their_place(
+    text, options, nodes, command, write_recipe, tmp_path, monkeypatch
+):
+    """DeepSpeed's launcher starts one machine's processes here unless it is told not to."""
+    pytest.importorskip("deepspeed", reason="pip install 'lora-sft[deepspeed]'")
+    hostfile = tmp_path / "hostfile"
+    hostfile.write_text(text)
+    for name in ("ssh", "pdsh"):
+        add_program(tmp_path, name)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    started = []
+    monkeypatch.setattr(
+        *("lora_sft.launch.supervision.supervise",),
+        lambda words, environment, run: started.append((words, environment)) or 0,
+    )
+    launch = ("launch", write_recipe(), "--gpus", "1", "--hostfile", hostfile, *options)
+    assert command(*launch).code == 0
+    ((words, environment),) = started
+    assert "--force_multi" in words
+    assert f"--num_nodes={nodes}" in words
+    assert environment["LORA_SFT_WORLD_SIZE"] == str(nodes)
+
+
+def add_program(folder, name):
+    (folder / name).write_text("#!/bin/sh\n")
+    (folder / name).chmod(0o755)
+
+
 @pytest.mark.parametrize("missing", ["deepspeed", "ssh", "pdsh"])
 def test_what_the_launcher_needs_and_is_not_here_is_named(
     missing, command, write_recipe, tmp_path, monkeypatch
@@ -53,8 +89,7 @@ def test_what_the_launcher_needs_and_is_not_here_is_named(
     hostfile = tmp_path / "hostfile"
     hostfile.write_text("a slots=1\nb slots=1\n")
     for name in {"ssh", "pdsh"} - {missing}:
-        (tmp_path / name).write_text("#!/bin/sh\n")
-        (tmp_path / name).chmod(0o755)
+        add_program(tmp_path, name)
     monkeypatch.setenv("PATH", str(tmp_path))
     is_there = object() if missing != "deepspeed" else None
     find = importlib.util.find_spec
@@ -62,9 +97,7 @@ def test_what_the_launcher_needs_and_is_not_here_is_named(
         *(importlib.util, "find_spec"),
         lambda name, *rest: is_there if name == "deepspeed" else find(name, *rest),
     )
-    outcome = command(
-        *("launch", write_recipe(), "--nodes", "2", "--gpus", "1", "--hostfile", hostfile)
-    )
+    outcome = command("launch", write_recipe(), "--gpus", "1", "--hostfile", hostfile)
     assert outcome.code == 5
     assert missing in outcome.stderr.lower().splitlines()[0]
     assert "--rendezvous HOST:PORT" in outcome.stderr

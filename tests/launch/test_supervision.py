@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from lora_sft.errors import DataError
 from lora_sft.launch import supervision
 from lora_sft.launch.supervision import OUTCOME, leave_outcome, supervise
-from lora_sft.launch.workers import find_workers
+from lora_sft.launch.workers import find_workers, is_listening
 from lora_sft.run_directory import RunDirectory
+from lora_sft.train.fit import _make_result
 from lora_sft.train.processes import Processes
+from lora_sft.train.report import Report
+from lora_sft.train.stop_signal import Stopped
 from lora_sft.train.watch import FOLDER, Watch
 
 # A launcher as torchrun is: dies of signals itself, returns 1 when a worker fails.
@@ -33,7 +41,8 @@ import os, signal, subprocess, sys, time
 from pathlib import Path
 from lora_sft.launch.supervision import leave_outcome
 def stop(number, frame):
-    leave_outcome(os.environ, {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}[number])
+    code = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}[number]
+    leave_outcome(os.environ, code, was_told=True)
     sys.exit(1)
 for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
     signal.signal(number, stop)
@@ -150,6 +159,66 @@ def test_a_launcher_without_workers_here_is_ended_itself(
     assert time.monotonic() - began < 20
 
 
+def test_workers_do_not_outlive_a_launcher_that_was_killed(tmp_path, capfd):
+    """They would train on, and a new start would find their lock."""
+    worker = (
+        "import os, pathlib, signal, time;"
+        f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()));"
+        "os.kill(os.getppid(), signal.SIGKILL); time.sleep(600)"
+    )
+    with subprocess.Popen(["sleep", "600"], env={**os.environ, "RANK": "0"}) as stranger:
+        assert run(worker, tmp_path) == 1
+        assert stranger.poll() is None
+        stranger.kill()
+    pid = (tmp_path / "pid").read_text()
+    assert not is_alive(pid)
+    assert f"the launcher died of signal 9: killed its processes {pid}" in capfd.readouterr().err
+
+
+def test_a_launcher_is_told_when_launch_itself_is_killed(tmp_path):
+    ready, told = tmp_path / "ready", tmp_path / "told"
+    launcher = (
+        "import pathlib, signal, sys, time\n"
+        "def stop(number, frame): pathlib.Path(sys.argv[2]).touch(); sys.exit()\n"
+        "signal.signal(signal.SIGTERM, stop)\n"
+        "pathlib.Path(sys.argv[1]).touch(); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", launcher, str(ready), str(told)]
+    launch = (
+        "import os, pathlib; from lora_sft.launch.supervision import supervise;"
+        "from lora_sft.run_directory import RunDirectory;"
+        f"supervise({command!r}, os.environ, RunDirectory(pathlib.Path({str(tmp_path)!r})))"
+    )
+    with subprocess.Popen([sys.executable, "-c", launch]) as process:
+        await_true(ready.exists)
+        process.kill()
+        await_true(told.exists)
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"])
+def test_a_pods_own_rank_is_not_taken_for_a_workers(name, tmp_path):
+    """As PyTorchJob sets them: all that a launcher starts seemed a worker, and none listened."""
+    environment = {**os.environ, name: "0"}
+    launcher = f"import os, sys; sys.exit(1 if {name!r} in os.environ else 0)"
+    command = [sys.executable, "-c", launcher]
+    assert supervise(command, environment, RunDirectory(tmp_path)) == 0
+
+
+def await_true(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_alive(process):
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in ("Z", "X")
+
+
 def test_a_terminal_that_nohup_gave_up_is_not_missed(tmp_path):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -163,6 +232,83 @@ def test_a_worker_that_was_killed_leaves_its_code_in_the_status(tmp_path):
     status = tmp_path / "status.json"
     worker = f"open({str(status)!r}, 'w').write('{{\"exit_code\": 6}}'); raise SystemExit(9)"
     assert run(worker, tmp_path) == 6
+
+
+@pytest.mark.parametrize(("was_told", "code"), [(True, 1), (False, 75)])
+def test_a_worker_that_was_told_to_stop_by_another_than_us_is_not_believed(
+    was_told, code, tmp_path
+):
+    """torchrun tells whoever is left when a process dies; a saved state is a stop."""
+    worker = (
+        "import os, sys; from lora_sft.launch.supervision import leave_outcome;"
+        f"leave_outcome(os.environ, 75, was_told={was_told}); sys.exit(75)"
+    )
+    assert run(worker, tmp_path) == code
+
+
+@pytest.mark.parametrize(
+    ("stop", "code"),
+    [
+        (Stopped(signal.SIGTERM), 1),
+        (Stopped(signal.SIGINT), 1),
+        (DataError("no rows"), 3),
+    ],
+)
+def test_a_main_process_that_the_launcher_stopped_while_it_loaded_asks_for_no_restart(
+    stop, code, tmp_path
+):
+    """Its `status.json` says 75; nobody wanted the run to stop, and it would die again."""
+    written = RunDirectory(tmp_path / "written").create()
+    Report(written, Processes(0, 2)).fail(stop)
+    assert run(f"import shutil; {copy_status(written, tmp_path)}; exit(9)", tmp_path) == code
+
+
+def test_a_run_that_was_stopped_elsewhere_with_its_state_saved_is_to_be_resumed(tmp_path):
+    """By SLURM, say, on the other machine of a hostfile: the status is all there is."""
+    state = SimpleNamespace(global_step=2, max_steps=4)
+    stop = SimpleNamespace(received=signal.SIGUSR1)
+    result = _make_result(SimpleNamespace(state=state), stop)
+    written = RunDirectory(tmp_path / "written").create()
+    written.write_status(result.exit_code, result.reason, result.step)
+    assert run(f"import shutil; {copy_status(written, tmp_path)}; exit(9)", tmp_path) == 75
+
+
+def copy_status(source, folder):
+    return f"shutil.copyfile({str(source.status)!r}, {str(folder / 'status.json')!r})"
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_while_it_imports_ends_launch_with_no_word_of_resuming(
+    write_recipe, tmp_path
+):
+    """Real ones: torchrun sends the other process SIGTERM, which is no wish of anybody's."""
+    launch = start_launch(write_recipe())
+    _, second = await_workers(launch, 2)
+    os.kill(second, signal.SIGKILL)
+    _, words = launch.communicate(timeout=120)
+    assert launch.returncode in (1, 6), words
+
+
+def start_launch(recipe, **more):
+    command = [sys.executable, "-m", "lora_sft", "launch", str(recipe), "--gpus", "2"]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **more)
+
+
+def await_workers(launch, count):
+    """Process ids in the order of their ranks, once each of them listens."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        workers = find_workers(launch.pid)
+        if len(workers) == count and all(map(is_listening, workers)):
+            return sorted(workers, key=read_rank)
+        time.sleep(0.02)
+    launch.kill()
+    raise AssertionError("no workers came")
+
+
+def read_rank(process):
+    (rank,) = re.findall(rb"\0RANK=(\d+)\0", Path(f"/proc/{process}/environ").read_bytes())
+    return int(rank)
 
 
 def test_an_old_status_is_not_this_runs(tmp_path):
@@ -181,7 +327,7 @@ def test_the_first_worker_to_speak_is_believed(tmp_path):
     leave_outcome(environment, 0)  # it has done its part; the main process exports later
     leave_outcome(environment, 3)
     leave_outcome(environment, 6)
-    assert (tmp_path / "code").read_text() == "3"
+    assert json.loads((tmp_path / "code").read_text())["exit_code"] == 3
 
 
 def test_a_process_without_children_has_no_workers():

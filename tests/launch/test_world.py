@@ -6,12 +6,19 @@ import pytest
 
 from lora_sft.errors import RecipeError
 from lora_sft.launch.world import check_world
+from tests.commands import run_lora_sft
 
 
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
-        ({"MASTER_ADDR": "127.0.0.1", "ACCELERATE_MIXED_PRECISION": "no"}, "accelerate"),
+        (
+            {
+                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"},
+                "ACCELERATE_MIXED_PRECISION": "no",
+            },
+            "accelerate",
+        ),
         ({"SLURM_STEP_NUM_TASKS": "8"}, "srun started 8 processes"),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, "mpirun started 2 processes"),
         ({"LORA_SFT_WORLD_SIZE": "4"}, "4 processes were asked for, and this is one of 1"),
@@ -33,12 +40,38 @@ def test_fewer_processes_than_asked_for_are_refused(environment, words):
         {"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "4"},
         {"SLURM_STEP_NUM_TASKS": "4", "WORLD_SIZE": "32"},
         {"ACCELERATE_MIXED_PRECISION": "bf16"},
+        {"ACCELERATE_MIXED_PRECISION": "bf16", "MASTER_ADDR": "h"},  # a shell's own
+        {"MASTER_ADDR": "h", "MASTER_PORT": "29500"},
+        {"LOCAL_RANK": "-1"},
+        {"PMI_SIZE": ""},
         {"LORA_SFT_WORLD_SIZE": "2", "WORLD_SIZE": "2"},
         {"LORA_SFT_PROCESSES": "4"},  # how many prepare the data
     ],
 )
 def test_the_world_that_was_asked_for_is_let_through(environment):
     check_world(environment)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *[(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")],
+        *[("RANK", "zero"), ("PMI_SIZE", "x"), ("LORA_SFT_WORLD_SIZE", "two")],
+    ],
+)
+def test_an_environment_that_says_no_number_is_refused_by_its_name(name, text):
+    with pytest.raises(RecipeError) as caught:
+        check_world({name: text})
+    assert caught.value.what == f"{name} is {text!r} in the environment, and no number"
+    assert caught.value.fix.startswith(f"unset {name}")
+
+
+def test_an_empty_rank_and_world_size_are_three_lines(write_recipe, tmp_path):
+    outcome = run_lora_sft("train", write_recipe(), RANK="", WORLD_SIZE="")
+    assert outcome.code == 2
+    assert len(outcome.stderr.strip().splitlines()) == 3
+    assert outcome.stderr.startswith("error: RANK is '' in the environment")
+    assert not (tmp_path / "run").exists()
 
 
 def test_train_refuses_before_it_loads_anything(command, write_recipe, monkeypatch, tmp_path):
