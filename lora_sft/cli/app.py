@@ -61,9 +61,8 @@ COMMANDS = (
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and end the process with the contract's exit code."""
     outlive_readers()
-    StopRequest.ends_process = True
     _settle_libraries()
-    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments), ends_process=True))
 
 
 def _settle_libraries() -> None:
@@ -87,11 +86,15 @@ def _log_to_stderr(record: logging.LogRecord) -> bool:
     return False
 
 
-def run(arguments: list[str]) -> int:
-    """Run one command and return its exit code; every error is printed as what, where, fix."""
+def run(arguments: list[str], *, ends_process: bool = False) -> int:
+    """Run one command and return its exit code; every error is printed as what, where, fix.
+
+    `ends_process`: the caller leaves with that code, and signals are not given back to it.
+    """
     parsed = argparse.Namespace(run=None)
     try:
         parsed = read_arguments(arguments)
+        StopRequest.ends_process = ends_process and not _has_result(parsed)
         return _run_command(parsed)
     except LoraSftError as error:
         print(error, file=sys.stderr)

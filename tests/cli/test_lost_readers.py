@@ -51,6 +51,19 @@ print("x" * 1_000_000, file=sys.stderr)
 """
 
 
+GOES_ON = """
+import signal
+from lora_sft.cli import app, quickstart
+from lora_sft.train.stop_signal import StopRequest
+def run(arguments):
+    with StopRequest().listening():
+        pass
+    return 9 if signal.getsignal(signal.SIGINT) is signal.default_int_handler else 1
+quickstart.run = run
+app.main(["quickstart"])
+"""
+
+
 def run_python(script, **streams):
     return subprocess.run([sys.executable, "-c", script], timeout=60, check=False, **streams)
 
@@ -113,6 +126,10 @@ def test_a_signal_is_answered_with_its_code_though_nobody_reads():
 
 def test_signals_at_exit_do_not_change_the_exit_code():
     assert run_python(SIGNALLED_AT_EXIT, stderr=subprocess.DEVNULL).returncode == 75
+
+
+def test_a_command_that_goes_on_after_its_training_can_be_interrupted():
+    assert run_python(GOES_ON).returncode == 9
 
 
 def refuse(arguments, request=None):
