@@ -97,25 +97,42 @@ def test_a_run_that_ends_by_itself_was_not_stopped(tmp_path):
     assert stop.received is None
 
 
-def test_a_signal_in_an_evaluation_saves_the_step_it_evaluates(
-    command, write_recipe, tmp_path, monkeypatch
-):
-    log = MetricsFile.on_log
+@pytest.fixture
+def signalled(monkeypatch):
+    """A set of (step, whether it is an evaluation's): a signal comes while that is logged."""
+    log, moments = MetricsFile.on_log, set()
 
     def log_and_signal(self, args, state, control, logs=None, **kwargs):
         log(self, args, state, control, logs=logs, **kwargs)
-        if (state.global_step, "eval_loss" in logs) in signalled:
+        if (state.global_step, "eval_loss" in logs) in moments:
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(MetricsFile, "on_log", log_and_signal)
+    return moments
+
+
+def test_a_signal_in_an_evaluation_saves_the_step_it_evaluates(
+    command, write_recipe, tmp_path, signalled
+):
     train = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 100, "max_steps": 6}
     recipe, run = write_recipe(train=train), tmp_path / "run"
     for moment, step in (((2, True), 2), ((3, False), 4)):
-        signalled = {moment}
+        signalled.add(moment)
         outcome = command("train", recipe)
+        signalled.clear()
         assert outcome.code == 75
         assert json.loads((run / "status.json").read_text())["step"] == step
     assert "the evaluation of step 4 is left out" in outcome.stderr
-    signalled = set()
     assert command("train", recipe).code == 0
     assert sorted(read_metrics(run, "eval_loss")) == [2, 6]
+
+
+def test_what_a_stop_saved_stays_though_only_the_best_is_to_be_kept(
+    command, write_recipe, tmp_path, signalled
+):
+    best = {"load_best_model_at_end": True, "greater_is_better": True, "save_total_limit": 1}
+    every = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "max_steps": 6}
+    signalled.add((3, False))
+    outcome = command("train", write_recipe(train={**best, **every}))
+    assert outcome.code == 75
+    assert (tmp_path / "run" / "checkpoints" / "checkpoint-4").is_dir()
