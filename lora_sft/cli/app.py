@@ -10,10 +10,12 @@ import argparse
 import difflib
 import logging
 import os
+import select
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 
 from lora_sft import __version__
 from lora_sft.cli import (
@@ -38,7 +40,8 @@ from lora_sft.errors import (
     Fault,
     LoraSftError,
 )
-from lora_sft.log import is_main_process
+from lora_sft.log import is_main_process, outlive_readers
+from lora_sft.train.stop_signal import Stopped, StopRequest
 
 COMMANDS = (
     quickstart,
@@ -57,8 +60,9 @@ COMMANDS = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and end the process with the contract's exit code."""
+    outlive_readers()
     _settle_libraries()
-    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments), ends_process=True))
 
 
 def _settle_libraries() -> None:
@@ -82,11 +86,16 @@ def _log_to_stderr(record: logging.LogRecord) -> bool:
     return False
 
 
-def run(arguments: list[str]) -> int:
-    """Run one command and return its exit code; every error is printed as what, where, fix."""
+def run(arguments: list[str], *, ends_process: bool = False) -> int:
+    """Run one command and return its exit code; every error is printed as what, where, fix.
+
+    `ends_process`: the caller leaves with that code, and signals are not given back to it.
+    """
+    parsed = argparse.Namespace(run=None)
     try:
         parsed = read_arguments(arguments)
-        return int(parsed.run(parsed))
+        StopRequest.ends_process = ends_process and not _has_result(parsed)
+        return _run_command(parsed)
     except LoraSftError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -96,17 +105,53 @@ def run(arguments: list[str]) -> int:
         return EXIT_RECIPE
     except SystemExit as end:  # --help and --version
         return int(end.code or EXIT_DONE)
-    except BrokenPipeError:  # the reader, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_DONE
+    except Stopped as stopped:  # a second signal, while the first one's end was written
+        return stopped.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception as error:  # the last door: what nobody foresaw is shown whole
+        if _is_enough(error, parsed):
+            return EXIT_DONE
         traceback.print_exc()
         what = f"unexpected {type(error).__name__}: {error}"
         print(Fault(what, "above", "please report it with the lines above"), file=sys.stderr)
         return EXIT_UNEXPECTED
+
+
+def _run_command(parsed: argparse.Namespace) -> int:
+    if not _has_result(parsed):  # whatever a library prints
+        with redirect_stdout(sys.stderr):
+            return int(parsed.run(parsed))
+    code = int(parsed.run(parsed))
+    if sys.stdout is not None:
+        sys.stdout.flush()  # a reader who left is noticed here, not at exit
+    return code
+
+
+def _has_result(parsed: argparse.Namespace) -> bool:
+    """Whether the command writes to stdout; what trains does not, and needs no reader there."""
+    writes_files = parsed.run is launch.run and parsed.write is not None
+    return parsed.run not in (train.run, launch.run) or writes_files
+
+
+def _is_enough(error: Exception, parsed: argparse.Namespace) -> bool:
+    """Whether the reader of a command's result, `head` say, left; it is given no more then.
+
+    Any other broken pipe is an error: a tracker's, say.
+    """
+    if not isinstance(error, BrokenPipeError) or not _has_result(parsed):
+        return False
+    if not _is_broken(sys.stdout.fileno()):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
+
+
+def _is_broken(pipe: int) -> bool:
+    poll = select.poll()
+    poll.register(pipe, 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
 def build_parser() -> Parser:

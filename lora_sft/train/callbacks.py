@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 from lora_sft.log import make_console, say
 from lora_sft.run_directory import RunDirectory, write_text_atomically
@@ -138,20 +139,79 @@ class StopOnSignal(TrainerCallback):
 
     Only there is the saved random state the one that the next step starts from; a checkpoint
     written inside a step resumes on other dropout draws.
+
+    An evaluation that only informs is left out then, for who sends a signal gives minutes. One that
+    decides (the best checkpoint, early stopping, a rate that follows the loss) is made: without it
+    the run would go on to another end. Neither is ended halfway, which all ranks would have to do
+    at the same batch.
     """
 
     def __init__(self, request: StopRequest | None = None) -> None:
         self.request = request or StopRequest()
         self.received: signal.Signals | None = None  # by any process
+        self._has_stepped = False
+        self._saved_step = -1
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Ask the trainer to save and stop, on every rank at the same step."""
+        self._has_stepped = True
+        self._stop_if_asked(args, control)
+        if self._leaves_early(state) and args.metric_for_best_model is None:
+            self._leave_out_evaluation(state, control)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """After an evaluation the run is still at the end of a step: no other one is waited for.
+
+        Except before the first step, where the trainer would leave within it, and where the
+        evaluation itself decides what is saved: there the trainer takes back what is asked here.
+        A run that the evaluation ends (early stopping, which is asked before) is no stopped one.
+        """
+        is_asked_anew = self._has_stepped and not control.should_training_stop
+        if is_asked_anew and args.save_strategy != SaveStrategy.BEST:
+            self._stop_if_asked(args, control)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Remember which step is on disk."""
+        self._saved_step = state.global_step
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The trainer comes by here after each stop, also in the middle of an epoch.
+
+        There nothing is due. What a stop has not saved yet is saved here: where only the best is
+        kept, an evaluation may have taken the save back.
+        """
+        if not self._leaves_early(state):
+            return
+        is_whole = state.epoch is not None and float(state.epoch).is_integer()
+        if not is_whole:
+            control.should_evaluate = False
+        elif args.metric_for_best_model is None:
+            self._leave_out_evaluation(state, control)
+        is_saved = self._saved_step == state.global_step
+        control.should_save = control.should_evaluate or not is_saved
+
+    def _stop_if_asked(self, args: TrainingArguments, control: TrainerControl) -> None:
         self.received = self._agree(args)
         if self.received is not None:
             control.should_save = True
             control.should_training_stop = True
+
+    def _leaves_early(self, state: TrainerState) -> bool:
+        """Whether the run stops before its last step; after it, it is complete."""
+        return self.received is not None and state.global_step < state.max_steps
+
+    def _leave_out_evaluation(self, state: TrainerState, control: TrainerControl) -> None:
+        if control.should_evaluate:
+            control.should_evaluate = False
+            say(f"the evaluation of step {state.global_step} is left out")
 
     def _agree(self, args: TrainingArguments) -> signal.Signals | None:
         """The signal that any rank received; one that stopped alone would leave the rest hanging.

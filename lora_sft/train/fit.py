@@ -72,14 +72,15 @@ def fit(
     TrainingError where a saved adapter is not what was trained.
     """
     stop = StopOnSignal(request)
-    callbacks: list[TrainerCallback] = [MetricsFile(run), ProgressDisplay(), stop]
+    callbacks: list[TrainerCallback] = [MetricsFile(run), ProgressDisplay()]
     if watch is not None:
         callbacks.append(ProgressForWatch(watch))
     patience = recipe.train.get("early_stopping_patience")
     if patience is not None:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=patience))
+    callbacks.append(stop)  # the last: it looks at what the others ask of the trainer
     trainer = build_trainer(arguments, model, tokenizer, *rows, callbacks)
-    trainer.origin = origin
+    trainer.origin, trainer.stop = origin, stop
     trainer.first_step = FirstStepRecord(run)
     trainer.add_callback(trainer.first_step)
     if checkpoint is not None and _has_nothing_left(checkpoint, trainer):

@@ -3,7 +3,7 @@
 While the trainer steps, a signal is noted and honoured at the next step boundary, with the state
 saved. Before and after there is nothing to save that is not on disk already: the run ends at
 once. Once the outcome is written, signals are passed over; a launcher sends them to whoever is
-still closing down.
+still closing down, and where the process ends with the run nothing changes its exit code after.
 
 Imports nothing heavy: the handlers are in place before torch is found on disk.
 """
@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import ClassVar
 
 from lora_sft.errors import EXIT_INTERRUPTED, EXIT_RESUME_ME
 from lora_sft.log import say
@@ -40,7 +41,13 @@ def exit_code_of(received: signal.Signals | None) -> int:
 
 
 class StopRequest:
-    """Whether the run was asked to stop, and what a signal does at this moment."""
+    """Whether the run was asked to stop, and what a signal does at this moment.
+
+    `ends_process`: the program sets it where it leaves after the run. Closing the libraries takes
+    a while, and the handlers from before would let a second signal choose the exit code.
+    """
+
+    ends_process: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -56,8 +63,10 @@ class StopRequest:
         try:
             yield self
         finally:
+            if self.ends_process and mine:
+                self.finish()
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_IGN if self.ends_process else handler)
 
     @contextmanager
     def stepping(self) -> Iterator[None]:

@@ -41,6 +41,7 @@ from lora_sft.plan.batch import BatchPlan
 from lora_sft.recipe import Recipe
 from lora_sft.run_directory import CHECKPOINT_PREFIX, ORIGIN_FILE, RunDirectory, write_json
 from lora_sft.train import zero
+from lora_sft.train.callbacks import StopOnSignal
 from lora_sft.train.even_shares import FilledSampler, fill_up
 from lora_sft.train.first_step import FirstStepRecord
 from lora_sft.train.packing import Packing
@@ -93,6 +94,7 @@ class LoraTrainer(SFTTrainer):
 
     origin: Mapping[str, Any] = {}  # the base that the adapter belongs to, saved beside it
     first_step: FirstStepRecord | None = None
+    stop: StopOnSignal | None = None
     num_rows: int | None = None  # of the training rows; what follows them only fills up
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -144,6 +146,19 @@ class LoraTrainer(SFTTrainer):
             seal(checkpoint, self.args.world_size)
             best = self.state.best_model_checkpoint
             rotate_checkpoints(str(self.args.output_dir), limit, best)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        """The stock end, which removes all checkpoints but the best where only one is to be kept.
+
+        A run that was stopped goes on from its last one (transformers 5.23).
+        """
+        limit = self.args.save_total_limit
+        if self.stop is not None and self.stop.received is not None:
+            self.args.save_total_limit = None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
 
     def probe_saving(self) -> None:
         """Save and read back before the first step: it must not fail after three days.
