@@ -17,6 +17,8 @@ from lora_sft.data.plain_json import parse_json
 
 OWN_KEYS = {"role", "from", "content", "value", "tool_calls", "function_call", "train", "weight"}
 
+# What a call may hold beside what it gives its function.
+KEYS_BESIDE_ARGUMENTS = {"name", "type", "id", "index", "description", "strict", "arguments"}
 SHAREGPT_ROLES = {
     "human": "user",
     "user": "user",
@@ -157,14 +159,20 @@ def _with_arguments(call: Mapping[str, Any], index: int) -> Mapping[str, Any]:
     """The call with its arguments as an object, as servers hand them to a template.
 
     OpenAI writes them as a JSON text. A template that prints JSON would print that text as one
-    string, and the model would learn to quote its arguments. A call without any has an empty
-    object: a template would print null, or nothing, and servers parse neither.
+    string, and the model would learn to quote its arguments. Llama 3 calls them `parameters`. A
+    call without any has an empty object: a template would print null, or nothing, and servers
+    parse neither.
     """
     function = call.get("function", call)
     arguments = function.get("arguments")
     if isinstance(arguments, Mapping):
         return call
     name = f"the arguments of a tool call of message {index}"
+    if arguments is None:
+        function = dict(function)
+        arguments = function.pop("parameters", None)
+        if unknown := function.keys() - KEYS_BESIDE_ARGUMENTS:
+            raise MalformedRow(f"{name} are not there, but {', '.join(sorted(unknown))}")
     if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
         arguments = {}
     parsed = parse_if_text(arguments, name)

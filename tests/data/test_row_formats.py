@@ -70,6 +70,22 @@ def test_arguments_become_an_object_and_nothing_else_changes(written, arguments)
     assert messages[0]["tool_calls"] == call(written)
 
 
+def test_what_a_call_gives_its_function_is_never_taken_for_nothing():
+    llama = {"name": "get_weather", "parameters": {"city": "Paris"}}
+    nested = {"type": "function", "id": "a", "function": {**llama, "arguments": None}}
+    (message,) = convert(
+        {"messages": [{"role": "assistant", "tool_calls": [llama, nested]}]}
+    ).messages
+    read = {"name": "get_weather", "arguments": {"city": "Paris"}}
+    assert message.tool_calls == (read, {"type": "function", "id": "a", "function": read})
+    sharegpt = {"from": "function_call", "value": json.dumps(llama)}
+    (message,) = convert({"conversations": [sharegpt]}).messages
+    assert message.tool_calls == ({"type": "function", "function": read},)
+    odd = {"role": "assistant", "tool_calls": [{"name": "f", "input": {"x": 1}}]}
+    with pytest.raises(RowDropped, match="input"):
+        convert({"messages": [odd]})
+
+
 def test_a_call_without_arguments_has_none(tmp_path):
     bare = {"type": "function", "function": {"name": "now"}}
     flat = {"name": "now"}
