@@ -136,9 +136,9 @@ def test_each_of_equal_texts_needs_a_place_whatever_the_order():
 
 @pytest.mark.parametrize("in_order", [True, False])
 def test_many_values_take_time_in_proportion(in_order):
-    """Twice as many may not take four times as long; the bound leaves room for a busy machine."""
+    """Eight times the values may not take 64 times as long; the bound leaves room for noise."""
     few, many = (measure_values(count, in_order) for count in (5_000, 40_000))
-    assert many < 24 * few  # eight times as many
+    assert many < 24 * few
 
 
 def measure_values(count: int, in_order: bool) -> float:
