@@ -37,3 +37,10 @@ class RowDropped(ValueError):
     def __init__(self, reason: str, detail: str = "") -> None:
         self.drop = Drop(reason, make_one_line(detail))
         super().__init__(self.drop.detail)
+
+
+class MalformedRow(RowDropped):
+    """A row that its format cannot read. It is counted and shown, and the others go on."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("malformed", detail)

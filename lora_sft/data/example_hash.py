@@ -1,17 +1,20 @@
-"""The fingerprint of what a row holds, by which equal examples are known and splits are drawn.
+"""Two fingerprints of what a row holds: one that it is drawn by, and one that it is compared by.
+
+A draw follows what the row says alone (roles, contents, calls, tools), so that neither another
+template nor a recipe's argument moves a row to another split, and so that one question with
+thinking and without it lies in one. It does not follow reasoning, which is the same answer's.
 
 Two rows hold the same example where the model would be shown the same, whatever format they are
 written in and whatever stands beside it: an id in another column or in a message, a key that is
-null, the wish to learn a message or not. A message's key counts where the chat template names it,
-for only then can it reach the model. (A template that prints whole messages names no key; what
-differs only there counts as the same, which keeps a test row out of training rather than in it.)
+null, the wish to learn a message or not. Reasoning counts wherever it stands, template arguments
+as they reach the template (the recipe's and the row's together), and of other keys those that the
+chat template names, for only then can they reach the model.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,63 +26,61 @@ from lora_sft.data.conversation import (
     TokenizedExample,
 )
 from lora_sft.data.messages import find_call_arguments, find_call_name
+from lora_sft.data.template_keys import TemplateKeys
+from lora_sft.data.thinking import find_inline_thinking, split_inline_thinking
 
 DIGEST_BYTES = 16
-WORD = re.compile(r"\w+")
 # What a call always has, in one place or another, and what says only that it is a call.
 CALL_KEYS = frozenset(("function", "name", "arguments", "type"))
 
 
 class ExampleHasher:
-    """Hashes examples as one chat template reads them; `template` is the tokenizer's."""
+    """Hashes examples as one chat template reads them, with the recipe's template arguments."""
 
-    def __init__(self, template: str | Mapping[str, str] | None) -> None:
-        named = template.values() if isinstance(template, Mapping) else [template or ""]
-        self._text = "\n".join(named)
-        self._words = frozenset(WORD.findall(self._text))
+    def __init__(self, keys: TemplateKeys, recipe_kwargs: Mapping[str, Any]) -> None:
+        self._keys = keys
+        self._recipe_kwargs = recipe_kwargs
 
-    def hash(self, example: Example) -> bytes:
-        """The fingerprint of `example`, whatever the order of its keys."""
-        return hash_content(type(example).__name__, self._list_content(example))
+    def hash_content(self, example: Example) -> bytes:
+        """What `example` is drawn by; no template has a part in it."""
+        return hash_json(type(example).__name__, _list_content(example))
 
-    def _list_content(self, example: Example) -> Any:
-        if isinstance(example, Conversation):
-            messages = [self._list_message(message) for message in example.messages]
-            return [messages, example.tools, example.template_kwargs]
-        if isinstance(example, TokenizedExample):
-            return example.input_ids
-        return vars(example)
+    def hash_example(self, example: Example, content_hash: bytes) -> bytes:
+        """What `example` is compared by; `content_hash` is the one it is drawn by."""
+        if not isinstance(example, Conversation):
+            return content_hash
+        kwargs = self._keys.keep_read({**self._recipe_kwargs, **example.template_kwargs})
+        details = [self._list_details(message) for message in example.messages]
+        return hash_json("example", [content_hash.hex(), details, kwargs])
 
-    def _list_message(self, message: Message) -> list[Any]:
-        calls = [self._list_call(call) for call in message.tool_calls]
-        extras = self._keep_read(message.extras, but=REASONING_KEYS) if message.extras else {}
-        return [message.role, message.content or "", message.reasoning, calls, extras]
-
-    def _list_call(self, call: Mapping[str, Any]) -> list[Any]:
-        """The call in one form, whether its function stands in an object of its own or not."""
-        inner = call.get("function", call)
-        extras = self._keep_read({**call, **inner}, but=CALL_KEYS)
-        return [find_call_name(call), find_call_arguments(call), extras]
-
-    def _keep_read(
-        self, values: Mapping[str, Any], but: frozenset[str] | tuple[str, ...]
-    ) -> dict[str, Any]:
-        """What is not null and under a key that the template names."""
-        return {
-            key: value
-            for key, value in values.items()
-            if value is not None and key not in but and self._names(key)
-        }
-
-    def _names(self, key: str) -> bool:
-        """Whether `key` is a whole word of the template."""
-        if WORD.fullmatch(key):
-            return key in self._words
-        return re.search(rf"(?<!\w){re.escape(key)}(?!\w)", self._text) is not None
+    def _list_details(self, message: Message) -> list[Any]:
+        """What of a message a draw does not follow."""
+        reasoning = split_inline_thinking(message).reasoning.strip()
+        calls = [
+            self._keys.keep_read({**call, **call.get("function", call)}, but=CALL_KEYS)
+            for call in message.tool_calls
+        ]
+        return [reasoning, self._keys.keep_read(message.extras, but=REASONING_KEYS), calls]
 
 
-def hash_content(kind: str, content: Any) -> bytes:
-    """The fingerprint of something that JSON can write; `kind` tells equal texts apart."""
+def _list_content(example: Example) -> Any:
+    if isinstance(example, Conversation):
+        return [[_list_message(message) for message in example.messages], example.tools]
+    return example.input_ids if isinstance(example, TokenizedExample) else vars(example)
+
+
+def _list_message(message: Message) -> list[Any]:
+    """A message without its thinking; calls in one form, whether their function stands in an
+    object of its own or not."""
+    content = message.content or ""
+    inline = find_inline_thinking(content)
+    calls = [[find_call_name(call), find_call_arguments(call)] for call in message.tool_calls]
+    return [message.role, inline[1] if inline else content, calls]
+
+
+def hash_json(kind: str, content: Any) -> bytes:
+    """The fingerprint of something that JSON can write, whatever the order of its keys; `kind`
+    tells equal texts apart."""
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
     digest = hashlib.sha256(f"{kind} {text}".encode("utf-8", "surrogatepass")).digest()
     return digest[:DIGEST_BYTES]

@@ -6,19 +6,17 @@ be understood makes its row malformed; nothing is guessed or filled in.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from lora_sft.data.conversation import REASONING_KEYS, Message
-from lora_sft.data.drops import RowDropped
-from lora_sft.data.one_line import make_one_line
-from lora_sft.data.plain_json import parse_json
+from lora_sft.data.drops import MalformedRow
+from lora_sft.data.plain_json import check_is_plain, find_foreign, parse_if_text
+from lora_sft.data.thinking import find_inline_thinking
 
 OWN_KEYS = {"role", "from", "content", "value", "tool_calls", "function_call", "train", "weight"}
 
-# What a call may hold beside what it gives its function.
-KEYS_BESIDE_ARGUMENTS = {"name", "type", "id", "index", "description", "strict", "arguments"}
 SHAREGPT_ROLES = {
     "human": "user",
     "user": "user",
@@ -46,12 +44,12 @@ SHAREGPT_ROLES = {
 }
 SHAREGPT_CALLS = frozenset(("function_call", "tool_call"))
 
-
-class MalformedRow(RowDropped):
-    """A row that its format cannot read. It is counted and shown, and the others go on."""
-
-    def __init__(self, detail: str) -> None:
-        super().__init__("malformed", detail)
+# What a call gives its function: OpenAI's word for it, which templates read, and Llama 3's.
+ARGUMENT_KEYS = ("arguments", "parameters")
+# What stands beside them in a call, and never for them.
+CALL_KEYS = frozenset(
+    ("function", "name", "type", "id", "call_id", "tool_call_id", "index", "description")
+)
 
 
 def read_messages(value: Any, column: str, *, sharegpt: bool = False) -> tuple[Message, ...]:
@@ -71,21 +69,20 @@ def _read_message(value: Any, index: int, sharegpt: bool) -> Message:
     role = _first_given(value, "role", "from")
     if not isinstance(role, str) or not role:
         raise MalformedRow(f"message {index} has no role")
-    written_content = _first_given(value, "content", "value")
-    tool_calls = _read_tool_calls(_find_calls(value), index)
+    content = _first_given(value, "content", "value")
+    tool_calls = _read_tool_calls(_find_calls(value, index), index)
     if sharegpt and role.lower() in SHAREGPT_CALLS:
-        tool_calls, written_content = _read_sharegpt_call(written_content, index), None
-    extras = {key: item for key, item in value.items() if key not in OWN_KEYS}
-    _check_reasoning(extras, index)
+        tool_calls, content = _read_sharegpt_call(content, index), None
     check_is_plain(tool_calls, f"message {index}.tool_calls")
-    check_is_plain(extras, f"message {index}")
     message = Message(
         role=_known_role(role, index) if sharegpt else role,
-        content=_read_content(written_content, index),
+        content=_read_content(content, index),
         tool_calls=tool_calls,
-        extras=extras,
+        extras={key: item for key, item in value.items() if key not in OWN_KEYS},
         train=_read_train(value, index),
     )
+    if message.extras:
+        message = _with_one_reasoning(message, index)
     if message.content is None and not message.tool_calls and not message.reasoning:
         raise MalformedRow(f"message {index} has neither content nor tool calls")
     return message
@@ -125,24 +122,54 @@ def _read_part(part: Any, index: int) -> str:
     raise MalformedRow(f'the content of message {index} has a part of type "{kind}", not text')
 
 
-def _check_reasoning(extras: Mapping[str, Any], index: int) -> None:
-    """Reasoning is one text: a template prints a list as its code, and reads one key of several."""
-    given = {key: extras[key] for key in REASONING_KEYS if extras.get(key) is not None}
-    odd = next((key for key, value in given.items() if not isinstance(value, str)), None)
+def _with_one_reasoning(message: Message, index: int) -> Message:
+    """The message with what it thinks said once: a template may print the block of a content and
+    a field both, or read the one field of several that is empty.
+
+    Raises: MalformedRow where two places differ by more than white space around them, or one
+    holds no text: a template prints a list as its code.
+    """
+    given = {key: item for key in REASONING_KEYS if (item := message.extras.get(key)) is not None}
+    odd = next((key for key, item in given.items() if not isinstance(item, str)), None)
     if odd is not None:
         kind = type(given[odd]).__name__
         raise MalformedRow(f"the {odd} of message {index} is a {kind}, not text")
-    if len({value for value in given.values() if value}) > 1:
-        detail = f"message {index} reasons differently in {' and '.join(given)}"
-        raise MalformedRow(detail)
+    inline = find_inline_thinking(message.content or "") if given else None
+    thoughts = {"its content": inline[0], **given} if inline else given
+    filled = [place for place, thought in thoughts.items() if thought.strip()]
+    if len({thoughts[place].strip() for place in filled}) > 1:
+        raise MalformedRow(f"message {index} reasons differently in {' and '.join(filled)}")
+    empty = [key for key in given if key not in filled] if inline or filled else []
+    is_twice = inline is not None and any(key in given for key in filled)
+    if not empty and not is_twice:
+        return message
+    return replace(
+        message,
+        content=inline[1] if inline and is_twice else message.content,
+        extras={key: item for key, item in message.extras.items() if key not in empty},
+    )
 
 
-def _find_calls(value: Mapping[str, Any]) -> Any:
+def settle_extras(message: Message, index: int, is_read: Callable[[str], bool]) -> Message:
+    """The message without the values of its own keys that JSON has no form for: a score of NaN,
+    the bytes of a picture. A template would print a placeholder for them.
+
+    Raises: MalformedRow for one whose key the template reads (`is_read`).
+    """
+    extras = message.extras
+    foreign = {key: found for key, item in extras.items() if (found := find_foreign(item))}
+    if not foreign:
+        return message
+    for key in filter(is_read, foreign):
+        check_is_plain({key: extras[key]}, f"message {index}")
+    return replace(message, extras={key: extras[key] for key in extras if key not in foreign})
+
+
+def _find_calls(value: Mapping[str, Any], index: int) -> Any:
     """The calls of a message; `function_call` is OpenAI's older form of a single one."""
+    calls = parse_if_text(value.get("tool_calls"), f"the tool calls of message {index}")
     call = value.get("function_call")
-    if value.get("tool_calls") or not call:
-        return value.get("tool_calls")
-    return [{"type": "function", "function": call}]
+    return [{"type": "function", "function": call}] if call and not calls else calls
 
 
 def _read_tool_calls(value: Any, index: int) -> tuple[Mapping[str, Any], ...]:
@@ -159,27 +186,42 @@ def _with_arguments(call: Mapping[str, Any], index: int) -> Mapping[str, Any]:
     """The call with its arguments as an object, as servers hand them to a template.
 
     OpenAI writes them as a JSON text. A template that prints JSON would print that text as one
-    string, and the model would learn to quote its arguments. Llama 3 calls them `parameters`. A
-    call without any has an empty object: a template would print null, or nothing, and servers
-    parse neither.
+    string, and the model would learn to quote its arguments. A call without any has an empty
+    object: a template would print null, or nothing, and servers parse neither.
+
+    Raises: MalformedRow where they are no object, or where they might stand elsewhere: the model
+    would learn to call without them.
     """
     function = call.get("function", call)
-    arguments = function.get("arguments")
-    if isinstance(arguments, Mapping):
+    if isinstance(function.get("arguments"), Mapping) and "parameters" not in function:
         return call
     name = f"the arguments of a tool call of message {index}"
-    if arguments is None:
-        function = dict(function)
-        arguments = function.pop("parameters", None)
-        if unknown := function.keys() - KEYS_BESIDE_ARGUMENTS:
-            raise MalformedRow(f"{name} are not there, but {', '.join(sorted(unknown))}")
-    if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
-        arguments = {}
-    parsed = parse_if_text(arguments, name)
-    if not isinstance(parsed, dict):
+    parsed = [parse_if_text(function.get(key), name) for key in ARGUMENT_KEYS]
+    given = [arguments for arguments in parsed if arguments is not None]
+    if not all(isinstance(arguments, Mapping) for arguments in given):
         raise MalformedRow(f"{name} are not an object")
-    filled = {**function, "arguments": parsed}
+    if any(arguments != given[0] for arguments in given):
+        raise MalformedRow(f'{name} differ in "arguments" and "parameters"')
+    if not given:
+        _check_has_none({**call, **function}, index)
+    filled = {key: item for key, item in function.items() if key not in ARGUMENT_KEYS}
+    filled["arguments"] = given[0] if given else {}
     return {**call, "function": filled} if "function" in call else filled
+
+
+def _check_has_none(values: Mapping[str, Any], index: int) -> None:
+    """See that nothing else in a call could be the arguments that were not found in it."""
+    others = {key: item for key, item in values.items() if key not in CALL_KEYS}
+    odd = next((key for key, item in others.items() if _could_be_arguments(item)), None)
+    if odd is not None:
+        detail = f'a tool call of message {index} has no arguments where they belong, but "{odd}"'
+        raise MalformedRow(detail)
+
+
+def _could_be_arguments(value: Any) -> bool:
+    if isinstance(value, str):
+        return bool(value.strip())
+    return isinstance(value, Mapping | list) and bool(value)
 
 
 def find_call_name(call: Mapping[str, Any]) -> Any:
@@ -214,55 +256,10 @@ def _read_train(value: Mapping[str, Any], index: int) -> bool | None:
 
 def read_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
     """The tools column: a list of objects, it or each of them as a JSON text; empty means none."""
-    tools = parse_if_text(value, "tools") if value else []
+    tools = parse_if_text(value, "tools") or []
     if isinstance(tools, list):
         tools = [parse_if_text(tool, "a tool") for tool in tools]
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise MalformedRow("tools is not a list of objects")
     check_is_plain(tools, "tools")
     return tuple(tools)
-
-
-def check_is_plain(value: Any, name: str) -> None:
-    """See that `value` holds only what JSON has a form for, at any depth.
-
-    A template writes all else as a placeholder (bytes of a table as `<bytes>`, for one), and
-    infinity as a word that no JSON reader takes.
-
-    Raises: MalformedRow, with the place in `name`.
-    """
-    found = _find_foreign(value)
-    if found is not None:
-        raise MalformedRow(make_one_line(f"{name}{found}, which is no JSON value"))
-
-
-def _find_foreign(value: Any) -> str | None:
-    """The first value that is not JSON's: the way down to it, and what it is."""
-    if value is None or isinstance(value, str | int):
-        return None
-    if isinstance(value, float):
-        return None if math.isfinite(value) else f" is {value}"
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            if (found := _find_foreign(item)) is not None:
-                return f".{key}{found}"
-        return None
-    if isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            if (found := _find_foreign(item)) is not None:
-                return f"[{index}]{found}"
-        return None
-    return f" is of type {type(value).__name__}"
-
-
-def parse_if_text(value: Any, name: str) -> Any:
-    """What a text holds as JSON, and anything else as it is.
-
-    Raises: MalformedRow, with `name` in its text.
-    """
-    if not isinstance(value, str):
-        return value
-    try:
-        return parse_json(value)
-    except ValueError as error:
-        raise MalformedRow(f"{name} is not valid JSON: {error}") from error

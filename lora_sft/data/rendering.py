@@ -94,7 +94,7 @@ class ChatRenderer:
 
     def _open(self, conversation: Conversation, dialect: Dialect) -> OpenedChat:
         tools = [dict(tool) for tool in conversation.tools] or None
-        own = {**conversation.template_kwargs, "tools": tools, "documents": None}
+        own = {**conversation.template_kwargs, "tools": tools}
         return OpenedChat(
             compile_template(self._get_template(tools)),
             dialect.write_messages(conversation.messages),
@@ -134,8 +134,12 @@ class ChatRenderer:
 
     @cached_property
     def _shared_variables(self) -> dict[str, Any]:
-        """What every conversation's template is given: special tokens, and the recipe's kwargs."""
-        shared = {**self._tokenizer.special_tokens_map, **self._template_kwargs}
+        """What every conversation's template is given: special tokens, and the recipe's kwargs.
+
+        `documents` is there even where nobody gives any, as transformers renders it.
+        """
+        special = self._tokenizer.special_tokens_map
+        shared = {"documents": None, **special, **self._template_kwargs}
         return dict(_plain_template_data(shared))
 
     def find_end_of_turn(self, special: re.Pattern[str], known: re.Pattern[str]) -> str | None:

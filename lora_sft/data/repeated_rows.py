@@ -2,8 +2,10 @@
 
 Two rows are the same where they hold the same example (`example_hash`), whatever format they are
 written in and whatever stands beside it: a test row is known to the model also where its id
-differs. Where splits are drawn by a fraction, equal examples share one; with `group_by` they may
-lie in groups of different splits, and are looked for.
+differs, and where other answers of it are learned. For a duplicate these count too: a row that
+learns another answer of the same example adds to what is learned. Only rows that are kept can
+repeat others or be repeated in their own split. Where splits are drawn by a fraction, equal
+examples share one; with `group_by` they may lie in groups of different splits, and are looked for.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from lora_sft.data.drops import Drop
+from lora_sft.data.example_hash import hash_json
 from lora_sft.data.splits import SplitByFraction, find_group_column, has_fraction
 from lora_sft.errors import DataError
 
@@ -76,21 +79,19 @@ class RepeatedRows:
         own_split = self._find_own_split(dataset)
 
         def find_repeat(outcome: RowOutcome) -> Drop | None:
-            if outcome.example_hash is None:
+            digest = outcome.example_hash
+            if digest is None or outcome.drop is not None:
                 return None
             split = own_split or self._by_fraction.find_split(outcome.row_hash)
+            drop = self._find_overlap(digest, split, outcome.source_row.where)
+            if drop is not None or not self._drops_duplicates:
+                return drop
             row = outcome.source_row
             place = Place(id(dataset), row.source, row.row, row.where)
-            return self._judge(outcome.example_hash, split, place)
+            first = self._first_seen[split].setdefault(_hash_learned(digest, outcome), place)
+            return None if first == place else Drop("duplicate", f"the same as {first.where}")
 
         return find_repeat
-
-    def _judge(self, digest: bytes, split: str, place: Place) -> Drop | None:
-        drop = self._find_overlap(digest, split, place.where)
-        if drop is not None or not self._drops_duplicates:
-            return drop
-        first = self._first_seen[split].setdefault(digest, place)
-        return None if first == place else Drop("duplicate", f"the same as {first.where}")
 
     def _find_overlap(self, digest: bytes, split: str, where: str) -> Drop | None:
         if self._held_out is None:
@@ -153,3 +154,9 @@ class RepeatedRows:
             if any(dataset is own for own in self._list_own(split)):
                 return split
         return ""
+
+
+def _hash_learned(digest: bytes, outcome: RowOutcome) -> bytes:
+    """The hash of an example and of which of its tokens are learned."""
+    spans = [[(turn.start, turn.end) for turn in row.turns] for row in outcome.rows]
+    return hash_json("learned", [digest.hex(), spans])

@@ -18,19 +18,16 @@ from lora_sft.data.conversation import (
     PlainText,
     PromptCompletion,
 )
-from lora_sft.data.messages import (
-    MalformedRow,
-    check_is_plain,
-    parse_if_text,
-    read_messages,
-    read_tools,
-)
+from lora_sft.data.drops import MalformedRow
+from lora_sft.data.messages import read_messages, read_tools
 from lora_sft.data.one_line import make_one_line
-from lora_sft.data.plain_json import parse_json
+from lora_sft.data.plain_json import check_is_plain, parse_if_text, parse_json
 from lora_sft.data.tokenized_rows import read_tokenized_row
 from lora_sft.errors import DataError
 
 KWARGS_COLUMN = "chat_template_kwargs"
+# What a template is given of the row itself: an argument of that name would be lost.
+NOT_KWARGS = ("messages", "tools", "add_generation_prompt")
 
 Values = Mapping[str, Any]
 
@@ -110,7 +107,8 @@ FORMATS: dict[str, RowFormat] = {
 
 
 def find_row_format(name: str, first_rows: Iterable[Values], where: str) -> RowFormat:
-    """The format called `name`, or for `auto` the one that the first rows' columns fit.
+    """The format called `name`, or for `auto` the one that the first rows' columns fit: those
+    that a row fills, as a table has a column in every row that one row needs.
 
     Raises: DataError where none or several fit; it lists the columns and what each format needs.
     """
@@ -118,11 +116,16 @@ def find_row_format(name: str, first_rows: Iterable[Values], where: str) -> RowF
     columns = {column for row in rows for column in row}
     if name != "auto":
         return _check_columns(_named_format(name, where), columns, where)
-    fitting = [row_format for row_format in FORMATS.values() if row_format.fits(columns)]
-    fitting = [row_format for row_format in fitting if _spelling_fits(row_format, rows)]
+    filled = {column for row in rows for column, value in row.items() if value is not None}
+    fitting = _list_fitting(filled, rows) or _list_fitting(columns, rows)
     if len(fitting) != 1:
         raise _undecided(columns, fitting, where)
     return fitting[0]
+
+
+def _list_fitting(columns: set[str], rows: list[Values]) -> list[RowFormat]:
+    fitting = [row_format for row_format in FORMATS.values() if row_format.fits(columns)]
+    return [row_format for row_format in fitting if _spelling_fits(row_format, rows)]
 
 
 def _named_format(name: str, where: str) -> RowFormat:
@@ -147,7 +150,7 @@ def _spelling_fits(row_format: RowFormat, rows: list[Values]) -> bool:
     """`messages` is a column of two formats: `from` in a message decides for ShareGPT."""
     if row_format.name not in ("messages", "sharegpt"):
         return True
-    if any("conversations" in row for row in rows):
+    if any(row.get("conversations") is not None for row in rows):
         return row_format.name == "sharegpt" or not _has_sharegpt_messages(rows)
     return (row_format.name == "sharegpt") == _has_sharegpt_messages(rows)
 
@@ -191,10 +194,13 @@ def _as_conversation(
     messages: tuple[Message, ...], values: Values, completion_start: int | None = None
 ) -> Conversation:
     written = values.get(KWARGS_COLUMN)
-    kwargs = None if written == "" else parse_if_text(written, KWARGS_COLUMN)
+    kwargs = parse_if_text(written, KWARGS_COLUMN)
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise MalformedRow(f"{KWARGS_COLUMN} is not an object")
     check_is_plain(kwargs, KWARGS_COLUMN)
+    taken = next((name for name in NOT_KWARGS if name in (kwargs or {})), None)
+    if taken is not None:
+        raise MalformedRow(f"{KWARGS_COLUMN} sets {taken}, which is no template argument")
     tools = read_tools(values.get("tools"))
     return Conversation(messages, tools, dict(kwargs or {}), completion_start)
 
@@ -204,7 +210,8 @@ def _with_system(messages: tuple[Message, ...], system: str) -> tuple[Message, .
 
 
 def _read_history(value: Any) -> list[str]:
-    """Earlier turns as `[[question, answer], ...]`, flattened."""
+    """Earlier turns as `[[question, answer], ...]`, flattened; a CSV has them as a JSON text."""
+    value = parse_if_text(value, "history")
     if not value:
         return []
     pairs = value if isinstance(value, list) else [value]

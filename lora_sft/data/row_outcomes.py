@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING, Any
 from lora_sft.data.chat_rows import Notes
 from lora_sft.data.conversation import Conversation, Example
 from lora_sft.data.drops import Drop, RowDropped
-from lora_sft.data.example_hash import ExampleHasher, hash_content
+from lora_sft.data.example_hash import ExampleHasher, hash_json
 from lora_sft.data.length_policy import fit_length
+from lora_sft.data.messages import settle_extras
 from lora_sft.data.parallel_batches import map_batches
 from lora_sft.data.repeated_rows import HashedRow, RepeatedRows
 from lora_sft.data.row_formats import RowFormat, find_row_format
 from lora_sft.data.row_kwargs import read_row_kwargs
 from lora_sft.data.row_sources import SourceRow, read_rows
-from lora_sft.data.splits import NOT_DRAWN, MakeRowHash, make_row_hasher
+from lora_sft.data.splits import NOT_DRAWN, find_drawn_groups, is_drawn, make_row_hash
 from lora_sft.data.supervised_row import SupervisedRow
 from lora_sft.data.supervision import Supervised, Supervisor
+from lora_sft.data.template_keys import TemplateKeys
 
 if TYPE_CHECKING:
     from lora_sft.recipe import DataSection, DatasetSection
@@ -44,11 +46,11 @@ class RowOutcome:
 
     source_row: SourceRow
     row_hash: bytes
+    example_hash: bytes | None = None
     rows: tuple[SupervisedRow, ...] = ()
     drop: Drop | None = None
     supervised_lengths: tuple[int, ...] = ()
     is_truncated: bool = False
-    example_hash: bytes | None = None
 
     @property
     def num_supervised(self) -> int:
@@ -70,8 +72,19 @@ class ConvertedRow:
 
     source_row: SourceRow
     example: Example | Drop
-    row_hash: bytes
-    example_hash: bytes | None
+    row_hash: bytes = NOT_DRAWN
+    example_hash: bytes | None = None
+
+
+@dataclass(frozen=True)
+class OpenedDataset:
+    """The rows of a data set, the format that the first of them are in, and whether they are
+    hashed, by the groups of which column if any."""
+
+    rows: Iterator[SourceRow]
+    row_format: RowFormat
+    is_hashed: bool
+    group_column: str | None
 
 
 class RowFollower:
@@ -88,7 +101,8 @@ class RowFollower:
     ) -> None:
         self._data = data
         self._supervisor = supervisor
-        self._hasher = ExampleHasher(template)
+        self._keys = TemplateKeys(template)
+        self._hasher = ExampleHasher(self._keys, data.chat_template_kwargs)
         self._repeated = RepeatedRows(data, self._read_hashed_rows)
 
     def follow(
@@ -98,12 +112,11 @@ class RowFollower:
 
         `leaves_out` says by a row's hash that it is not wanted, before it is supervised.
         """
-        rows, row_format = _open_rows(dataset)
-        make_row_hash = make_row_hasher(self._data, dataset)
+        opened = self._open(dataset)
         find_repeat = self._repeated.follow(dataset)
 
         def work(batch: Sequence[SourceRow]) -> tuple[list[RowOutcome], Notes]:
-            converted = [self._convert(row, row_format, make_row_hash) for row in batch]
+            converted = [self._convert(row, opened) for row in batch]
             wanted = [
                 replace(row, example=Drop("subsampled")) if leaves_out(row.row_hash) else row
                 for row in converted
@@ -111,7 +124,7 @@ class RowFollower:
             outcomes = list(self._supervise(wanted))
             return outcomes, self._supervisor.take_notes()
 
-        for _, (outcomes, notes) in map_batches(work, _make_batches(rows)):
+        for _, (outcomes, notes) in map_batches(work, _make_batches(opened.rows)):
             self._supervisor.add_notes(notes)
             for outcome in outcomes:
                 drop = find_repeat(outcome)
@@ -125,56 +138,80 @@ class RowFollower:
         ]
         supervised = iter(self._supervisor.supervise(examples))
         for each in converted:
-            if isinstance(each.example, Drop):
-                yield RowOutcome(each.source_row, each.row_hash, drop=each.example)
-            else:
-                outcome = self._fit(each.source_row, each.row_hash, next(supervised))
-                digest = each.example_hash
-                yield outcome if digest is None else replace(outcome, example_hash=digest)
+            example = each.example
+            yield self._fit(each, example if isinstance(example, Drop) else next(supervised))
+
+    def _open(self, dataset: DatasetSection) -> OpenedDataset:
+        """Hashes cost time: rows that are neither drawn nor compared have none."""
+        rows = read_rows(dataset)
+        first_rows = list(islice(rows, FORMAT_PROBE_ROWS))
+        values = [row.values for row in first_rows]
+        return OpenedDataset(
+            rows=chain(first_rows, rows),
+            row_format=find_row_format(dataset.format, values, dataset.path),
+            is_hashed=is_drawn(self._data, dataset) or self._repeated.are_looked_for,
+            group_column=find_drawn_groups(self._data, dataset),
+        )
 
     def _read_hashed_rows(self, dataset: DatasetSection) -> Iterator[HashedRow]:
         """The rows of `dataset` that its format can read."""
-        rows, row_format = _open_rows(dataset)
-        make_row_hash = make_row_hasher(self._data, dataset)
-        for row in rows:
-            converted = self._convert(row, row_format, make_row_hash)
+        opened = self._open(dataset)
+        for row in opened.rows:
+            converted = self._convert(row, opened)
             if converted.example_hash is not None:
                 yield HashedRow(row, converted.row_hash, converted.example_hash)
 
-    def _convert(
-        self, row: SourceRow, row_format: RowFormat, make_row_hash: MakeRowHash | None
-    ) -> ConvertedRow:
-        """Read the row, and hash it where it is drawn or compared: else that is time for nothing.
+    def _convert(self, row: SourceRow, opened: OpenedDataset) -> ConvertedRow:
+        """Read the row, and hash it where it is drawn or compared.
 
         Raises: DataError where the row has no group to be drawn by.
         """
-        example = self._read_example(row, row_format)
-        if make_row_hash is None and not self._repeated.are_looked_for:
-            return ConvertedRow(row, example, NOT_DRAWN, None)
+        example = self._read_example(row, opened.row_format)
+        if not opened.is_hashed:
+            return ConvertedRow(row, example)
         if isinstance(example, Drop):
-            content_hash, example_hash = hash_content("row", row.values), None
-        else:
-            content_hash = example_hash = self._hasher.hash(example)
-        row_hash = NOT_DRAWN if make_row_hash is None else make_row_hash(row, content_hash)
-        return ConvertedRow(row, example, row_hash, example_hash)
+            row_hash = make_row_hash(row, hash_json("row", row.values), opened.group_column)
+            return ConvertedRow(row, example, row_hash)
+        content_hash = self._hasher.hash_content(example)
+        return ConvertedRow(
+            row,
+            example,
+            make_row_hash(row, content_hash, opened.group_column),
+            self._hasher.hash_example(example, content_hash)
+            if self._repeated.are_looked_for
+            else None,
+        )
 
     def _read_example(self, row: SourceRow, row_format: RowFormat) -> Example | Drop:
         try:
-            return self._with_row_kwargs(row_format.read(row.values), row)
+            example = row_format.read(row.values)
+            if not isinstance(example, Conversation):
+                return example
+            return self._with_row_kwargs(self._with_read_extras(example), row)
         except RowDropped as dropped:
             return dropped.drop
 
-    def _with_row_kwargs(self, example: Example, row: SourceRow) -> Example:
-        """A column named like one of the recipe's template kwargs sets it for this row."""
-        own = read_row_kwargs(row.values, self._data.chat_template_kwargs)
-        if not own or not isinstance(example, Conversation):
-            return example
-        kwargs = {**own, **example.template_kwargs}
-        return Conversation(example.messages, example.tools, kwargs, example.completion_start)
+    def _with_read_extras(self, conversation: Conversation) -> Conversation:
+        """The conversation, once all that the template reads of its messages is JSON's."""
+        messages = conversation.messages
+        if not any(message.extras for message in messages):
+            return conversation
+        settled = (
+            settle_extras(message, index, self._keys.is_read)
+            for index, message in enumerate(messages)
+        )
+        return replace(conversation, messages=tuple(settled))
 
-    def _fit(self, row: SourceRow, row_hash: bytes, result: Supervised) -> RowOutcome:
+    def _with_row_kwargs(self, conversation: Conversation, row: SourceRow) -> Conversation:
+        """The conversation with the template kwargs that the row sets, in columns or its own."""
+        recipe_kwargs, own = self._data.chat_template_kwargs, conversation.template_kwargs
+        kwargs = read_row_kwargs(row.values, own, recipe_kwargs) if recipe_kwargs or own else {}
+        return replace(conversation, template_kwargs=kwargs) if kwargs else conversation
+
+    def _fit(self, converted: ConvertedRow, result: Supervised) -> RowOutcome:
+        row, hashes = converted.source_row, (converted.row_hash, converted.example_hash)
         if isinstance(result, Drop):
-            return RowOutcome(row, row_hash, drop=result)
+            return RowOutcome(row, *hashes, drop=result)
         max_length, overlong = self._data.max_length, self._data.overlong
         fitted = [fit_length(each, max_length, overlong, row.where) for each in result]
         kept = tuple(chain.from_iterable(fitted))
@@ -182,7 +219,7 @@ class RowFollower:
         detail = f"{max(lengths)} tokens, max_length is {max_length}"
         return RowOutcome(
             row,
-            row_hash,
+            *hashes,
             rows=kept,
             drop=None if kept else Drop("overlong", detail),
             supervised_lengths=lengths,
@@ -218,12 +255,3 @@ def _count_characters(value: Any) -> int:
     if isinstance(value, dict):
         return sum(map(_count_characters, value.values()))
     return sum(map(_count_characters, value)) if isinstance(value, list) else 1
-
-
-def _open_rows(dataset: DatasetSection) -> tuple[Iterator[SourceRow], RowFormat]:
-    """The rows of `dataset`, and the format that the first of them are in."""
-    rows = read_rows(dataset)
-    first_rows = list(islice(rows, FORMAT_PROBE_ROWS))
-    values = [row.values for row in first_rows]
-    row_format = find_row_format(dataset.format, values, dataset.path)
-    return chain(first_rows, rows), row_format

@@ -92,13 +92,17 @@ def _find_files(dataset: DatasetSection) -> list[DataFile] | None:
 def _rename_columns(rows: Iterator[SourceRow], dataset: DatasetSection) -> Iterator[SourceRow]:
     """Rename, after a look at the first rows: rows may differ in their columns."""
     first_rows = list(islice(rows, RENAME_PROBE_ROWS))
-    columns = {column for row in first_rows for column in row.values}
-    _check_renames(dataset, sorted(columns))
+    _check_renames(dataset, first_rows)
     for row in chain(first_rows, rows):
         yield _renamed(row, dataset.rename_columns)
 
 
-def _check_renames(dataset: DatasetSection, columns: list[str]) -> None:
+def _check_renames(dataset: DatasetSection, first_rows: list[SourceRow]) -> None:
+    """Raises: DataError for a column that is not there, or one whose new name is taken: a column
+    that is null in all of the rows takes none."""
+    cells = [cell for row in first_rows for cell in row.values.items()]
+    columns = sorted({column for column, _ in cells})
+    filled = {column for column, value in cells if value is not None}
     for theirs, ours in dataset.rename_columns.items():
         if theirs not in columns:
             raise DataError(
@@ -106,7 +110,7 @@ def _check_renames(dataset: DatasetSection, columns: list[str]) -> None:
                 f"{dataset.path}  rename_columns",
                 f"the columns are: {make_one_line(', '.join(columns))} (write it as theirs: ours)",
             )
-        if ours in columns and ours not in dataset.rename_columns:
+        if ours in filled and ours not in dataset.rename_columns:
             raise DataError(
                 f'rename_columns turns "{theirs}" into "{ours}", which is there already',
                 f"{dataset.path}  rename_columns",
@@ -126,23 +130,32 @@ def _check_names_differ(dataset: DatasetSection) -> None:
         )
 
 
-def _refuse_overwriting(row: SourceRow, renames: dict[str, str]) -> NoReturn:
-    """A later row may have columns that the first rows do not show."""
-    theirs = next(
-        column
-        for column in row.values
-        if renames.get(column, column) != column and renames[column] in row.values
-    )
-    ours = renames[theirs]
+def _renamed(row: SourceRow, renames: dict[str, str]) -> SourceRow:
+    values = {renames.get(column, column): value for column, value in row.values.items()}
+    if len(values) < len(row.values):
+        values = _merge_renamed(row, renames)
+    return SourceRow(row.source, row.row, row.line, values)
+
+
+def _merge_renamed(row: SourceRow, renames: dict[str, str]) -> dict[str, Any]:
+    """The columns of a row where two get one name, which later rows may have: a null gives way.
+
+    Raises: DataError where both are filled.
+    """
+    values: dict[str, Any] = {}
+    for column, value in row.values.items():
+        name = renames.get(column, column)
+        if values.get(name) is None:
+            values[name] = value
+        elif value is not None:
+            _refuse_overwriting(row, renames, name)
+    return values
+
+
+def _refuse_overwriting(row: SourceRow, renames: dict[str, str], ours: str) -> NoReturn:
+    theirs = next(column for column in row.values if renames.get(column) == ours != column)
     raise DataError(
         f'rename_columns turns "{theirs}" into "{ours}", which the row has already',
         f"{row.where}  rename_columns",
         f"rename the other one away too, for example {{{ours}: unused_{ours}}}",
     )
-
-
-def _renamed(row: SourceRow, renames: dict[str, str]) -> SourceRow:
-    values = {renames.get(column, column): value for column, value in row.values.items()}
-    if len(values) < len(row.values):
-        _refuse_overwriting(row, renames)
-    return SourceRow(row.source, row.row, row.line, values)

@@ -1,17 +1,17 @@
 """Decide by a row's own content which split it belongs to and how often it is repeated.
 
-A row's place follows from the example that it holds (`example_hash`): adding, removing or
-reordering others never moves it, and rows that hold the same one share a split, whatever their
-ids and formats. A row that its format cannot read is drawn by its raw values. With `group_by` the
-rows of one group share a split: the first bytes of a row's hash, which draw its split, are then
-the group's, and equal examples of two groups are found by `repeated_rows`.
+A row's place follows from what it says (`example_hash.hash_content`): adding, removing or
+reordering others never moves it, nor does another template or another setting, and rows that say
+the same share a split, whatever their ids, formats and template arguments. A row that its format
+cannot read is drawn by its raw values. With `group_by` the rows of one group share a split: the
+first bytes of a row's hash, which draw its split, are then the group's, and equal examples of two
+groups are found by `repeated_rows`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lora_sft.data.one_line import make_one_line
@@ -26,21 +26,29 @@ DRAW_RANGE = 2 ** (8 * DRAW_BYTES)
 NOT_DRAWN = bytes(2 * DRAW_BYTES)
 
 
-# Makes of a row and the hash of what it holds the one that draws its split and its passes.
-MakeRowHash = Callable[["SourceRow", bytes], bytes]
+def is_drawn(data: DataSection, dataset: DatasetSection) -> bool:
+    """Whether the rows of `dataset` are drawn at all, to a split or for a part pass."""
+    return _is_divided(data, dataset) or dataset.repeat % 1 != 0
 
 
-def make_row_hasher(data: DataSection, dataset: DatasetSection) -> MakeRowHash | None:
-    """What makes the hashes that the rows of `dataset` are drawn by: of their groups where a
-    held-out fraction of it asks for that; None where nothing is drawn, so nothing need be hashed.
+def find_drawn_groups(data: DataSection, dataset: DatasetSection) -> str | None:
+    """The column by whose values the rows of `dataset` are drawn to splits, where one is named."""
+    return find_group_column(data) if _is_divided(data, dataset) else None
+
+
+def _is_divided(data: DataSection, dataset: DatasetSection) -> bool:
+    return has_fraction(data) and any(dataset is training for training in data.datasets)
+
+
+def make_row_hash(row: SourceRow, content_hash: bytes, group_column: str | None) -> bytes:
+    """What draws the split of a row (its group's part of it, where there are groups) and its
+    passes.
+
+    Raises: DataError where the row has no group to be drawn by.
     """
-    column = find_group_column(data)
-    is_divided = has_fraction(data) and any(dataset is training for training in data.datasets)
-    if is_divided and column is not None:
-        return lambda row, content_hash: _hash_in_group(row, column) + content_hash[DRAW_BYTES:]
-    if is_divided or dataset.repeat % 1:
-        return lambda _, content_hash: content_hash
-    return None
+    if group_column is None:
+        return content_hash
+    return _hash_in_group(row, group_column) + content_hash[DRAW_BYTES:]
 
 
 def _hash_in_group(row: SourceRow, column: str) -> bytes:

@@ -44,19 +44,27 @@ def has_thinking(message: Message) -> bool:
     )
 
 
-def split_inline_thinking(message: Message) -> Message:
-    """The message with a thinking block at its content's start moved to `reasoning_content`.
+def find_inline_thinking(content: str) -> tuple[str, str] | None:
+    """What a thinking block at the content's start holds, and what follows it.
 
-    As templates split it themselves: what stands between the marks, its line breaks left out, and
-    what follows them without its leading ones.
+    As templates split it themselves: without the line breaks around either.
     """
-    content = message.content or ""
-    for mark, closing in THINKING_MARKS.items():
-        inside, closed, after = content.lstrip().removeprefix(mark).partition(closing)
-        if closed and content.lstrip().startswith(mark) and not message.reasoning:
-            extras = {**message.extras, "reasoning_content": inside.strip("\n")}
-            return replace(message, content=after.lstrip("\n"), extras=extras)
-    return message
+    text = content.lstrip()
+    mark = next((mark for mark in THINKING_MARKS if text.startswith(mark)), None)
+    if mark is None:
+        return None
+    inside, closed, after = text.removeprefix(mark).partition(THINKING_MARKS[mark])
+    return (inside.strip("\n"), after.lstrip("\n")) if closed else None
+
+
+def split_inline_thinking(message: Message) -> Message:
+    """The message with a thinking block at its content's start moved to `reasoning_content`."""
+    inline = None if message.reasoning else find_inline_thinking(message.content or "")
+    if inline is None:
+        return message
+    reasoning, content = inline
+    extras = {**message.extras, "reasoning_content": reasoning}
+    return replace(message, content=content, extras=extras)
 
 
 def without_thinking(message: Message) -> Message:

@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import Any
 
 from lora_sft.data.conversation import TokenizedExample
-from lora_sft.data.messages import MalformedRow
+from lora_sft.data.drops import MalformedRow
 from lora_sft.data.supervised_row import IGNORED_LABEL, SupervisedRow, Turn, make_supervised_row
 from lora_sft.errors import DataError
 

@@ -70,22 +70,6 @@ def test_arguments_become_an_object_and_nothing_else_changes(written, arguments)
     assert messages[0]["tool_calls"] == call(written)
 
 
-def test_what_a_call_gives_its_function_is_never_taken_for_nothing():
-    llama = {"name": "get_weather", "parameters": {"city": "Paris"}}
-    nested = {"type": "function", "id": "a", "function": {**llama, "arguments": None}}
-    (message,) = convert(
-        {"messages": [{"role": "assistant", "tool_calls": [llama, nested]}]}
-    ).messages
-    read = {"name": "get_weather", "arguments": {"city": "Paris"}}
-    assert message.tool_calls == (read, {"type": "function", "id": "a", "function": read})
-    sharegpt = {"from": "function_call", "value": json.dumps(llama)}
-    (message,) = convert({"conversations": [sharegpt]}).messages
-    assert message.tool_calls == ({"type": "function", "function": read},)
-    odd = {"role": "assistant", "tool_calls": [{"name": "f", "input": {"x": 1}}]}
-    with pytest.raises(RowDropped, match="input"):
-        convert({"messages": [odd]})
-
-
 def test_a_call_without_arguments_has_none(tmp_path):
     bare = {"type": "function", "function": {"name": "now"}}
     flat = {"name": "now"}
@@ -176,6 +160,9 @@ def test_alpaca_joins_instruction_and_input(answer):
     values = {"instruction": "Add", "input": "1, 2", answer: "3", "history": [["a", "b"]]}
     expected = [("user", "a"), ("assistant", "b"), ("user", "Add\n\n1, 2"), ("assistant", "3")]
     assert turns(convert(values)) == expected
+    assert turns(convert({**values, "history": '[["a", "b"]]'})) == expected
+    for empty in ("[]", "null", "", [], None):
+        assert turns(convert({**values, "history": empty})) == expected[2:]
     bare = {"instruction": "Hi", "input": "", answer: "Ho", "system": "S"}
     assert turns(convert(bare)) == [("system", "S"), ("user", "Hi"), ("assistant", "Ho")]
 
@@ -224,7 +211,8 @@ def build_csv(path, column, cells, recipe_value):
         (3, ["4", "0.5", ""], ["4", "0.5", "3"]),
         ([1], ["[2]"], ["[2]"]),
         ({"a": 1}, ['{"b": 2}'], ["{'b': 2}"]),
-        ("low", ["false", "7"], ["false", "7"]),
+        ("low", ["false", "7", "", " "], ["false", "7", "low", "low"]),
+        (True, ["0", "1", "0.0", "1.0"], ["False", "True", "False", "True"]),
     ],
 )
 def test_a_cell_sets_a_template_argument_as_the_recipe_means_it(
@@ -234,22 +222,57 @@ def test_a_cell_sets_a_template_argument_as_the_recipe_means_it(
 
 
 @pytest.mark.parametrize(
-    ("recipe_value", "cell"), [(True, "no"), (True, "0"), (3, "true"), (3, "three"), ([1], "{}")]
+    ("recipe_value", "cell"),
+    [(True, "no"), (True, "2"), (True, "null"), (3, "true"), (3, "three"), ([1], "{}")],
 )
 def test_a_cell_of_another_kind_than_the_recipe_is_malformed(tmp_path, recipe_value, cell):
     _, account = build_csv(tmp_path / "a.csv", "think", [cell, ""], recipe_value)
     assert account.dropped == {"malformed": 1}
     assert (
-        f'"think" is {json.loads(cell) if cell in ("0", "true", "{}") else repr(cell)}'
+        f'"think" is {json.loads(cell) if cell in ("2", "null", "true", "{}") else repr(cell)}'
         in (account.examples["malformed"])
     )
 
 
 def test_template_kwargs_may_be_a_json_text(tmp_path):
-    cells = ['{"think": false}', "", "[]", "{"]
+    cells = ['{"think": false}', "", "null", "[]", "{"]
     texts, account = build_csv(tmp_path / "a.csv", "chat_template_kwargs", cells, True)
-    assert texts == ["False", "True"]
+    assert texts == ["False", "True", "True"]
     assert account.dropped == {"malformed": 2}
+
+
+def test_a_rows_own_template_kwargs_are_read_as_the_recipe_means_them(tmp_path):
+    values = ["false", "False", False, 0, True, None, "", "no", [1]]
+    cells = [json.dumps({"think": value}) for value in values]
+    texts, account = build_csv(tmp_path / "a.csv", "chat_template_kwargs", cells, True)
+    assert texts == ["False", "False", "False", "False", "True", "None"]
+    assert account.dropped == {"malformed": 3}
+
+
+def test_a_truth_value_that_would_reach_the_template_as_a_text_is_malformed(tmp_path):
+    cells = ['{"think": "False"}', '{"think": "low"}', '{"think": false}']
+    texts, account = build_csv(tmp_path / "a.csv", "chat_template_kwargs", cells, None)
+    assert texts == ["low", "False"]
+    assert "\"think\" is the text 'False'" in account.examples["malformed"]
+
+
+def test_documents_reach_the_template_from_the_row_and_from_the_recipe(tmp_path):
+    tokenizer = tiny.make_tokenizer(
+        "{%- if documents is none -%}{{- 'none ' -}}{%- endif -%}"
+        "{%- for each in documents or [] -%}{{- each.text ~ ' ' -}}{%- endfor -%}" + tiny.CHATML
+    )
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    own = {"chat_template_kwargs": {"documents": [{"text": "of the row"}]}}
+    path = write_jsonl(tmp_path / "a.jsonl", [{"messages": chat, **own}, {"messages": chat}])
+    for recipe in ({}, {"documents": [{"text": "of the recipe"}]}):
+        data = make_data(make_dataset(path), chat_template_kwargs=recipe)
+        corpus = build_corpus(data, tokenizer, {tokenizer.eos_token_id})
+        expected = [
+            tokenizer.apply_chat_template(chat, return_dict=False, **kwargs)
+            for kwargs in (own["chat_template_kwargs"], recipe)
+        ]
+        assert corpus.train["input_ids"][:] == expected
+        assert "of the row" in tokenizer.decode(expected[0])
 
 
 def test_prompt_and_completion_are_texts_or_chats():
@@ -366,6 +389,7 @@ def test_reasoning_may_be_there_under_two_names_where_it_is_the_same():
         ("messages", {"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]}),
         ("messages", {"messages": [{"role": "user", "content": "a"}], "tools": "{not json"}),
         ("messages", {"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": 1}),
+        ("messages", {"messages": [ANSWER], "chat_template_kwargs": {"tools": []}}),
         ("messages", {"messages": [{"role": "assistant", "tool_calls": call("{not json")}]}),
         ("messages", {"messages": [{"role": "assistant", "tool_calls": call("[1]")}]}),
         ("messages", {"messages": [{"role": "assistant", "tool_calls": call([1])}]}),
@@ -377,6 +401,7 @@ def test_reasoning_may_be_there_under_two_names_where_it_is_the_same():
         ("sharegpt", {"conversations": [{"from": "martian", "value": "a"}]}),
         ("alpaca", {"instruction": "a", "output": None}),
         ("alpaca", {"instruction": "a", "output": "b", "history": ["a"]}),
+        ("alpaca", {"instruction": "a", "output": "b", "history": "a"}),
         ("prompt_completion", {"prompt": "a", "completion": 1}),
         ("text", {"text": None}),
         ("tokenized", {"input_ids": "5 6"}),
@@ -410,6 +435,20 @@ def test_columns_that_fit_no_format_are_listed_with_what_each_needs():
     for row_format in FORMATS.values():
         assert f"{row_format.name}: {row_format.describe_needs()}" in caught.value.what
     assert "rename_columns" in caught.value.fix
+
+
+def test_a_column_that_no_row_fills_decides_nothing():
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    sharegpt = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    unused = {"text": None, "prompt": None, "completion": None, "input_ids": None}
+    for values in (
+        {"messages": chat, "conversations": None, **unused},
+        {"messages": sharegpt, "conversations": None, **unused},
+        {"messages": None, "conversations": sharegpt, **unused},
+    ):
+        assert turns(convert(values)) == [("user", "a"), ("assistant", "b")]
+    late = [{"messages": None}, {"messages": None}]
+    assert find_row_format("auto", late, "rows.jsonl").name == "messages"
 
 
 def test_columns_that_fit_two_formats_need_a_choice():

@@ -415,6 +415,20 @@ def test_a_rename_never_overwrites_a_column_of_a_later_row(tmp_path, late):
     assert '"question" into "prompt", which the row has already' in error.what
 
 
+@pytest.mark.parametrize("before", [0, 150])
+def test_a_null_is_not_in_the_way_of_a_rename(tmp_path, before):
+    rows = [{"question": str(index)} for index in range(before)]
+    rows += [{"question": "theirs", "prompt": None}, {"question": None, "prompt": None}]
+    late = [{"prompt": "ours", "question": None}] if before else []
+    path = write_jsonl(tmp_path / "a.jsonl", rows + late)
+    values = [row.values for row in read(path, rename_columns={"question": "prompt"})]
+    assert values[before:] == [
+        {"prompt": "theirs"},
+        {"prompt": None},
+        *({"prompt": "ours"} for _ in late),
+    ]
+
+
 def test_two_columns_are_not_renamed_to_one(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)
     error = fail(path, rename_columns={"n": "prompt", "text": "prompt"})

@@ -6,9 +6,11 @@ from lora_sft.data.corpus import build_corpus
 from lora_sft.data.example_hash import ExampleHasher
 from lora_sft.data.row_formats import read_openai_row
 from lora_sft.data.row_sources import read_rows
+from lora_sft.data.template_keys import TemplateKeys
 from lora_sft.errors import DataError
 from tests import tiny
 from tests.data.sections import make_chat, make_data, make_dataset, make_split, write_jsonl
+from tests.data.test_template_oracle import load_family
 
 
 def make_row(index, **columns):
@@ -200,9 +202,12 @@ def test_calls_are_the_same_in_either_form_and_apart_by_what_they_give(tmp_path)
     other = {"name": "f", "arguments": {"x": 2}}
     dataset = write(tmp_path, "a.jsonl", [ask(nested), ask(flat), ask(other)])
     with_template = "{%- for call in [] -%}{{ call.function }}{%- endfor -%}"
-    hashes = ExampleHasher(with_template)
+    hasher = ExampleHasher(TemplateKeys(with_template), {})
     examples = [read_openai_row(row.values) for row in read_rows(dataset)]
-    first, second, third = map(hashes.hash, examples)
+    drawn = [hasher.hash_content(example) for example in examples]
+    assert drawn[0] == drawn[1] != drawn[2]
+    hashes = map(hasher.hash_example, examples, drawn)
+    first, second, third = hashes
     assert first == second != third
 
 
@@ -250,5 +255,154 @@ def test_nothing_is_hashed_where_nothing_is_drawn_or_compared(tmp_path, monkeypa
     def refuse(self, example):
         raise AssertionError("hashed for nothing")
 
-    monkeypatch.setattr(ExampleHasher, "hash", refuse)
+    monkeypatch.setattr(ExampleHasher, "hash_content", refuse)
     assert len(build(write(tmp_path, "a.jsonl", [make_row(1), make_row(1)])).train) == 2
+
+
+# --- what is learned, and what is kept, of equal examples -----------------------------------------
+
+
+def make_weighted(*weights, question="one?", **columns):
+    messages = make_chat(question, "uno", "two?", "dos")
+    answers = iter(weights)
+    weighted = [
+        {**message, "weight": next(answers)} if message["role"] == "assistant" else message
+        for message in messages
+    ]
+    return {"messages": weighted, **columns}
+
+
+def test_rows_that_learn_other_answers_are_no_duplicates(tmp_path):
+    rows = [make_weighted(1, 0), make_weighted(0, 1), make_weighted(1, 0, id=7)]
+    corpus = build(write(tmp_path, "a.jsonl", rows), duplicates="drop")
+    assert corpus.train["row"][:] == [0, 1]
+    assert corpus.accounts["train"].examples["duplicate"] == "a.jsonl:3 (the same as a.jsonl:1)"
+
+
+def test_only_a_row_that_is_kept_makes_another_its_duplicate(tmp_path):
+    rows = [make_weighted(0, 0), make_weighted(1, 1), make_weighted(1, 1)]
+    corpus = build(write(tmp_path, "a.jsonl", rows), duplicates="drop")
+    assert corpus.train["row"][:] == [1]
+    assert corpus.accounts["train"].dropped == {"no_target": 1, "duplicate": 1}
+
+
+def test_equal_tokens_with_other_labels_are_no_duplicates(tmp_path):
+    rows = [
+        {"input_ids": [5, 6, 7], "labels": labels}
+        for labels in ([-100, 6, -100], [-100, -100, 7], [-100, 6, -100])
+    ]
+    corpus = build(write(tmp_path, "a.jsonl", rows), duplicates="drop")
+    assert corpus.train["row"][:] == [0, 1]
+
+
+def test_what_is_learned_does_not_hide_a_held_out_row(tmp_path):
+    train = write(tmp_path, "train.jsonl", [make_weighted(1, 0)])
+    test = make_split(datasets=[write(tmp_path, "test.jsonl", [make_weighted(0, 1)])])
+    with pytest.raises(DataError, match="in two splits, train and test"):
+        build(train, test=test)
+
+
+def test_a_row_that_no_split_keeps_is_in_none(tmp_path):
+    long = {"messages": make_chat("q " * 300, "a " * 300)}
+    train = write(tmp_path, "train.jsonl", [long, make_row(1)])
+    test = make_split(datasets=[write(tmp_path, "test.jsonl", [long, make_row(2)])])
+    corpus = build(train, test=test)
+    for split in ("train", "test"):
+        assert corpus.accounts[split].dropped == {"overlong": 1}
+
+
+# --- rows that become the same tokens -------------------------------------------------------------
+
+
+def build_qwen(*datasets, **data):
+    tokenizer = load_family("qwen3")
+    stops = {tokenizer.convert_tokens_to_ids("<|im_end|>")}
+    return build_corpus(make_data(*datasets, **data), tokenizer, stops)
+
+
+THOUGHT = [
+    make_chat("q", "<think>\nhmm\n</think>\n\na"),
+    [*make_chat("q"), {"role": "assistant", "content": "a", "reasoning_content": "hmm"}],
+    [*make_chat("q"), {"role": "assistant", "content": "a", "thinking": "\nhmm\n"}],
+]
+SWITCHED = [
+    {"enable_thinking": False},
+    {},
+    {"enable_thinking": 0},
+    {"enable_thinking": "false"},
+    {"chat_template_kwargs": {"enable_thinking": False}},
+    {"chat_template_kwargs": {"unread": 1}},
+]
+SAME_TOKENS = [
+    *([{"messages": THOUGHT[0]}, {"messages": other}] for other in THOUGHT[1:]),
+    *([make_row(1, **SWITCHED[0]), make_row(1, **other)] for other in SWITCHED[1:]),
+]
+
+
+@pytest.mark.parametrize(("row", "same"), SAME_TOKENS)
+def test_rows_that_become_the_same_tokens_are_found_in_two_splits(tmp_path, row, same):
+    first, second = (
+        write(tmp_path, f"{name}.jsonl", [each]) for name, each in enumerate((row, same))
+    )
+    recipe = {} if "think" in str(row["messages"]) else {"enable_thinking": False}
+    kwargs = {"chat_template_kwargs": recipe}
+    ids = [build_qwen(each, **kwargs).train["input_ids"][0] for each in (first, second)]
+    assert ids[0] == ids[1]
+    with pytest.raises(DataError, match="in two splits, train and test"):
+        build_qwen(first, test=make_split(datasets=[second]), **kwargs)
+
+
+def test_another_template_argument_is_another_example(tmp_path):
+    rows = [make_row(1, enable_thinking=True), make_row(1), make_row(1, enable_thinking=False)]
+    dataset = write(tmp_path, "a.jsonl", rows)
+    recipe = {"chat_template_kwargs": {"enable_thinking": False}}
+    assert build_qwen(dataset, duplicates="drop", **recipe).train["row"][:] == [0, 1]
+
+
+# --- what a draw does not follow ------------------------------------------------------------------
+
+
+def find_validation(dataset, tokenizer, **data):
+    section = make_data(dataset, validation=make_split(fraction=0.3), **data)
+    corpus = build_corpus(section, tokenizer, {tokenizer.eos_token_id})
+    return corpus.validation["row"][:]
+
+
+def test_a_draw_does_not_follow_the_template_or_its_arguments(tmp_path):
+    rows = [
+        in_messages(make_row(index, enable_thinking=bool(index % 2)), name=f"Ann {index}")
+        for index in range(40)
+    ]
+    dataset = write(tmp_path, "a.jsonl", rows)
+    plain = tiny.make_tokenizer()
+    named = tiny.make_tokenizer("{# message.name #}" + tiny.CHATML)
+    drawn = find_validation(dataset, plain)
+    assert 4 < len(drawn) < 20
+    assert drawn == find_validation(dataset, named)
+    for kwargs in ({"enable_thinking": True}, {"enable_thinking": False, "other": 1}):
+        assert drawn == find_validation(dataset, named, chat_template_kwargs=kwargs)
+
+
+def test_one_question_with_thinking_on_and_off_lies_in_one_split(tmp_path):
+    on, off = (
+        write(tmp_path, f"{name}.jsonl", [make_row(i, enable_thinking=name) for i in range(60)])
+        for name in (True, False)
+    )
+    thought = write(
+        tmp_path,
+        "thought.jsonl",
+        [
+            {"messages": make_chat(f"What is {i}?", f"<think>{i}!</think>It is {i}.")}
+            for i in range(60)
+        ],
+    )
+    corpus = build_qwen(
+        on,
+        off,
+        thought,
+        chat_template_kwargs={"enable_thinking": True},
+        validation=make_split(fraction=0.3),
+    )
+    drawn = corpus.validation["row"][:]
+    assert len(drawn) % 3 == 0
+    assert drawn[: len(drawn) // 3] * 3 == drawn

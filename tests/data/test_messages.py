@@ -1,0 +1,166 @@
+"""Messages: calls in every spelling, and reasoning that is said once."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lora_sft.data.corpus import build_corpus
+from lora_sft.data.drops import RowDropped
+from lora_sft.data.row_formats import FORMATS
+from tests import tiny
+from tests.data.sections import make_chat, make_data, make_dataset, write_jsonl
+from tests.data.test_template_oracle import load_family
+
+PARIS = {"city": "Paris"}
+ANSWER = {"role": "assistant", "content": "4"}
+
+
+def read_call(function, **call):
+    """The function of a call that is written in OpenAI's nested form."""
+    calls = [{"type": "function", "function": function, **call}]
+    messages = [{"role": "assistant", "tool_calls": calls}]
+    (message,) = FORMATS["messages"].read({"messages": messages}).messages
+    return message.tool_calls[0]["function"]
+
+
+@pytest.mark.parametrize("arguments", [PARIS, json.dumps(PARIS)])
+def test_what_llama_3_calls_parameters_are_the_arguments(arguments):
+    written = {"name": "f", "parameters": arguments}
+    assert read_call(written) == {"name": "f", "arguments": PARIS}
+    chat = [
+        {"from": "human", "value": "q"},
+        {"from": "function_call", "value": json.dumps(written)},
+    ]
+    _, message = FORMATS["sharegpt"].read({"conversations": chat}).messages
+    assert message.tool_calls[0]["function"] == {"name": "f", "arguments": PARIS}
+    flat = {"messages": [{"role": "assistant", "tool_calls": [written]}]}
+    (message,) = FORMATS["messages"].read(flat).messages
+    assert message.tool_calls == ({"name": "f", "arguments": PARIS},)
+
+
+def test_arguments_may_be_there_under_both_names_where_they_are_the_same():
+    both = {"name": "f", "arguments": json.dumps(PARIS), "parameters": PARIS}
+    assert read_call(both) == {"name": "f", "arguments": PARIS}
+    unused = {"name": "f", "arguments": PARIS, "parameters": None}
+    assert read_call(unused)["arguments"] == PARIS
+
+
+@pytest.mark.parametrize(
+    ("function", "beside"),
+    [
+        ({"name": "f", "arguments": {"city": "Rome"}, "parameters": PARIS}, {}),
+        ({"name": "f", "arguments": {}, "parameters": PARIS}, {}),
+        ({"name": "f", "input": PARIS}, {}),
+        ({"name": "f", "arguments": None, "kwargs": "Paris"}, {}),
+        ({"name": "f"}, {"arguments": PARIS}),
+        ({"name": "f"}, {"parameters": PARIS}),
+    ],
+)
+def test_a_call_whose_arguments_would_be_lost_is_malformed(function, beside):
+    with pytest.raises(RowDropped) as caught:
+        read_call(function, **beside)
+    assert caught.value.drop.reason == "malformed"
+    assert any(f'"{key}"' in caught.value.drop.detail for key in {**function, **beside})
+
+
+def test_what_a_call_without_arguments_has_beside_its_name_does_no_harm():
+    call = {"type": "function", "id": "c1", "index": 0, "function": {"name": "now"}}
+    messages = [{"role": "assistant", "tool_calls": [call]}]
+    (message,) = FORMATS["messages"].read({"messages": messages}).messages
+    assert message.tool_calls == ({**call, "function": {"name": "now", "arguments": {}}},)
+
+
+def test_tool_calls_and_tools_may_be_json_texts_and_empty():
+    calls = [{"type": "function", "function": {"name": "f", "arguments": PARIS}}]
+    messages = [
+        {**ANSWER, "tool_calls": json.dumps(calls)},
+        *({**ANSWER, "tool_calls": empty} for empty in ("[]", "null", "", [], None)),
+    ]
+    for tools in ("null", "[]", "", None):
+        conversation = FORMATS["messages"].read({"messages": messages, "tools": tools})
+        assert [list(message.tool_calls) for message in conversation.messages] == [
+            calls,
+            *[[]] * 5,
+        ]
+        assert conversation.tools == ()
+    with pytest.raises(RowDropped, match="tool calls of message 0"):
+        FORMATS["messages"].read({"messages": [{**ANSWER, "tool_calls": "f()"}]})
+
+
+# --- reasoning ------------------------------------------------------------------------------------
+
+
+def read_answer(content, **fields):
+    message = {"role": "assistant", "content": content, **fields}
+    (read,) = FORMATS["messages"].read({"messages": [message]}).messages
+    return read
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+@pytest.mark.parametrize("inside", ["hmm", "\nhmm\n", "", "\n\n"])
+def test_the_same_reasoning_in_the_content_and_in_a_field_is_there_once(key, inside):
+    message = read_answer(f"<think>{inside}</think>\n\n4", **{key: "hmm\n"})
+    assert (message.content, message.reasoning) == ("4", "hmm\n")
+
+
+def test_another_reasoning_in_the_content_than_in_its_field_is_malformed():
+    with pytest.raises(RowDropped, match="reasons differently in its content and"):
+        read_answer("<think>\nso\n</think>\n\n4", reasoning_content="hmm")
+
+
+def test_fields_that_differ_only_in_white_space_reason_the_same():
+    assert read_answer("4", reasoning="hmm", reasoning_content="hmm\n").reasoning == "hmm\n"
+
+
+def test_an_empty_field_hides_no_reasoning():
+    message = read_answer("4", reasoning_content="", thinking="hmm", reasoning=" ")
+    assert message.reasoning == "hmm"
+    inline = read_answer("<think>\nhmm\n</think>\n\n4", reasoning_content="")
+    assert inline.as_template_input() == {
+        "role": "assistant",
+        "content": "<think>\nhmm\n</think>\n\n4",
+    }
+
+
+@pytest.mark.parametrize("fields", [{}, {"reasoning_content": ""}, {"reasoning": "Two and two."}])
+def test_reasoning_is_learned_once_by_a_template_that_reads_it_in_both_places(tmp_path, fields):
+    content = "<think>\nTwo and two.\n</think>\n\n4"
+    rows = [
+        {"messages": [*make_chat("2+2?"), {"role": "assistant", "content": content, **fields}]},
+    ]
+    tokenizer = load_family("qwen3")
+    data = make_data(make_dataset(write_jsonl(tmp_path / "a.jsonl", rows)))
+    corpus = build_corpus(data, tokenizer, {tokenizer.convert_tokens_to_ids("<|im_end|>")})
+    text = tokenizer.decode(corpus.train["input_ids"][0])
+    assert text.count("Two and two.") == text.count("<think>") == 1
+
+
+# --- what is no JSON value ------------------------------------------------------------------------
+
+
+def prepare_parquet(path, messages, template):
+    pq.write_table(pa.Table.from_pylist([{"messages": each} for each in messages]), path)
+    tokenizer = tiny.make_tokenizer(template)
+    data = make_data(make_dataset(path))
+    return build_corpus(data, tokenizer, {tokenizer.eos_token_id})
+
+
+def test_what_is_no_json_value_does_harm_only_where_the_template_reads_it(tmp_path):
+    def ask(score, picture):
+        question = {"role": "user", "content": "q", "score": score, "picture": picture}
+        return [question, {"role": "assistant", "content": "a", "score": 0.5, "picture": None}]
+
+    rows = [ask(float("nan"), None), ask(None, b"\x89PNG"), ask(1.0, None)]
+    corpus = prepare_parquet(tmp_path / "a.parquet", rows, tiny.CHATML)
+    assert len(corpus.train) == 3
+    reads_score = "{%- if messages[0].score -%}{{- messages[0].score -}}{%- endif -%}"
+    corpus = prepare_parquet(tmp_path / "b.parquet", rows, reads_score + tiny.CHATML)
+    assert corpus.accounts["train"].dropped == {"malformed": 1}
+    assert "message 0.score is nan" in corpus.accounts["train"].examples["malformed"]
+    whole = tiny.CHATML.replace("message.role +", "(message | tojson) + message.role +")
+    corpus = prepare_parquet(tmp_path / "c.parquet", rows, whole)
+    shown = [tiny.make_tokenizer().decode(ids) for ids in corpus.train["input_ids"]]
+    assert len(shown) == 3
+    assert not any(placeholder in text for text in shown for placeholder in ("NaN", "bytes"))
