@@ -161,9 +161,12 @@ def test_changed_data_is_not_gone_on_with(command, write_recipe, tmp_path):
     assert command("train", recipe).code == 0
     rows = (tmp_path / "train.jsonl").read_text().replace("Oslo", "Bonn")
     (tmp_path / "train.jsonl").write_text(rows)
+    before = hash_files(tmp_path / "run")
     outcome = command("train", recipe, "train.max_steps=8")
     assert outcome.code == 2
     assert "the training rows are not those of the checkpoint" in outcome.stderr
+    assert hash_files(tmp_path / "run") == before  # its end stands
+    assert "nothing to do" in command("train", recipe).stderr
 
 
 def test_what_changed_is_seen_in_a_new_folder_too(command, write_recipe, tmp_path):
