@@ -197,6 +197,21 @@ def read_checkpoint_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
+def find_best_checkpoint(run: RunDirectory, checkpoint: Path) -> Path | None:
+    """The best checkpoint up to this one, by its name: in `run`, else beside the one gone on from.
+
+    The trainer's counters hold the absolute path of then, and the run may have been moved since.
+    """
+    named = read_checkpoint_state(checkpoint).get("best_model_checkpoint")
+    if named is None:
+        return None
+    for folder in (run.checkpoints, checkpoint.parent):
+        if (folder / Path(named).name).is_dir():
+            return folder / Path(named).name
+    say(f"warning: {Path(named).name}, the best so far, is not in {run.checkpoints}: forgotten")
+    return None
+
+
 def _check_complete(checkpoint: Path, run: RunDirectory) -> None:
     damage = find_damage(checkpoint)
     if damage:

@@ -121,6 +121,35 @@ def test_the_best_checkpoint_is_what_is_exported(command, write_recipe, tmp_path
     assert all(torch.equal(best_tensors[name], exported[name]) for name in exported)
 
 
+@pytest.mark.parametrize("last_step", [4, 6])
+def test_a_moved_run_still_knows_its_best_checkpoint(command, write_recipe, tmp_path, last_step):
+    """Stopped after step 4, or killed between its last checkpoint and its end; then moved."""
+    recipe = write_recipe(train={**DIVERGING, "max_steps": 6})
+    assert command("train", recipe).code == 0
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    wanted = (run / "adapter" / "adapter_model.safetensors").read_bytes()
+    (run / "status.json").unlink()
+    shutil.rmtree(run / "adapter")
+    if last_step == 4:
+        shutil.rmtree(run / "checkpoints" / "checkpoint-6")
+    run.rename(moved)
+    again = command("train", recipe, f"output_dir={moved}", "train.save_steps=6")
+    assert again.code == 0, again.stderr
+    assert f"going on from {moved / 'checkpoints' / f'checkpoint-{last_step}'}" in again.stderr
+    assert "does not exist anymore" not in again.stderr
+    assert (moved / "adapter" / "adapter_model.safetensors").read_bytes() == wanted
+
+
+def test_a_best_checkpoint_that_is_gone_is_named(command, write_recipe, tmp_path):
+    recipe = write_recipe(train={**DIVERGING, "max_steps": 6})
+    assert command("train", recipe).code == 0
+    (tmp_path / "run" / "status.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "checkpoint-2")
+    again = command("train", recipe)
+    assert again.code == 0, again.stderr
+    assert "checkpoint-2, the best so far, is not in" in again.stderr
+
+
 def test_early_stopping_ends_a_run_that_no_longer_improves(command, write_recipe, tmp_path):
     recipe = write_recipe(train={**DIVERGING, "max_steps": 40, "early_stopping_patience": 2})
     assert command("train", recipe).code == 0
