@@ -100,7 +100,8 @@ def run_training(
             say(f"{run.path}: this run is finished (step {step}); nothing to do")
             return TrainResult(step)
         if recipe.export.merge is not None:
-            check_output_is_free(Path(recipe.export.merge))  # now, not after hours of training
+            # now, not after hours of training
+            check_output_is_free(Path(recipe.export.merge), start.run_id)
         if recipe.export.push_to_hub is not None and processes.is_main:
             check_can_push(recipe.export.push_to_hub, recipe.where("export.push_to_hub"))
         with status_written(run, processes, request) as report:
@@ -110,18 +111,18 @@ def run_training(
             report.stop_watching()
             if processes.is_main:
                 if result.is_complete:
-                    _export(recipe, run)
+                    _export(recipe, run, start)
                 run.write_status(result.exit_code, result.reason, result.step)
         request.finish()
     say(describe_end(run, result))
     return result
 
 
-def _export(recipe: Recipe, run: RunDirectory) -> None:
+def _export(recipe: Recipe, run: RunDirectory, start: StartingPoint) -> None:
     """What the recipe asks for beside the adapter: its merge, and the hub (private)."""
     wanted = recipe.export
     if wanted.merge is not None:
-        merge(make_merge_plan(run.path, Path(wanted.merge)))
+        merge(make_merge_plan(run.path, Path(wanted.merge), owner=start.run_id))
     if wanted.push_to_hub is not None:
         push_folder(Path(wanted.merge) if wanted.merge else run.adapter, wanted.push_to_hub)
 

@@ -273,6 +273,41 @@ def test_the_export_of_a_trained_run_is_tried_again_alone(command, write_recipe,
     assert (merged / "merge_report.json").exists()
 
 
+def test_a_run_goes_on_past_its_own_merge(command, write_recipe, tmp_path):
+    """Stopped when the merge stood already; longer; given up: each time it is replaced by the new.
+
+    A run in another folder, and a file that somebody put there, are another matter.
+    """
+    merged, status = tmp_path / "merged", tmp_path / "run" / "status.json"
+    recipe = write_recipe(export={"merge": str(merged)})
+    assert command("train", recipe).code == 0
+    first = hash_files(merged)
+    status.write_text(json.dumps({"exit_code": 75, "reason": "stopped", "step": 4}))
+    again = command("train", recipe)
+    assert again.code == 0, again.stderr
+    assert hash_files(merged)["model.safetensors"] == first["model.safetensors"]
+    longer = command("train", recipe, "train.max_steps=6")
+    assert longer.code == 0, longer.stderr
+    second = hash_files(merged)
+    assert second["model.safetensors"] != first["model.safetensors"]
+    copy = tmp_path / "run" / "checkpoints" / "checkpoint-6"
+    arguments = ("train.max_steps=6", f"output_dir={tmp_path / 'other'}")
+    for resume in ((), ("--resume", copy)):
+        other = command("train", recipe, *arguments, *resume)
+        assert other.code == 7
+        assert "is no merge that this run made" in other.stderr
+    (merged / "model.gguf").write_text("mine")
+    refused = command("train", recipe, "train.max_steps=8")
+    assert refused.code == 7
+    assert "holds what is not of it: model.gguf" in refused.stderr
+    (merged / "model.gguf").unlink()
+    assert hash_files(merged) == second
+    anew = command("train", recipe, "--overwrite")
+    assert anew.code == 0, anew.stderr
+    assert hash_files(merged)["model.safetensors"] == first["model.safetensors"]
+    assert not list(tmp_path.glob(".merged*"))
+
+
 def test_a_run_killed_inside_its_first_save_starts_anew(command, write_recipe, tmp_path):
     recipe = write_recipe()
     assert command("train", recipe).code == 0
