@@ -65,7 +65,12 @@ from lora_sft.train.packing import Packing, decide_packing
 from lora_sft.train.processes import Processes, check_devices, leave_process_group
 from lora_sft.train.report import Report, status_written
 from lora_sft.train.resume import StartingPoint, find_starting_point, remove_run
-from lora_sft.train.same_run import check_same_batch, check_same_packing, check_same_rows
+from lora_sft.train.same_run import (
+    check_same_base,
+    check_same_batch,
+    check_same_packing,
+    check_same_rows,
+)
 from lora_sft.train.stop_signal import StopRequest
 from lora_sft.train.trainer import make_collator, make_sft_config
 from lora_sft.versions import read_versions
@@ -95,7 +100,8 @@ def run_training(
             say(f"{run.path}: this run is finished (step {step}); nothing to do")
             return TrainResult(step)
         if recipe.export.merge is not None:
-            check_output_is_free(Path(recipe.export.merge))  # now, not after hours of training
+            # now, not after hours of training
+            check_output_is_free(Path(recipe.export.merge), start.run_id)
         if recipe.export.push_to_hub is not None and processes.is_main:
             check_can_push(recipe.export.push_to_hub, recipe.where("export.push_to_hub"))
         with status_written(run, processes, request) as report:
@@ -105,18 +111,18 @@ def run_training(
             report.stop_watching()
             if processes.is_main:
                 if result.is_complete:
-                    _export(recipe, run)
+                    _export(recipe, run, start)
                 run.write_status(result.exit_code, result.reason, result.step)
         request.finish()
     say(describe_end(run, result))
     return result
 
 
-def _export(recipe: Recipe, run: RunDirectory) -> None:
+def _export(recipe: Recipe, run: RunDirectory, start: StartingPoint) -> None:
     """What the recipe asks for beside the adapter: its merge, and the hub (private)."""
     wanted = recipe.export
     if wanted.merge is not None:
-        merge(make_merge_plan(run.path, Path(wanted.merge)))
+        merge(make_merge_plan(run.path, Path(wanted.merge), owner=start.run_id))
     if wanted.push_to_hub is not None:
         push_folder(Path(wanted.merge) if wanted.merge else run.adapter, wanted.push_to_hub)
 
@@ -139,27 +145,28 @@ def _train(
     report: Report,
 ) -> TrainResult:
     batch = make_batch_plan(recipe, processes.world_size)
-    check_same_batch(run, start, batch)
+    check_same_batch(start, batch)
     universal = start.needs_conversion(processes.world_size)
     if universal:
         zero.check_can_convert(recipe, processes.world_size)
     arguments = make_sft_config(recipe, batch, run, universal=universal)
     watch = report.watch_over(arguments.ddp_timeout)
-    kept_day = read_template_date(run) if start.checkpoint is not None else None
-    tokenizer, corpus = load_data(recipe, kept_day)
+    tokenizer, corpus = load_data(recipe, start.get_recorded("data").get("template_date"))
     show_accounts(corpus)
-    check_same_rows(run, start, corpus.fingerprint)
+    check_same_rows(start, corpus.fingerprint)
     set_seed(recipe.train["seed"])  # the adapter's random A matrices come from it
     model, census = build_model(recipe)
     check_vocabulary(model, tokenizer, corpus)
     warn_of_untrained_tokens(recipe, model, tokenizer, corpus)
     packing = pack_rows(recipe, batch, corpus.train, model, tokenizer, arguments)
-    check_same_packing(run, start, packing)
+    check_same_packing(start, packing)
+    origin = make_adapter_origin(recipe, corpus)
+    check_same_base(start, origin.base_fingerprint)
     _open_run(run, start, arguments, processes)
     if processes.is_main:
         write_text_atomically(run.recipe, recipe.resolved_text())
-        write_json(run.manifest, make_manifest(recipe, batch, corpus, census, packing))
-    origin = make_adapter_origin(recipe, corpus)
+        manifest = make_manifest(recipe, batch, corpus, census, packing)
+        write_json(run.manifest, {"id": start.run_id, **manifest})
     rows = (packing, corpus.validation)
     guards = (request, watch, start.checkpoint)
     result = fit(recipe, arguments, model, tokenizer, rows, run, asdict(origin), *guards)

@@ -38,6 +38,7 @@ from lora_sft.export.merge_progress import byte_progress
 from lora_sft.export.shard_writing import OutputFile, ShardWriter, lay_out_files
 from lora_sft.export.staging import (
     check_output_is_free,
+    mark_as_made_by,
     put_in_place,
     staged_output,
 )
@@ -59,7 +60,8 @@ class MergePlan:
     """What is merged onto what, and how; no weight was looked at yet.
 
     `is_onto_asked`: `onto` is a person's choice and not the default. `run`: the run directory that
-    the adapter comes from, whose validation rows can be prompts.
+    the adapter comes from, whose validation rows can be prompts. `owner`: the id of the run that
+    merges by itself, and may replace what it merged before.
     """
 
     adapters: tuple[Path, ...]
@@ -71,6 +73,7 @@ class MergePlan:
     verify: Verify
     allow_other_base: bool = False
     run: Path | None = None
+    owner: str | None = None
 
     @property
     def adapter(self) -> Path:
@@ -104,6 +107,7 @@ def make_merge_plan(
     others: Sequence[Path] = (),
     trained_on: str | None = None,
     allow_other_base: bool = False,
+    owner: str | None = None,
 ) -> MergePlan:
     """Decide what is merged onto what; `adapter` may be a run directory.
 
@@ -126,7 +130,7 @@ def make_merge_plan(
             str(folders[0]),
             "add --base PATH",
         )
-    check_output_is_free(output)
+    check_output_is_free(output, owner)
     run = adapter if folders[0] != adapter else None
     return MergePlan(
         adapters=folders,
@@ -138,6 +142,7 @@ def make_merge_plan(
         verify=verify,
         allow_other_base=allow_other_base,
         run=run,
+        owner=owner,
     )
 
 
@@ -257,6 +262,8 @@ def merge(plan: MergePlan) -> dict[str, Any]:
         report["seconds"] = round(time.monotonic() - started, 2)
         report["peak_rss_bytes"] = measure_peak_rss()
         finish_companions(plan, report, staged)
+        if plan.owner is not None:
+            mark_as_made_by(staged, plan.owner)
         let_others_read(staged)
         _judge_and_place(plan, staged, report)
     return report
@@ -349,7 +356,7 @@ def describe_tensor_check(tensors: TensorDifference) -> dict[str, Any]:
 def _judge_and_place(plan: MergePlan, staged: Path, report: Mapping[str, Any]) -> None:
     judged = report.get("correctness")
     if judged is None or judged["passed"]:
-        put_in_place(staged, plan.output)
+        put_in_place(staged, plan.output, plan.owner)
         return
     failed = plan.output.with_name(f"{plan.output.name}.failed")
     shutil.rmtree(failed, ignore_errors=True)

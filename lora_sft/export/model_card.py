@@ -1,12 +1,13 @@
 """The README of an adapter or merged model: what it is, how it was made, how to load it.
 
 Nothing in it is a placeholder and nothing is a path of the machine that made it: of a local path
-only the last name is written.
+only the last name is written, and of an address neither a password nor a query, which may be a key.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,9 @@ HOME = "https://pypi.org/project/lora-sft/"
 SECTIONS = ("quantization", "adapter", "data", "train")  # of the recipe, what decides the result
 # Decide nothing about the result, or are said elsewhere in the card.
 LEFT_OUT = ("train.logging_", "train.save_", "train.eval_", "train.report_to", "train.run_name")
+
+_USER = re.compile(r"://[^/?#\s]*@")
+_QUERY = re.compile(r"(://[^?#\s]*)[?#]\S*")
 
 ADAPTER_USE = """```python
 from peft import AutoPeftModelForCausalLM
@@ -44,13 +48,19 @@ def name_base(model_name_or_path: str) -> str:
 
 
 def make_public(value: Any) -> Any:
-    """A part of a recipe (as plain data) in which every local path is cut to its last name."""
+    """A part of a recipe (as plain data) in which every local path is cut to its last name.
+
+    Addresses lose what may let a stranger in: user and password, and the query of a signed one.
+    """
     if isinstance(value, Mapping):
         return {name: make_public(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [make_public(item) for item in value]
-    is_path = isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute())
-    return Path(value).name if is_path else value
+    if not isinstance(value, str):
+        return value
+    if value.startswith("~") or Path(value).is_absolute():
+        return Path(value).name
+    return _QUERY.sub(r"\1", _USER.sub("://", value))
 
 
 def make_adapter_card(origin: AdapterOrigin, licence: Mapping[str, str] | None = None) -> str:

@@ -3,24 +3,72 @@
 Everything is written into a hidden folder beside the output, which is renamed at the very end; a
 killed merge leaves that folder, which has no config.json before its weights are whole, and the
 next start deletes it. Two merges into one place are told from each other by a lock.
+
+What a run merged by itself it may replace, when it goes on: the folder names the run and every file
+that was written. Any other folder, and one with a file that was not, is left alone.
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lora_sft.errors import ExportError
+from lora_sft.run_directory import write_json
+
+OWNER_FILE = ".lora_sft_run.json"  # hidden: nothing that begins with a dot is uploaded
 
 
-def check_output_is_free(output: Path) -> None:
-    """Raises: ExportError where something is at `output` already."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+def check_output_is_free(output: Path, owner: str | None = None) -> None:
+    """`owner`: the id of a run, whose own earlier merge is not in its way.
+
+    Raises: ExportError where something else is at `output` already.
+    """
+    if not _is_taken(output):
+        return
+    if owner is None or not output.is_dir():
         raise ExportError("the output exists already", str(output), "give another folder")
+    record = _read_owner(output)
+    if record.get("run") != owner:
+        raise ExportError(
+            "the output exists already, and is no merge that this run made",
+            str(output),
+            "move it away, or give another folder (for a run that was begun: move it)",
+        )
+    others = sorted(_list_names(output) - {OWNER_FILE, *record.get("files", ())})
+    if others:
+        raise ExportError(
+            f"the run's earlier merge would be replaced, and holds what is not of it: {others[0]}",
+            str(output),
+            "move what is yours out of that folder",
+        )
+
+
+def mark_as_made_by(folder: Path, owner: str) -> None:
+    """Let the run that merges into `folder` know it as its own later."""
+    write_json(folder / OWNER_FILE, {"run": owner, "files": sorted(_list_names(folder))})
+
+
+def _is_taken(output: Path) -> bool:
+    return output.exists() and (not output.is_dir() or any(output.iterdir()))
+
+
+def _list_names(folder: Path) -> set[str]:
+    return {each.name for each in folder.iterdir()}
+
+
+def _read_owner(folder: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((folder / OWNER_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def name_staging_folder(output: Path) -> Path:
@@ -70,11 +118,28 @@ def _empty(folder: Path) -> None:
             leftover.unlink()
 
 
-def put_in_place(staged: Path, place: Path) -> None:
-    """Rename the finished folder (over an empty one at most), and make the rename last."""
-    staged.rename(place)
+def put_in_place(staged: Path, place: Path, owner: str | None = None) -> None:
+    """Rename the finished folder, and make the rename last.
+
+    What is there may be an empty folder, or `owner`'s own merge of before, which is moved aside
+    first and deleted when the new one stands: whatever loads at `place` is whole at any moment.
+
+    Raises: ExportError where something else is there.
+    """
+    check_output_is_free(place, owner)
+    before = place.with_name(f".{place.name}.replaced")
+    shutil.rmtree(before, ignore_errors=True)  # of a start that was killed in here
+    if _is_taken(place):
+        place.rename(before)
+    try:
+        staged.rename(place)
+    except OSError:
+        if before.exists():
+            before.rename(place)
+        raise
     parent = os.open(place.absolute().parent, os.O_RDONLY)
     try:
         os.fsync(parent)
     finally:
         os.close(parent)
+    shutil.rmtree(before, ignore_errors=True)

@@ -381,6 +381,16 @@ def the_micro_batch_stays(recipe: Recipe) -> Iterator[Finding]:
         yield Finding(("train.auto_find_batch_size",), what, fix)
 
 
+def one_process_saves(recipe: Recipe) -> Iterator[Finding]:
+    """All machines share the run's folder, so that two of them would write the same checkpoint."""
+    if recipe.train.get("save_on_each_node"):
+        what = (
+            "train.save_on_each_node would write each checkpoint twice: machines share output_dir"
+        )
+        fix = "write train.save_on_each_node: false"
+        yield Finding(("train.save_on_each_node",), what, fix)
+
+
 def steps_are_counted_or_off(recipe: Recipe) -> Iterator[Finding]:
     """-1 is the library's word for "not limited"; nought steps would train nothing."""
     steps = recipe.train.get("max_steps", -1)
@@ -429,6 +439,7 @@ RULES: tuple[Rule, ...] = (
     the_best_model_is_saved_when_evaluated,
     the_best_metric_exists,
     the_micro_batch_stays,
+    one_process_saves,
     steps_are_counted_or_off,
     metrics_are_known,
     *DEEPSPEED_RULES,

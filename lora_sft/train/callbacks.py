@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import signal
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -224,6 +226,28 @@ class StopOnSignal(TrainerCallback):
         number = torch.tensor(int(here or 0), device=args.device)
         torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
         return signal.Signals(int(number.item())) if number.item() else None
+
+
+class BestCheckpoint(TrainerCallback):
+    """Tell the trainer where the best checkpoint lies now, in place of where it lay when saved.
+
+    What the trainer says of the older place, that it is ignored, is then not so, and left out
+    (transformers 5.23 `Trainer._init_training_state`).
+    """
+
+    def __init__(self, best: Path | None) -> None:
+        self.best = best
+        logging.getLogger("transformers.trainer").addFilter(_is_not_about_the_older_place)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The counters were just read from the checkpoint that is gone on from."""
+        state.best_model_checkpoint = str(self.best) if self.best is not None else None
+
+
+def _is_not_about_the_older_place(record: logging.LogRecord) -> bool:
+    return "recorded in the resumed state does not exist anymore" not in record.getMessage()
 
 
 class ProgressForWatch(TrainerCallback):

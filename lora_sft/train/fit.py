@@ -24,6 +24,7 @@ from lora_sft.model.base_model import CausalModel
 from lora_sft.recipe import Recipe
 from lora_sft.run_directory import RunDirectory
 from lora_sft.train.callbacks import (
+    BestCheckpoint,
     MetricsFile,
     ProgressDisplay,
     ProgressForWatch,
@@ -31,7 +32,7 @@ from lora_sft.train.callbacks import (
 )
 from lora_sft.train.first_step import FirstStepRecord
 from lora_sft.train.packing import Packing
-from lora_sft.train.resume import read_checkpoint_state
+from lora_sft.train.resume import find_best_checkpoint, read_checkpoint_state
 from lora_sft.train.stop_signal import StopRequest, exit_code_of
 from lora_sft.train.trainer import build_trainer
 from lora_sft.train.watch import Watch
@@ -83,10 +84,14 @@ def fit(
     trainer.origin, trainer.stop = origin, stop
     trainer.first_step = FirstStepRecord(run)
     trainer.add_callback(trainer.first_step)
-    if checkpoint is not None and _has_nothing_left(checkpoint, trainer):
-        say(f"{checkpoint.name} is the last step already; nothing is left to train")
-        trainer._load_from_checkpoint(_find_final_weights(checkpoint, trainer))
-        return TrainResult(read_checkpoint_state(checkpoint)["global_step"])
+    if checkpoint is not None:
+        best = find_best_checkpoint(run, checkpoint)
+        if _has_nothing_left(checkpoint, trainer):
+            say(f"{checkpoint.name} is the last step already; nothing is left to train")
+            is_best_wanted = best is not None and trainer.args.load_best_model_at_end
+            trainer._load_from_checkpoint(str(best if is_best_wanted else checkpoint))
+            return TrainResult(read_checkpoint_state(checkpoint)["global_step"])
+        trainer.add_callback(BestCheckpoint(best))
     with request.stepping():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return _make_result(trainer, stop)
@@ -101,12 +106,6 @@ def _has_nothing_left(checkpoint: Path, trainer: Any) -> bool:
     arguments = trainer.args
     steps = trainer.set_initial_training_values(arguments, trainer.get_train_dataloader())[-1]
     return bool(read_checkpoint_state(checkpoint)["global_step"] >= steps)
-
-
-def _find_final_weights(checkpoint: Path, trainer: Any) -> str:
-    """The best checkpoint where the run was to end with it, else the last."""
-    best = read_checkpoint_state(checkpoint).get("best_model_checkpoint")
-    return best if best and trainer.args.load_best_model_at_end else str(checkpoint)
 
 
 def _make_result(trainer: Any, stop: StopOnSignal) -> TrainResult:

@@ -94,6 +94,8 @@ class Report:
         return shown
 
     def _write(self, exit_code: int, reason: str) -> None:
+        if self.run.is_finished:
+            return  # its end stands until this start has cleared it: so far nothing was changed
         checkpoints = [each for each in self.run.list_checkpoints() if (each / MANIFEST).exists()]
         step = int(checkpoints[-1].name.removeprefix(CHECKPOINT_PREFIX)) if checkpoints else 0
         try:

@@ -7,9 +7,10 @@ this one's folder. The resolved recipe in the manifest decides.
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +32,25 @@ class StartingPoint:
     """Where a start begins: at step 0, at a checkpoint, or nowhere (the run is finished).
 
     `discard`: what the directory holds was given up by the user and is to be removed first.
+    `recorded`: the manifest of the checkpoint's run, which need not be the run that goes on.
+    `run_id`: what the run's own merge is known by, from one start to the next.
     """
 
     checkpoint: Path | None = None
     finished: bool = False
     discard: bool = False
+    recorded: Mapping[str, Any] = field(default_factory=dict)
+    run_id: str = ""
 
     def needs_conversion(self, world_size: int) -> bool:
         """Whether DeepSpeed's states were written by another number of processes."""
         if self.checkpoint is None or not has_shards(self.checkpoint):
             return False
         return (read_manifest(self.checkpoint) or {}).get("world_size") != world_size
+
+    def get_recorded(self, section: str) -> Mapping[str, Any]:
+        """A section of that manifest; empty where there is none, or no checkpoint."""
+        return self.recorded.get(section) or {}
 
 
 def find_starting_point(
@@ -54,6 +63,23 @@ def find_starting_point(
     Raises: RecipeError where another run is in the way; TrainingError where the checkpoint
     asked for is incomplete.
     """
+    start = _decide(run, recipe, resume, overwrite)
+    is_same = start.discard or not find_differences(*_compare_recipes(run, recipe))
+    known = (run.read_json(run.manifest) or {}).get("id") if is_same else None
+    start = replace(start, run_id=known or secrets.token_hex(8))
+    if start.checkpoint is None:
+        return start
+    own = _find_run_of(start.checkpoint, run)
+    return replace(start, recorded=own.read_json(own.manifest) or {})
+
+
+def _find_run_of(checkpoint: Path, run: RunDirectory) -> RunDirectory:
+    """The run that wrote a checkpoint: `run`, whose `checkpoints` may be a link, or another."""
+    folder = checkpoint.resolve().parent
+    return run if folder == run.checkpoints.resolve() else RunDirectory(folder.parent)
+
+
+def _decide(run: RunDirectory, recipe: Recipe, resume: str, overwrite: bool) -> StartingPoint:
     _refuse_own_sources(run, recipe)
     if overwrite:
         _refuse_both(run, resume)
@@ -115,8 +141,7 @@ def _refuse_both(run: RunDirectory, resume: str) -> None:
 def _check_chosen(checkpoint: Path, run: RunDirectory, recipe: Recipe) -> Path:
     """The checkpoint that the user named, if it is of this very run and nothing is past it."""
     _check_complete(checkpoint, run)
-    own = RunDirectory(checkpoint.resolve().parent.parent)
-    fields = find_differences(*_compare_recipes(own, recipe))
+    fields = find_differences(*_compare_recipes(_find_run_of(checkpoint, run), recipe))
     if fields:
         raise ResumeMismatch(
             f"the checkpoint is of another run; these fields differ: {', '.join(fields[:8])}",
@@ -170,6 +195,21 @@ def read_checkpoint_state(checkpoint: Path) -> dict[str, Any]:
     """The trainer's counters in a checkpoint (`global_step`, `max_steps`, ...)."""
     state: dict[str, Any] = json.loads((checkpoint / "trainer_state.json").read_text())
     return state
+
+
+def find_best_checkpoint(run: RunDirectory, checkpoint: Path) -> Path | None:
+    """The best checkpoint up to this one, by its name: in `run`, else beside the one gone on from.
+
+    The trainer's counters hold the absolute path of then, and the run may have been moved since.
+    """
+    named = read_checkpoint_state(checkpoint).get("best_model_checkpoint")
+    if named is None:
+        return None
+    for folder in (run.checkpoints, checkpoint.parent):
+        if (folder / Path(named).name).is_dir():
+            return folder / Path(named).name
+    say(f"warning: {Path(named).name}, the best so far, is not in {run.checkpoints}: forgotten")
+    return None
 
 
 def _check_complete(checkpoint: Path, run: RunDirectory) -> None:

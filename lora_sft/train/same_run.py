@@ -1,23 +1,26 @@
 """Would going on from a checkpoint be the same run? What the recipe alone does not decide.
 
-Equal recipes can still mean other rows (the files were edited), another step (other processes) or
-other packing (another machine attends otherwise). The manifest says what they were.
+Equal recipes can still mean other rows (the files were edited), another base (a branch moved on),
+another step (other processes) or other packing (another machine attends otherwise). The manifest of
+the checkpoint's run says what they were, and the checkpoint which base it belongs to.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from lora_sft.errors import ResumeMismatch
 from lora_sft.plan.batch import BatchPlan
-from lora_sft.run_directory import RunDirectory
+from lora_sft.run_directory import ORIGIN_FILE
 from lora_sft.train.packing import Packing
 from lora_sft.train.resume import StartingPoint
 
 
-def check_same_rows(run: RunDirectory, start: StartingPoint, fingerprint: str) -> None:
+def check_same_rows(start: StartingPoint, fingerprint: str) -> None:
     """Raises: ResumeMismatch where the data changed since the checkpoint was written."""
-    before = _recorded(run, "data").get("fingerprint")
+    before = start.get_recorded("data").get("fingerprint")
     if start.checkpoint is None or before in (None, fingerprint):
         return
     raise ResumeMismatch(
@@ -28,10 +31,36 @@ def check_same_rows(run: RunDirectory, start: StartingPoint, fingerprint: str) -
     )
 
 
-def check_same_batch(run: RunDirectory, start: StartingPoint, batch: BatchPlan) -> None:
+def check_same_base(start: StartingPoint, fingerprint: Mapping[str, Any] | None) -> None:
+    """Raises: ResumeMismatch where other weights lie now where the recipe's base was.
+
+    Going on would also vouch for them: the adapter would be said to belong to the base of now.
+    """
+    before = _read_base_fingerprint(start)
+    if before is None or before["sha256"] == (fingerprint or {}).get("sha256"):
+        return
+    now = fingerprint["sha256"][:12] if fingerprint else "no safetensors"
+    raise ResumeMismatch(
+        f"the base is not the one of the checkpoint ({before['sha256'][:12]} then, {now} now)",
+        f"{start.checkpoint}  model.model_name_or_path",
+        "put the base back (without model.revision a hub model is what its main branch is), train "
+        "anew into another output_dir, or add --overwrite",
+    )
+
+
+def _read_base_fingerprint(start: StartingPoint) -> dict[str, Any] | None:
+    """What the checkpoint says of its base; None where it could not be read then, or no start."""
+    if start.checkpoint is None or not (start.checkpoint / ORIGIN_FILE).exists():
+        return None
+    origin = json.loads((start.checkpoint / ORIGIN_FILE).read_text(encoding="utf-8"))
+    recorded: dict[str, Any] | None = origin.get("base_fingerprint")
+    return recorded
+
+
+def check_same_batch(start: StartingPoint, batch: BatchPlan) -> None:
     """Raises: ResumeMismatch where the accumulation stands in the recipe and the processes are
     others, so that a step would be of another size."""
-    before = _recorded(run, "plan").get("global_batch_size")
+    before = start.get_recorded("plan").get("global_batch_size")
     if start.checkpoint is None or before in (None, batch.global_batch_size):
         return
     raise ResumeMismatch(
@@ -42,9 +71,9 @@ def check_same_batch(run: RunDirectory, start: StartingPoint, batch: BatchPlan) 
     )
 
 
-def check_same_packing(run: RunDirectory, start: StartingPoint, packing: Packing) -> None:
+def check_same_packing(start: StartingPoint, packing: Packing) -> None:
     """Raises: ResumeMismatch where `data.packing: auto` decides otherwise than it did before."""
-    before = _recorded(run, "plan").get("packing") or {"on": False, "rows": len(packing.rows)}
+    before = start.get_recorded("plan").get("packing") or {"on": False, "rows": len(packing.rows)}
     if start.checkpoint is None or (before["on"], before["rows"]) == packing.identity:
         return
     then, now = (
@@ -58,9 +87,3 @@ def check_same_packing(run: RunDirectory, start: StartingPoint, packing: Packing
         "go on where the model attends as it did then, train anew into another output_dir, "
         "or add --overwrite",
     )
-
-
-def _recorded(run: RunDirectory, section: str) -> dict[str, Any]:
-    """A section of the manifest; empty where there is none."""
-    recorded: dict[str, Any] = (run.read_json(run.manifest) or {}).get(section) or {}
-    return recorded

@@ -301,6 +301,29 @@ def test_a_card_says_what_it_knows_and_names_no_path():
     assert "/data" not in card
 
 
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("http://host/train.jsonl?token=SECRET", "http://host/train.jsonl"),
+        ("https://me:SECRET@host:8443/a.jsonl#SECRET", "https://host:8443/a.jsonl"),
+        ("https://SECRET@host", "https://host"),
+        ("s3://KEY:SE@CRET@bucket/rows", "s3://bucket/rows"),
+        (
+            "zip://a.jsonl::https://me:SECRET@host/a.zip?sig=SECRET",
+            "zip://a.jsonl::https://host/a.zip",
+        ),
+        ("https://host/a%20b.jsonl", "https://host/a%20b.jsonl"),
+        ("org/rows", "org/rows"),
+        ("what? @me #1", "what? @me #1"),
+    ],
+)
+def test_addresses_are_made_public_without_password_and_query(address, public):
+    recipe = {"data": {"datasets": [{"path": address, "data_files": {"train": [address]}}]}}
+    shown = {"data": {"datasets": [{"path": public, "data_files": {"train": [public]}}]}}
+    assert make_public(recipe) == shown
+    assert "SECRET" not in make_adapter_card(AdapterOrigin("a/b", recipe=make_public(recipe)))
+
+
 def test_the_card_of_an_adapter_trained_elsewhere_has_no_empty_section():
     report = {"onto": "original"}
     card = make_merged_card(AdapterOrigin("/home/me/base"), report)

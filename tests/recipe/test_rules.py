@@ -183,6 +183,11 @@ CASES = [
         "write train.auto_find_batch_size: false",
     ),
     (
+        "one_process_saves",
+        ["train.save_on_each_node=true"],
+        "write train.save_on_each_node: false",
+    ),
+    (
         "steps_are_counted_or_off",
         ["train.max_steps=0"],
         "delete the line, or write train.max_steps: 100",

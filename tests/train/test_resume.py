@@ -11,9 +11,11 @@ import pytest
 
 from lora_sft.errors import RecipeError
 from lora_sft.recipe import read_recipe
-from lora_sft.train.resume import find_differences
+from lora_sft.run_directory import RunDirectory
+from lora_sft.train.resume import find_differences, find_starting_point
 from lora_sft.train.zero import check_can_convert
 from tests.commands import read_metrics
+from tests.tiny import make_tiny_llama
 
 
 def hash_files(folder: Path) -> dict[str, str]:
@@ -159,9 +161,68 @@ def test_changed_data_is_not_gone_on_with(command, write_recipe, tmp_path):
     assert command("train", recipe).code == 0
     rows = (tmp_path / "train.jsonl").read_text().replace("Oslo", "Bonn")
     (tmp_path / "train.jsonl").write_text(rows)
+    before = hash_files(tmp_path / "run")
     outcome = command("train", recipe, "train.max_steps=8")
     assert outcome.code == 2
     assert "the training rows are not those of the checkpoint" in outcome.stderr
+    assert hash_files(tmp_path / "run") == before  # its end stands
+    assert "nothing to do" in command("train", recipe).stderr
+
+
+def test_what_changed_is_seen_in_a_new_folder_too(command, write_recipe, tmp_path):
+    """The manifest that counts is that of the checkpoint's run; the new folder has none yet."""
+    recipe = write_recipe(train={"global_batch_size": None, "gradient_accumulation_steps": 2})
+    assert command("train", recipe).code == 0
+    again = ["train", recipe, f"output_dir={tmp_path / 'new'}", "train.max_steps=8", "--resume"]
+    again.append(tmp_path / "run" / "checkpoints" / "checkpoint-4")
+    manifest = tmp_path / "run" / "manifest.json"
+    document = json.loads(manifest.read_text())
+    for section, field in (("data", "fingerprint"), ("plan", "global_batch_size")):
+        changed = {**document, section: {**document[section], field: "8"}}
+        manifest.write_text(json.dumps(changed))
+        assert command(*again).code == 2, field
+    changed = {**document, "plan": {**document["plan"], "packing": {"on": True, "rows": 3}}}
+    manifest.write_text(json.dumps(changed))
+    assert command(*again).code == 2
+    assert not (tmp_path / "new" / "manifest.json").exists()
+    manifest.write_text(json.dumps(document))
+    outcome = command(*again)
+    assert outcome.code == 0, outcome.stderr
+    assert list(read_metrics(tmp_path / "new", "loss")) == [5, 6, 7, 8]
+
+
+def test_another_base_in_the_same_place_is_not_gone_on_with(
+    command, write_recipe, tmp_path, tiny_model
+):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base)
+    recipe = write_recipe(model={"model_name_or_path": str(base)}, train={"max_steps": 2})
+    assert command("train", recipe).code == 0
+    before = hash_files(tmp_path / "run")
+    make_tiny_llama(base, seed=1)
+    for place in ("run", "new"):
+        outcome = command(
+            "train",
+            recipe,
+            "train.max_steps=4",
+            f"output_dir={tmp_path / place}",
+            *(["--resume", tmp_path / "run" / "checkpoints" / "checkpoint-2"] * (place == "new")),
+        )
+        assert outcome.code == 2
+        assert "the base is not the one of the checkpoint" in outcome.stderr
+        assert "model.model_name_or_path" in outcome.stderr
+    assert hash_files(tmp_path / "run").keys() == before.keys()
+
+
+def test_the_manifest_is_found_where_the_checkpoints_are_a_link(command, write_recipe, tmp_path):
+    recipe = write_recipe()
+    assert command("train", recipe).code == 0
+    (tmp_path / "run" / "checkpoints").rename(tmp_path / "elsewhere")
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    start = find_starting_point(
+        RunDirectory(tmp_path / "run"), read_recipe(recipe, ["train.max_steps=8"]), "auto", False
+    )
+    assert start.get_recorded("data")["fingerprint"]
 
 
 def test_overwrite_loses_nothing_while_the_new_run_cannot_start(command, write_recipe, tmp_path):
@@ -210,6 +271,41 @@ def test_the_export_of_a_trained_run_is_tried_again_alone(command, write_recipe,
     assert again.code == 0, again.stderr
     assert "nothing is left to train" in again.stderr
     assert (merged / "merge_report.json").exists()
+
+
+def test_a_run_goes_on_past_its_own_merge(command, write_recipe, tmp_path):
+    """Stopped when the merge stood already; longer; given up: each time it is replaced by the new.
+
+    A run in another folder, and a file that somebody put there, are another matter.
+    """
+    merged, status = tmp_path / "merged", tmp_path / "run" / "status.json"
+    recipe = write_recipe(export={"merge": str(merged)})
+    assert command("train", recipe).code == 0
+    first = hash_files(merged)
+    status.write_text(json.dumps({"exit_code": 75, "reason": "stopped", "step": 4}))
+    again = command("train", recipe)
+    assert again.code == 0, again.stderr
+    assert hash_files(merged)["model.safetensors"] == first["model.safetensors"]
+    longer = command("train", recipe, "train.max_steps=6")
+    assert longer.code == 0, longer.stderr
+    second = hash_files(merged)
+    assert second["model.safetensors"] != first["model.safetensors"]
+    copy = tmp_path / "run" / "checkpoints" / "checkpoint-6"
+    arguments = ("train.max_steps=6", f"output_dir={tmp_path / 'other'}")
+    for resume in ((), ("--resume", copy)):
+        other = command("train", recipe, *arguments, *resume)
+        assert other.code == 7
+        assert "is no merge that this run made" in other.stderr
+    (merged / "model.gguf").write_text("mine")
+    refused = command("train", recipe, "train.max_steps=8")
+    assert refused.code == 7
+    assert "holds what is not of it: model.gguf" in refused.stderr
+    (merged / "model.gguf").unlink()
+    assert hash_files(merged) == second
+    anew = command("train", recipe, "--overwrite")
+    assert anew.code == 0, anew.stderr
+    assert hash_files(merged)["model.safetensors"] == first["model.safetensors"]
+    assert not list(tmp_path.glob(".merged*"))
 
 
 def test_a_run_killed_inside_its_first_save_starts_anew(command, write_recipe, tmp_path):

@@ -30,6 +30,16 @@ DIVERGING = {
     "load_best_model_at_end": True,
     "metric_for_best_model": "eval_loss",
 }
+# The loss falls, so that the first checkpoint is the best one where a high loss is wished for.
+FIRST_IS_BEST = {
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "save_steps": 2,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "eval_loss",
+    "greater_is_better": True,
+    "max_steps": 6,
+}
 
 
 def test_a_run_directory_has_what_the_contract_says(command, write_recipe, tmp_path):
@@ -119,6 +129,35 @@ def test_the_best_checkpoint_is_what_is_exported(command, write_recipe, tmp_path
     exported = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
     assert best_tensors.keys() == exported.keys()
     assert all(torch.equal(best_tensors[name], exported[name]) for name in exported)
+
+
+@pytest.mark.parametrize("last_step", [4, 6])
+def test_a_moved_run_still_knows_its_best_checkpoint(command, write_recipe, tmp_path, last_step):
+    """Stopped after step 4, or killed between its last checkpoint and its end; then moved."""
+    recipe = write_recipe(train=FIRST_IS_BEST)
+    assert command("train", recipe).code == 0
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    wanted = (run / "checkpoints" / "checkpoint-2" / "adapter_model.safetensors").read_bytes()
+    (run / "status.json").unlink()
+    shutil.rmtree(run / "adapter")
+    if last_step == 4:
+        shutil.rmtree(run / "checkpoints" / "checkpoint-6")
+    run.rename(moved)
+    again = command("train", recipe, f"output_dir={moved}", "train.save_steps=6")
+    assert again.code == 0, again.stderr
+    assert f"going on from {moved / 'checkpoints' / f'checkpoint-{last_step}'}" in again.stderr
+    assert "does not exist anymore" not in again.stderr
+    assert (moved / "adapter" / "adapter_model.safetensors").read_bytes() == wanted
+
+
+def test_a_best_checkpoint_that_is_gone_is_named(command, write_recipe, tmp_path):
+    recipe = write_recipe(train=FIRST_IS_BEST)
+    assert command("train", recipe).code == 0
+    (tmp_path / "run" / "status.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "checkpoint-2")
+    again = command("train", recipe)
+    assert again.code == 0, again.stderr
+    assert "checkpoint-2, the best so far, is not in" in again.stderr
 
 
 def test_early_stopping_ends_a_run_that_no_longer_improves(command, write_recipe, tmp_path):
