@@ -20,7 +20,6 @@ import torch
 from datasets import Dataset
 from transformers import (
     PreTrainedTokenizerBase,
-    TrainingArguments,
     set_seed,
 )
 
@@ -60,6 +59,7 @@ from lora_sft.train import zero
 from lora_sft.train.first_process import first_one_builds
 from lora_sft.train.fit import TrainResult, fit
 from lora_sft.train.full_disk import full_disk_named
+from lora_sft.train.meeting import check_same_data, meet, wait_for_main
 from lora_sft.train.output_lock import locked
 from lora_sft.train.packing import Packing, decide_packing
 from lora_sft.train.processes import Processes, check_devices, leave_process_group
@@ -73,6 +73,7 @@ from lora_sft.train.same_run import (
 )
 from lora_sft.train.stop_signal import StopRequest
 from lora_sft.train.trainer import make_collator, make_sft_config
+from lora_sft.train.watch import Watch
 from lora_sft.versions import read_versions
 
 ROWS_LOOKED_AT = 200  # for the special tokens that a template uses
@@ -108,11 +109,12 @@ def run_training(
             with full_disk_named(run.path):
                 result = _train(recipe, run, start, processes, request, report)
             leave_process_group()
-            report.stop_watching()
             if processes.is_main:
                 if result.is_complete:
                     _export(recipe, run, start)
                 run.write_status(result.exit_code, result.reason, result.step)
+            wait_for_main(report.watch, run.status.exists)
+            report.stop_watching()
         request.finish()
     say(describe_end(run, result))
     return result
@@ -154,6 +156,7 @@ def _train(
     tokenizer, corpus = load_data(recipe, start.get_recorded("data").get("template_date"))
     show_accounts(corpus)
     check_same_rows(start, corpus.fingerprint)
+    check_same_data(watch, corpus.fingerprints)
     set_seed(recipe.train["seed"])  # the adapter's random A matrices come from it
     model, census = build_model(recipe)
     check_vocabulary(model, tokenizer, corpus)
@@ -162,7 +165,7 @@ def _train(
     check_same_packing(start, packing)
     origin = make_adapter_origin(recipe, corpus)
     check_same_base(start, origin.base_fingerprint)
-    _open_run(run, start, arguments, processes)
+    _open_run(run, start, watch, processes)
     if processes.is_main:
         write_text_atomically(run.recipe, recipe.resolved_text())
         manifest = make_manifest(recipe, batch, corpus, census, packing)
@@ -179,11 +182,11 @@ def _train(
 
 
 def _open_run(
-    run: RunDirectory, start: StartingPoint, arguments: TrainingArguments, processes: Processes
+    run: RunDirectory, start: StartingPoint, watch: Watch | None, processes: Processes
 ) -> None:
     """Clear what the user gave up: once every process has looked at it, and everything that can
     be wrong with recipe, data and model is known to be right."""
-    arguments.distributed_state.wait_for_everyone()
+    meet(watch, "model")
     if processes.is_main:
         if start.discard:
             remove_run(run)
@@ -191,7 +194,7 @@ def _open_run(
         if start.checkpoint is not None and start.needs_conversion(processes.world_size):
             say(f"{start.checkpoint.name} was written by another number of processes: converting")
             zero.convert_to_universal(start.checkpoint)
-    arguments.distributed_state.wait_for_everyone()
+    meet(watch, "start")
     if start.checkpoint is not None:
         say(f"going on from {start.checkpoint}")
 

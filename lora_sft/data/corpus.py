@@ -36,8 +36,8 @@ class Corpus:
     """What training learns from.
 
     Each split has the columns `input_ids`, `labels`, `source` and `row`. `stop_token_ids` are
-    all tokens that end a turn, the template's own among them. `fingerprint` covers ids and
-    labels of the training split in their order. `largest_token_id` is that of any split: the
+    all tokens that end a turn, the template's own among them. `fingerprints` has one for each
+    split, of its ids and labels in their order. `largest_token_id` is that of any split: the
     model's embedding must have a row for it. `warnings` are sentences for a person.
     `template_date` is the day (YYYY-MM-DD) that a template which reads the clock was shown.
     """
@@ -48,10 +48,15 @@ class Corpus:
     accounts: Mapping[str, Account]
     template_sha256: str
     stop_token_ids: frozenset[int]
-    fingerprint: str
+    fingerprints: Mapping[str, str]
     largest_token_id: int
     warnings: tuple[str, ...] = ()
     template_date: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the rows that are trained on."""
+        return self.fingerprints["train"]
 
 
 def build_corpus(
@@ -107,7 +112,7 @@ def open_corpus(folder: Path) -> Corpus:
         accounts={name: split.account for name, split in splits.items()},
         template_sha256=described["template_sha256"],
         stop_token_ids=frozenset(described["stop_token_ids"]),
-        fingerprint=splits["train"].fingerprint,
+        fingerprints={name: split.fingerprint for name, split in splits.items()},
         largest_token_id=max(split.largest_token_id for split in splits.values()),
         warnings=tuple(described["warnings"]),
         template_date=described["template_date"],

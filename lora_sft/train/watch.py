@@ -28,6 +28,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -73,6 +74,11 @@ class Watch:
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._stacks: IO[str] | None = None
         self._word: IO[str] | None = None
+        self._identity = {
+            "host": socket.gethostname(),
+            "pids": _identify_process_ids(),
+            "pid": os.getpid(),
+        }
 
     def start(self) -> None:
         """Give the first sign of life, and look at the others from now on."""
@@ -95,8 +101,8 @@ class Watch:
         self._path("end", "staged").unlink(missing_ok=True)
         if self.find_end() is not None:
             return
-        for kind, suffix in (("beat", "json"), ("stacks", "txt")):
-            self._path(kind, suffix).unlink(missing_ok=True)
+        for path in self.folder.glob(f"*-{self.processes.process_rank}.*"):
+            path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # others are still in there, or were faster
             self.folder.rmdir()
             self.folder.parent.rmdir()
@@ -218,8 +224,7 @@ class Watch:
         """A sign of life; without the next one, native code writes this process's stacks."""
         path = self._path("beat", "json")
         staged = path.with_suffix(".staged")
-        host, pid = socket.gethostname(), os.getpid()
-        record = {"beat": count, "progress": self._progress, "host": host, "pid": pid}
+        record = {"beat": count, "progress": self._progress, **self._identity}
         try:
             staged.write_text(json.dumps(record), encoding="utf-8")
             staged.replace(path)
@@ -269,9 +274,22 @@ def _describe_gone(rank: int, record: dict[str, Any]) -> str:
     return f"process {rank} (pid {record['pid']} on {record['host']}) is gone without a word"
 
 
+@cache
+def _identify_process_ids() -> str:
+    """What process ids are counted in: this boot of this machine, and the container on it.
+
+    Containers that share their machine's network have its name, and ids of their own.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return socket.gethostname()
+
+
 def _is_gone(record: dict[str, Any]) -> bool:
     """Whether a process of this machine exists no more (or is a corpse that nobody collected)."""
-    if record["host"] != socket.gethostname():
+    if record["pids"] != _identify_process_ids():
         return False
     try:
         os.kill(record["pid"], 0)

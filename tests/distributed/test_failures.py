@@ -93,27 +93,42 @@ def test_a_full_disk_is_named_with_its_path_and_older_checkpoints_stay(
     assert f"checkpoint-{status['step']}" in kept
 
 
-def test_machines_that_do_not_share_the_output_folder_are_told_so(tmp_path, shared_model):
-    recipe = write_recipe_for(tmp_path, shared_model, "lora", "ddp", "run")
+def train_on_two_machines(recipe, changes):
+    """What each of two torchruns says, one process each; `changes`: of the recipe, for each."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
     torchrun += ["--master_addr=127.0.0.1", f"--master_port={find_free_port()}"]
     started = [
         subprocess.Popen(
-            [
-                *(*torchrun, f"--node_rank={node}", "-m", "lora_sft", "train", str(recipe)),
-                f"output_dir={tmp_path / f'disk-{node}'}",
-            ],
+            [*torchrun, f"--node_rank={node}", "-m", "lora_sft", "train", str(recipe), change],
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
-        for node in range(2)
+        for node, change in enumerate(changes)
     ]
-    for process in started:
-        _, said = process.communicate(timeout=120)
+    return [process.communicate(timeout=120)[1] for process in started]
+
+
+def test_machines_that_do_not_share_the_output_folder_are_told_so(tmp_path, shared_model):
+    recipe = write_recipe_for(tmp_path, shared_model, "lora", "ddp", "run")
+    changes = [f"output_dir={tmp_path / f'disk-{node}'}" for node in range(2)]
+    for said in train_on_two_machines(recipe, changes):
         assert "error: output_dir is not shared by all machines" in said
         assert "put it on a file system that all machines see" in said
     assert json.loads((tmp_path / "disk-0" / "status.json").read_text())["exit_code"] == 2
+
+
+def test_machines_whose_data_differ_train_nothing(tmp_path, shared_model):
+    recipe = write_recipe_for(tmp_path, shared_model, "lora", "ddp", "run")
+    source = tmp_path / "train.jsonl"
+    shorter = tmp_path / "shorter.jsonl"
+    shorter.write_text("".join(source.read_text().splitlines(keepends=True)[:-1]))
+    changes = [f"data.datasets.0.path={path}" for path in (source, shorter)]
+    for node, said in enumerate(train_on_two_machines(recipe, changes)):
+        assert f"process {1 - node} has other train rows than process {node}" in said
+        assert "give every machine the same files" in said
+    assert read_status(tmp_path)["exit_code"] == 3
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_ctrl_c_on_any_process_is_ctrl_c_for_all(tmp_path, shared_model):

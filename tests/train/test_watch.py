@@ -109,6 +109,23 @@ def test_a_killed_process_is_noticed_and_named(start, tmp_path):
     assert "a_function_that_hangs" in read_stacks(tmp_path, 0)
 
 
+def test_a_process_of_another_container_is_not_looked_for_by_its_number(start, tmp_path):
+    """Containers may share a host's name; a number of one names nobody, or another, in the next."""
+    (process,) = start("wait")
+    beat = tmp_path / "processes" / "x" / "beat-0.json"
+    no_one = subprocess.Popen(["true"])
+    no_one.wait()
+    other = {**json.loads(beat.read_text()), "pids": "elsewhere", "pid": no_one.pid}
+    for count in range(20):
+        staged = beat.with_name("staged")
+        staged.write_text(json.dumps({**other, "beat": count}))
+        staged.replace(beat.with_name("beat-1.json"))
+        time.sleep(0.2)
+    assert process.poll() is None
+    assert process.wait(timeout=20) == 6
+    assert "gave no sign of life for 2 s" in read_status(tmp_path)["reason"]
+
+
 def test_a_process_that_stands_still_in_the_kernel_is_noticed(start, tmp_path):
     """Nothing of it runs any more, not even the thread that says so: as on a machine that hangs."""
     processes = start("wait", "wait")
