@@ -122,10 +122,11 @@ def test_machines_whose_data_differ_train_nothing(tmp_path, shared_model):
     recipe = write_recipe_for(tmp_path, shared_model, "lora", "ddp", "run")
     source = tmp_path / "train.jsonl"
     shorter = tmp_path / "shorter.jsonl"
-    shorter.write_text("".join(source.read_text().splitlines(keepends=True)[:-1]))
+    lines = source.read_text().splitlines(keepends=True)
+    shorter.write_text("".join(lines[:-1]))  # the last one is for validation
     changes = [f"data.datasets.0.path={path}" for path in (source, shorter)]
     for node, said in enumerate(train_on_two_machines(recipe, changes)):
-        assert f"process {1 - node} has other train rows than process {node}" in said
+        assert f"process {1 - node} has other validation rows than process {node}" in said
         assert "give every machine the same files" in said
     assert read_status(tmp_path)["exit_code"] == 3
     assert not (tmp_path / "run" / "metrics.jsonl").exists()

@@ -56,11 +56,20 @@ def run(worker, tmp_path, environment=None):
     return supervise(command, {**os.environ, **(environment or {})}, RunDirectory(tmp_path))
 
 
+@pytest.fixture
+def hangup():
+    """`hangup(handler)`: what SIGHUP does meanwhile; nohup may have started the tests too."""
+    before = signal.getsignal(signal.SIGHUP)
+    yield lambda handler: signal.signal(signal.SIGHUP, handler)
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130), (signal.SIGHUP, 75)],
 )
-def test_a_signal_reaches_the_workers_and_their_code_comes_back(number, code, tmp_path):
+def test_a_signal_reaches_the_workers_and_their_code_comes_back(number, code, tmp_path, hangup):
+    hangup(signal.SIG_DFL)
     ready = tmp_path / "ready"
 
     def send() -> None:
@@ -219,13 +228,10 @@ def is_alive(process):
     return state not in ("Z", "X")
 
 
-def test_a_terminal_that_nohup_gave_up_is_not_missed(tmp_path):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGHUP)).start()
-        assert run("import time; time.sleep(1)", tmp_path) == 0
-    finally:
-        signal.signal(signal.SIGHUP, before)
+def test_a_terminal_that_nohup_gave_up_is_not_missed(tmp_path, hangup):
+    hangup(signal.SIG_IGN)
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGHUP)).start()
+    assert run("import time; time.sleep(1)", tmp_path) == 0
 
 
 def test_a_worker_that_was_killed_leaves_its_code_in_the_status(tmp_path):

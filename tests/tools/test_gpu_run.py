@@ -45,6 +45,7 @@ def visit(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     return folder, run_lanes(folder, "--minutes", "14")
 
 
+@pytest.mark.timeout(1800)  # six minutes where nothing else runs
 def test_every_lane_runs_on_toy_shapes_and_only_what_needs_cuda_is_skipped(
     visit: tuple[Path, Outcome],
 ) -> None:
