@@ -19,8 +19,12 @@ STDERR = 2
 
 
 def is_main_process() -> bool:
-    """Whether this process is global rank 0, read from the launcher's environment."""
-    return int(os.environ.get("RANK", "0")) == 0
+    """Whether this process is global rank 0, read from the launcher's environment.
+
+    What is no number is refused where the world is read, and may be shown by then.
+    """
+    rank = os.environ.get("RANK", "")
+    return not rank.isdecimal() or int(rank) == 0
 
 
 class _LastingWords(io.FileIO):
