@@ -59,7 +59,7 @@ from lora_sft.train import zero
 from lora_sft.train.first_process import first_one_builds
 from lora_sft.train.fit import TrainResult, fit
 from lora_sft.train.full_disk import full_disk_named
-from lora_sft.train.meeting import check_same_data, meet, wait_for_main
+from lora_sft.train.meeting import check_same_data, leave_after_main, meet
 from lora_sft.train.output_lock import locked
 from lora_sft.train.packing import Packing, decide_packing
 from lora_sft.train.processes import Processes, check_devices, leave_process_group
@@ -113,7 +113,7 @@ def run_training(
                 if result.is_complete:
                     _export(recipe, run, start)
                 run.write_status(result.exit_code, result.reason, result.step)
-            wait_for_main(report.watch, run.status.exists)
+            leave_after_main(report.watch)
             report.stop_watching()
         request.finish()
     say(describe_end(run, result))

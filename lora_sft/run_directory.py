@@ -114,7 +114,7 @@ class RunDirectory:
         """One of this run's JSON documents, or None where it is not there (or not JSON)."""
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
+        except (FileNotFoundError, ValueError):  # neither text nor JSON is a ValueError
             return None
         return document if isinstance(document, dict) else None
 

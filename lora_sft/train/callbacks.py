@@ -242,8 +242,13 @@ class BestCheckpoint(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The counters were just read from the checkpoint that is gone on from."""
+        """The counters were just read from the checkpoint that is gone on from.
+
+        Without the checkpoint its score counts no more: nothing later could be kept for being best.
+        """
         state.best_model_checkpoint = str(self.best) if self.best is not None else None
+        if self.best is None:
+            state.best_metric = None
 
 
 def _is_not_about_the_older_place(record: logging.LogRecord) -> bool:

@@ -94,18 +94,22 @@ class Report:
         return shown
 
     def _write(self, exit_code: int, reason: str) -> None:
+        """Raises nothing: the process leaves after it, and another word may be on its way."""
+        try:
+            self._try_to_write(exit_code, reason)
+        except OSError:
+            try:
+                self._remove_unfinished()
+                self._try_to_write(exit_code, reason)
+            except OSError as error:
+                say(f"{self.run.status} cannot be written: {error.strerror}")
+
+    def _try_to_write(self, exit_code: int, reason: str) -> None:
         if self.run.is_finished:
             return  # its end stands until this start has cleared it: so far nothing was changed
         checkpoints = [each for each in self.run.list_checkpoints() if (each / MANIFEST).exists()]
         step = int(checkpoints[-1].name.removeprefix(CHECKPOINT_PREFIX)) if checkpoints else 0
-        try:
-            self.run.write_status(exit_code, reason, step)
-        except OSError:
-            try:
-                self._remove_unfinished()
-                self.run.write_status(exit_code, reason, step)
-            except OSError as error:
-                say(f"{self.run.status} cannot be written: {error.strerror}")
+        self.run.write_status(exit_code, reason, step)
 
     def _remove_unfinished(self) -> None:
         """Make room on a full disk: what was never sealed is of no use to anyone."""

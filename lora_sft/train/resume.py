@@ -74,9 +74,11 @@ def find_starting_point(
 
 
 def _find_run_of(checkpoint: Path, run: RunDirectory) -> RunDirectory:
-    """The run that wrote a checkpoint: `run`, whose `checkpoints` may be a link, or another."""
-    folder = checkpoint.resolve().parent
-    return run if folder == run.checkpoints.resolve() else RunDirectory(folder.parent)
+    """The run that wrote a checkpoint: `run`, or another. A folder of checkpoints and each of them
+    may be a link to a larger disk."""
+    if checkpoint.parent.resolve() == run.checkpoints.resolve():
+        return run
+    return RunDirectory(checkpoint.resolve().parent.parent)
 
 
 def _decide(run: RunDirectory, recipe: Recipe, resume: str, overwrite: bool) -> StartingPoint:
@@ -198,18 +200,32 @@ def read_checkpoint_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def find_best_checkpoint(run: RunDirectory, checkpoint: Path) -> Path | None:
-    """The best checkpoint up to this one, by its name: in `run`, else beside the one gone on from.
-
-    The trainer's counters hold the absolute path of then, and the run may have been moved since.
-    """
+    """The best checkpoint up to this one, by its name: in `run`, else beside the one gone on from,
+    else where the trainer's counters say. They hold an absolute path, and a run may be moved."""
     named = read_checkpoint_state(checkpoint).get("best_model_checkpoint")
     if named is None:
         return None
-    for folder in (run.checkpoints, checkpoint.parent):
-        if (folder / Path(named).name).is_dir():
-            return folder / Path(named).name
-    say(f"warning: {Path(named).name}, the best so far, is not in {run.checkpoints}: forgotten")
-    return None
+    name = Path(named).name
+    places = (run.checkpoints / name, checkpoint.parent / name, Path(named))
+    best = next((place for place in places if place.is_dir()), None)
+    fault = f"is not in {run.checkpoints}" if best is None else _find_fault(best, run)
+    if fault:
+        say(f"warning: {name}, the best so far, {fault}; it is forgotten, score and all")
+        return None
+    return best
+
+
+def _find_fault(best: Path, run: RunDirectory) -> str:
+    damage = find_damage(best)
+    if damage:
+        return f"is damaged ({damage})"
+    return "" if _may_be_loaded(best, run) else f"is in another directory ({best})"
+
+
+def _may_be_loaded(checkpoint: Path, run: RunDirectory) -> bool:
+    """Whoever made a folder made its hashes too, and DeepSpeed's states run code when they load:
+    they are the run's own, or left alone."""
+    return not has_shards(checkpoint) or checkpoint.resolve().is_relative_to(run.path.resolve())
 
 
 def _check_complete(checkpoint: Path, run: RunDirectory) -> None:
@@ -220,9 +236,8 @@ def _check_complete(checkpoint: Path, run: RunDirectory) -> None:
             f"{checkpoint}  --resume",
             "give a folder checkpoints/checkpoint-N of a run, or use --resume auto",
         )
-    is_own = checkpoint.resolve().is_relative_to(run.path.resolve())
-    if has_shards(checkpoint) and not is_own:
-        raise TrainingError(  # whoever made the folder made its manifest too
+    if not _may_be_loaded(checkpoint, run):
+        raise TrainingError(
             "DeepSpeed's states are pickles, which can run code, and are loaded from the run's own "
             "directory alone",
             f"{checkpoint}  --resume",

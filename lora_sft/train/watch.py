@@ -54,6 +54,15 @@ class End:
     reason: str
 
 
+class EndedElsewhere(TrainingError):
+    """Another process ended the run: this one leaves with its reason and its exit code."""
+
+    def __init__(self, end: End, folder: Path) -> None:
+        what = f"process {end.process_rank} ended the run: {end.reason}"
+        super().__init__(what, str(folder), "see what that process printed")
+        self.exit_code = end.exit_code
+
+
 class Watch:
     """This process's signs of life, and its eye on the next one."""
 
@@ -174,8 +183,7 @@ class Watch:
             if end is not None and is_signal:
                 return error
             if end is not None:
-                what = f"process {end.process_rank} ended the run: {end.reason}"
-                return TrainingError(what, str(self.folder), "see what that process printed")
+                return EndedElsewhere(end, self.folder)
             gone = gone or self._find_gone()
             time.sleep(BEAT_SECONDS / 4)
         if is_signal and not gone:

@@ -159,7 +159,8 @@ def test_what_is_no_json_value_does_harm_only_where_the_template_reads_it(tmp_pa
     corpus = prepare_parquet(tmp_path / "b.parquet", rows, reads_score + tiny.CHATML)
     assert corpus.accounts["train"].dropped == {"malformed": 1}
     assert "message 0.score is nan" in corpus.accounts["train"].examples["malformed"]
-    whole = tiny.CHATML.replace("message.role +", "(message | tojson) + message.role +")
+    as_json = "(message | tojson if message.role == 'user' else '')"
+    whole = tiny.CHATML.replace("message.role +", f"{as_json} + message.role +")
     corpus = prepare_parquet(tmp_path / "c.parquet", rows, whole)
     shown = [tiny.make_tokenizer().decode(ids) for ids in corpus.train["input_ids"]]
     assert len(shown) == 3

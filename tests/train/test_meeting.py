@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,7 +9,7 @@ import pytest
 
 from lora_sft.errors import DataError, TrainingError
 from lora_sft.train import meeting
-from lora_sft.train.meeting import check_same_data, meet, wait_for_main
+from lora_sft.train.meeting import check_same_data, leave_after_main, meet
 from lora_sft.train.processes import Processes
 from lora_sft.train.watch import Watch
 
@@ -42,8 +41,9 @@ def test_a_place_is_met_at_once_by_a_run_of_one_process():
 def test_who_waits_leaves_when_another_process_ends_the_run(watches, pool):
     waiting = pool.submit(meet, watches[0], "model")
     watches[1].end(3, "the disk is full")
-    with pytest.raises(TrainingError, match="process 1 ended the run: the disk is full"):
+    with pytest.raises(TrainingError, match="process 1 ended the run: the disk is full") as caught:
         waiting.result(timeout=10)
+    assert caught.value.exit_code == 3
 
 
 def test_a_long_wait_names_who_is_missing(watches, pool, monkeypatch, capsys):
@@ -73,19 +73,24 @@ def test_rows_that_are_the_same_everywhere_are_trained_on(watches, pool):
     check_same_data(None, rows)
 
 
-def test_the_others_stay_until_the_main_process_has_written_the_end(watches, pool, tmp_path):
-    status = tmp_path / "status.json"
-    has_written = threading.Event()
-
-    def wait():
-        wait_for_main(watches[1], status.exists)
-        assert has_written.is_set()
-
-    waiting = pool.submit(wait)
+def test_the_others_stay_until_the_main_process_says_so_and_it_leaves_last(watches, pool):
+    beat = watches[0].folder / "beat-1.json"
+    beat.touch()
+    other = pool.submit(leave_after_main, watches[1])
     time.sleep(0.5)
-    assert not waiting.done()
-    has_written.set()
-    status.touch()
-    waiting.result(timeout=10)
-    wait_for_main(watches[0], lambda: False)  # who writes it waits for nobody
-    wait_for_main(None, lambda: False)
+    assert not other.done()
+    main = pool.submit(leave_after_main, watches[0])
+    other.result(timeout=10)
+    assert not main.done()  # what it put down stays until the others have seen it
+    beat.unlink()
+    main.result(timeout=5)
+    leave_after_main(None)
+
+
+def test_a_main_process_that_fails_at_the_end_gives_the_others_its_exit_code(watches, pool):
+    """The status is written by then, and is no sign of a good end."""
+    watches[0].end(7, "the output exists already")
+    (watches[0].folder / "status.json").touch()
+    with pytest.raises(TrainingError, match="the output exists already") as caught:
+        pool.submit(leave_after_main, watches[1]).result(timeout=10)
+    assert caught.value.exit_code == 7
