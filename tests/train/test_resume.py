@@ -177,13 +177,17 @@ def test_what_changed_is_seen_in_a_new_folder_too(command, write_recipe, tmp_pat
     again.append(tmp_path / "run" / "checkpoints" / "checkpoint-4")
     manifest = tmp_path / "run" / "manifest.json"
     document = json.loads(manifest.read_text())
-    for section, field in (("data", "fingerprint"), ("plan", "global_batch_size")):
-        changed = {**document, section: {**document[section], field: "8"}}
+    packed = {"on": True, "rows": 3}
+    for section, field, value, what in (
+        ("data", "fingerprint", "another", "the training rows are not those of the checkpoint"),
+        ("plan", "global_batch_size", 9, "a step of the checkpoint had 9 rows"),
+        ("plan", "packing", packed, "the checkpoint was trained on 3 packed rows"),
+    ):
+        changed = {**document, section: {**document[section], field: value}}
         manifest.write_text(json.dumps(changed))
-        assert command(*again).code == 2, field
-    changed = {**document, "plan": {**document["plan"], "packing": {"on": True, "rows": 3}}}
-    manifest.write_text(json.dumps(changed))
-    assert command(*again).code == 2
+        outcome = command(*again)
+        assert outcome.code == 2
+        assert what in outcome.stderr
     assert not (tmp_path / "new" / "manifest.json").exists()
     manifest.write_text(json.dumps(document))
     outcome = command(*again)
@@ -214,15 +218,26 @@ def test_another_base_in_the_same_place_is_not_gone_on_with(
     assert hash_files(tmp_path / "run").keys() == before.keys()
 
 
-def test_the_manifest_is_found_where_the_checkpoints_are_a_link(command, write_recipe, tmp_path):
+@pytest.mark.parametrize("linked", ["checkpoints", "checkpoints/checkpoint-4"])
+def test_the_manifest_is_found_where_checkpoints_are_links(command, write_recipe, tmp_path, linked):
+    """To a larger disk, say; all of them or one."""
     recipe = write_recipe()
     assert command("train", recipe).code == 0
-    (tmp_path / "run" / "checkpoints").rename(tmp_path / "elsewhere")
-    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    place, elsewhere = tmp_path / "run" / linked, tmp_path / "large" / "disk"
+    elsewhere.mkdir(parents=True)
+    place.rename(elsewhere / place.name)
+    place.symlink_to(elsewhere / place.name)
     start = find_starting_point(
         RunDirectory(tmp_path / "run"), read_recipe(recipe, ["train.max_steps=8"]), "auto", False
     )
+    assert start.checkpoint == tmp_path / "run" / "checkpoints" / "checkpoint-4"
     assert start.get_recorded("data")["fingerprint"]
+
+
+def test_a_status_that_is_no_text_says_nothing(tmp_path):
+    (tmp_path / "status.json").write_bytes(b"\xff\xfe\x00")
+    assert RunDirectory(tmp_path).read_status() is None
+    assert not RunDirectory(tmp_path).is_finished
 
 
 def test_overwrite_loses_nothing_while_the_new_run_cannot_start(command, write_recipe, tmp_path):

@@ -149,14 +149,47 @@ def test_a_moved_run_still_knows_its_best_checkpoint(command, write_recipe, tmp_
     assert (moved / "adapter" / "adapter_model.safetensors").read_bytes() == wanted
 
 
-def test_a_best_checkpoint_that_is_gone_is_named(command, write_recipe, tmp_path):
+def test_a_run_begun_elsewhere_keeps_its_best_checkpoint_from_start_to_start(
+    command, write_recipe, tmp_path
+):
     recipe = write_recipe(train=FIRST_IS_BEST)
     assert command("train", recipe).code == 0
-    (tmp_path / "run" / "status.json").unlink()
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "checkpoint-2")
-    again = command("train", recipe)
+    checkpoints, new = tmp_path / "run" / "checkpoints", tmp_path / "new"
+    wanted = (checkpoints / "checkpoint-2" / "adapter_model.safetensors").read_bytes()
+    shutil.rmtree(checkpoints / "checkpoint-6")
+    again = ["train", recipe, f"output_dir={new}"]
+    assert command(*again, "--resume", checkpoints / "checkpoint-4").code == 0
+    for longer in (6, 8):
+        (new / "status.json").unlink()
+        shutil.rmtree(new / "adapter")
+        assert command(*again, f"train.max_steps={longer}").code == 0
+        assert (new / "adapter" / "adapter_model.safetensors").read_bytes() == wanted
+
+
+@pytest.mark.parametrize(("is_gone", "what"), [(True, "is not in"), (False, "is damaged (adapter")])
+def test_a_best_checkpoint_that_cannot_be_had_is_named_and_its_score_forgotten(
+    command, write_recipe, tmp_path, is_gone, what
+):
+    recipe = write_recipe(train=FIRST_IS_BEST)
+    assert command("train", recipe).code == 0
+    run = tmp_path / "run"
+    (run / "status.json").unlink()
+    shutil.rmtree(run / "checkpoints" / "checkpoint-6")
+    best = run / "checkpoints" / "checkpoint-2"
+    if is_gone:
+        shutil.rmtree(best)
+    else:
+        with (best / "adapter_model.safetensors").open("r+b") as file:
+            file.seek(-2, 2)
+            file.write(b"!")
+    again = command("train", recipe, "train.max_steps=8")
     assert again.code == 0, again.stderr
-    assert "checkpoint-2, the best so far, is not in" in again.stderr
+    assert f"checkpoint-2, the best so far, {what}" in again.stderr
+    losses = read_metrics(run, "eval_loss")
+    assert losses[6] > losses[8]
+    kept = run / "checkpoints" / "checkpoint-6" / "adapter_model.safetensors"
+    exported = run / "adapter" / "adapter_model.safetensors"
+    assert exported.read_bytes() == kept.read_bytes()
 
 
 def test_early_stopping_ends_a_run_that_no_longer_improves(command, write_recipe, tmp_path):
