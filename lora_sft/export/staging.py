@@ -4,8 +4,9 @@ Everything is written into a hidden folder beside the output, which is renamed a
 killed merge leaves that folder, which has no config.json before its weights are whole, and the
 next start deletes it. Two merges into one place are told from each other by a lock.
 
-What a run merged by itself it may replace, when it goes on: the folder names the run and every file
-that was written. Any other folder, and one with a file that was not, is left alone.
+What a run merged by itself it may replace, when it goes on: the folder names the run, where the run
+lies, and every file that was written. Any other folder, one with a file that was added or changed
+since, and one that belongs to a copy of the run, is left alone.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,45 +28,73 @@ from lora_sft.run_directory import write_json
 OWNER_FILE = ".lora_sft_run.json"  # hidden: nothing that begins with a dot is uploaded
 
 
-def check_output_is_free(output: Path, owner: str | None = None) -> None:
-    """`owner`: the id of a run, whose own earlier merge is not in its way.
+@dataclass(frozen=True)
+class Owner:
+    """The run that merges by itself: its id, which a copy of it has too, and its folder."""
+
+    run_id: str
+    path: Path
+
+
+def check_output_is_free(output: Path, owner: Owner | None = None) -> None:
+    """`owner`: a run, whose own earlier merge is not in its way as long as nobody touched it.
 
     Raises: ExportError where something else is at `output` already.
     """
+    output = output.resolve()  # of a link: what it points to, on that disk
     if not _is_taken(output):
         return
     if owner is None or not output.is_dir():
         raise ExportError("the output exists already", str(output), "give another folder")
-    record = _read_owner(output)
-    if record.get("run") != owner:
+    if problem := _find_problem(output, owner):
         raise ExportError(
-            "the output exists already, and is no merge that this run made",
+            f"the output exists already, and {problem}",
             str(output),
             "move it away, or give another folder (for a run that was begun: move it)",
         )
-    others = sorted(_list_names(output) - {OWNER_FILE, *record.get("files", ())})
-    if others:
-        raise ExportError(
-            f"the run's earlier merge would be replaced, and holds what is not of it: {others[0]}",
-            str(output),
-            "move what is yours out of that folder",
-        )
 
 
-def mark_as_made_by(folder: Path, owner: str) -> None:
+def _find_problem(output: Path, owner: Owner) -> str:
+    """Why `output` is not the owner's to replace; empty where it is."""
+    record = _read_record(output)
+    if record.get("run") != owner.run_id:
+        return "is no merge that this run made"
+    written = record.get("files")
+    written = written if isinstance(written, dict) else {}
+    for name, state in sorted(_list_files(output).items()):
+        if name not in written:
+            return f"holds what the merge did not write: {name}"
+        if state != written[name]:
+            return f"was changed since the merge: {name}"
+    return ""
+
+
+def mark_as_made_by(folder: Path, owner: Owner) -> None:
     """Let the run that merges into `folder` know it as its own later."""
-    write_json(folder / OWNER_FILE, {"run": owner, "files": sorted(_list_names(folder))})
+    write_json(folder / OWNER_FILE, {"run": owner.run_id, "files": _list_files(folder)})
 
 
 def _is_taken(output: Path) -> bool:
     return output.exists() and (not output.is_dir() or any(output.iterdir()))
 
 
-def _list_names(folder: Path) -> set[str]:
-    return {each.name for each in folder.iterdir()}
+def _list_files(folder: Path) -> dict[str, list[int] | None]:
+    """All that is below `folder`: files with size and time of change, folders by name alone.
+
+    Not by hash: this is asked at every start, and may be of hundreds of gigabytes. A copy with new
+    times counts as changed, which costs a refusal; what is taken for unchanged is deleted.
+    """
+    files: dict[str, list[int] | None] = {}
+    for path in sorted(folder.rglob("*")):
+        found = path.lstat()
+        is_folder = stat.S_ISDIR(found.st_mode)
+        name = path.relative_to(folder).as_posix()
+        files[name] = None if is_folder else [found.st_size, found.st_mtime_ns]
+    files.pop(OWNER_FILE, None)
+    return files
 
 
-def _read_owner(folder: Path) -> dict[str, Any]:
+def _read_record(folder: Path) -> dict[str, Any]:
     try:
         record = json.loads((folder / OWNER_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -118,7 +149,7 @@ def _empty(folder: Path) -> None:
             leftover.unlink()
 
 
-def put_in_place(staged: Path, place: Path, owner: str | None = None) -> None:
+def put_in_place(staged: Path, place: Path, owner: Owner | None = None) -> None:
     """Rename the finished folder, and make the rename last.
 
     What is there may be an empty folder, or `owner`'s own merge of before, which is moved aside

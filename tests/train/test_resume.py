@@ -299,7 +299,7 @@ def test_a_run_goes_on_past_its_own_merge(command, write_recipe, tmp_path):
     (merged / "model.gguf").write_text("mine")
     refused = command("train", recipe, "train.max_steps=8")
     assert refused.code == 7
-    assert "holds what is not of it: model.gguf" in refused.stderr
+    assert "holds what the merge did not write: model.gguf" in refused.stderr
     (merged / "model.gguf").unlink()
     assert hash_files(merged) == second
     anew = command("train", recipe, "--overwrite")
