@@ -117,7 +117,7 @@ def make_merge_plan(
 
     Raises: ExportError where the adapter, its base, the choice or the output cannot be.
     """
-    output = output.resolve() if output.name == "" else output
+    output = output.resolve()  # of a link: what it points to, so that all stays on that disk
     folders = tuple(find_adapter_folder(each) for each in (adapter, *others))
     origin = read_origin(folders[0])
     if base is not None:

@@ -16,14 +16,14 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lora_sft.errors import ExportError
-from lora_sft.run_directory import write_json
+from lora_sft.run_directory import RunDirectory, write_json
 
 OWNER_FILE = ".lora_sft_run.json"  # hidden: nothing that begins with a dot is uploaded
 
@@ -59,6 +59,8 @@ def _find_problem(output: Path, owner: Owner) -> str:
     record = _read_record(output)
     if record.get("run") != owner.run_id:
         return "is no merge that this run made"
+    if _has_another(record, owner):
+        return f"is the merge of the run in {record['path']}, which this one was copied from or to"
     written = record.get("files")
     written = written if isinstance(written, dict) else {}
     for name, state in sorted(_list_files(output).items()):
@@ -69,9 +71,22 @@ def _find_problem(output: Path, owner: Owner) -> str:
     return ""
 
 
+def _has_another(record: Mapping[str, Any], owner: Owner) -> bool:
+    """Whether the run that made it still lies where it was, and is not `owner`, moved since."""
+    maker = RunDirectory(Path(str(record.get("path"))))
+    try:
+        if not maker.manifest.exists() or maker.path.samefile(owner.path):
+            return False
+        return (maker.read_json(maker.manifest) or {}).get("id") == owner.run_id
+    except PermissionError:  # it may well lie there
+        return True
+
+
 def mark_as_made_by(folder: Path, owner: Owner) -> None:
     """Let the run that merges into `folder` know it as its own later."""
-    write_json(folder / OWNER_FILE, {"run": owner.run_id, "files": _list_files(folder)})
+    files = _list_files(folder)
+    path = str(owner.path.resolve())
+    write_json(folder / OWNER_FILE, {"run": owner.run_id, "path": path, "files": files})
 
 
 def _is_taken(output: Path) -> bool:

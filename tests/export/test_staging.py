@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from lora_sft.errors import ExportError
+from lora_sft.export.merging import make_merge_plan, merge
 from lora_sft.export.staging import (
     Owner,
     check_output_is_free,
@@ -15,6 +17,7 @@ from lora_sft.export.staging import (
     put_in_place,
     staged_output,
 )
+from tests.export.adapters import make_adapter
 
 
 @pytest.fixture
@@ -61,3 +64,48 @@ def test_what_somebody_edited_or_put_into_a_merge_is_never_deleted(
     (output / name).unlink()
     put_model(output, owner, "2")
     assert read_model(output) == "2"
+
+
+def test_a_copied_run_leaves_the_merge_of_the_other_and_a_moved_one_replaces_its_own(
+    tmp_path, owner
+):
+    output, other = tmp_path / "merged", Owner("id", tmp_path / "copy")
+    (owner.path / "manifest.json").write_text('{"id": "id"}')
+    put_model(output, owner, "1")
+    shutil.copytree(owner.path, other.path)
+    with pytest.raises(ExportError, match=f"is the merge of the run in {owner.path}, which"):
+        put_model(output, other, "2")
+    assert read_model(output) == "1"
+    alias = tmp_path / "alias"
+    alias.symlink_to(owner.path)
+    put_model(output, Owner("id", alias), "2")
+    shutil.rmtree(other.path)
+    owner.path.rename(other.path)
+    put_model(output, other, "3")
+    assert read_model(output) == "3"
+    (owner.path).mkdir()
+    (owner.path / "manifest.json").write_text('{"id": "of a run that came after"}')
+    put_model(output, other, "4")
+    assert read_model(output) == "4"
+
+
+@pytest.mark.parametrize("target", ["standing", "empty", "missing"])
+def test_an_output_that_is_a_link_stays_one_and_is_written_where_it_points(
+    tmp_path, tiny_model, target
+):
+    adapter = tmp_path / "adapter"
+    make_adapter(tiny_model, adapter, {"target_modules": "all-linear"})
+    output, disk = tmp_path / "merged", tmp_path / "disk"
+    disk.mkdir()
+    output.symlink_to(disk / "model")
+    owner = Owner("id", tmp_path)
+    if target == "empty":
+        (disk / "model").mkdir()
+    for _ in range(2 if target == "standing" else 1):
+        merge(make_merge_plan(adapter, output, verify="none", owner=owner))
+    assert output.readlink() == disk / "model"
+    assert (disk / "model" / "model.safetensors").exists()
+    assert [path.name for path in disk.iterdir()] == ["model"]
+    check_output_is_free(output, owner)
+    with pytest.raises(ExportError, match="the output exists already"):
+        make_merge_plan(adapter, output)
