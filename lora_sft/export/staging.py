@@ -17,12 +17,13 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lora_sft.errors import ExportError
+from lora_sft.log import say
 from lora_sft.run_directory import RunDirectory, write_json
 
 OWNER_FILE = ".lora_sft_run.json"  # hidden: nothing that begins with a dot is uploaded
@@ -39,9 +40,12 @@ class Owner:
 def check_output_is_free(output: Path, owner: Owner | None = None) -> None:
     """`owner`: a run, whose own earlier merge is not in its way as long as nobody touched it.
 
+    What a start that was killed had moved aside, to replace it, is put back first.
+
     Raises: ExportError where something else is at `output` already.
     """
     output = output.resolve()  # of a link: what it points to, on that disk
+    _put_back(output)
     if not _is_taken(output):
         return
     if owner is None or not output.is_dir():
@@ -89,6 +93,15 @@ def mark_as_made_by(folder: Path, owner: Owner) -> None:
     write_json(folder / OWNER_FILE, {"run": owner.run_id, "path": path, "files": files})
 
 
+def _put_back(output: Path) -> None:
+    aside = name_aside(output)
+    if _is_taken(output) or not (aside / OWNER_FILE).exists():
+        return
+    with suppress(FileNotFoundError):  # another process of this start was faster
+        aside.rename(output)
+        say(f"{output}: put back the earlier merge, which a start that was killed had moved aside")
+
+
 def _is_taken(output: Path) -> bool:
     return output.exists() and (not output.is_dir() or any(output.iterdir()))
 
@@ -122,11 +135,17 @@ def name_staging_folder(output: Path) -> Path:
     return output.with_name(f".{output.name}.merging")
 
 
+def name_aside(output: Path) -> Path:
+    """Where the run's earlier merge lies while the new one takes its place."""
+    return output.with_name(f".{output.name}.replaced")
+
+
 @contextmanager
 def staged_output(output: Path) -> Iterator[Path]:
     """An empty folder to write into, for this process alone; deleted where an error leaves it.
 
-    Raises: ExportError where another merge is writing there now.
+    Raises: ExportError where another merge is writing there now, or an earlier one that was moved
+    aside cannot be deleted.
     """
     staged = name_staging_folder(output)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -135,6 +154,8 @@ def staged_output(output: Path) -> Iterator[Path]:
     try:
         _lock(lock, output)
         _empty(staged)
+        _put_back(output)
+        _delete(name_aside(output))
         try:
             yield staged
         except BaseException:
@@ -169,12 +190,12 @@ def put_in_place(staged: Path, place: Path, owner: Owner | None = None) -> None:
 
     What is there may be an empty folder, or `owner`'s own merge of before, which is moved aside
     first and deleted when the new one stands: whatever loads at `place` is whole at any moment.
+    Between the two renames nothing does; killed there, the next start puts the earlier one back.
 
     Raises: ExportError where something else is there.
     """
     check_output_is_free(place, owner)
-    before = place.with_name(f".{place.name}.replaced")
-    shutil.rmtree(before, ignore_errors=True)  # of a start that was killed in here
+    before = name_aside(place)
     if _is_taken(place):
         place.rename(before)
     try:
@@ -188,4 +209,21 @@ def put_in_place(staged: Path, place: Path, owner: Owner | None = None) -> None:
         os.fsync(parent)
     finally:
         os.close(parent)
-    shutil.rmtree(before, ignore_errors=True)
+    try:
+        _delete(before)
+    except ExportError as error:
+        say(f"warning: {error.faults[0].what}: {before}")
+
+
+def _delete(aside: Path) -> None:
+    if not aside.exists():
+        return
+    try:
+        (aside / OWNER_FILE).unlink(missing_ok=True)  # first: half of one is never put back
+        shutil.rmtree(aside)
+    except OSError as error:
+        raise ExportError(
+            f"the earlier merge cannot be deleted: {error.strerror}",
+            str(aside),
+            "end what still reads it, delete that folder, and start again",
+        ) from error

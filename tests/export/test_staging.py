@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -109,3 +111,57 @@ def test_an_output_that_is_a_link_stays_one_and_is_written_where_it_points(
     check_output_is_free(output, owner)
     with pytest.raises(ExportError, match="the output exists already"):
         make_merge_plan(adapter, output)
+
+
+@pytest.mark.parametrize("is_run", [True, False])
+def test_killed_between_the_two_renames_the_earlier_merge_is_put_back(
+    tmp_path, owner, capfd, monkeypatch, is_run
+):
+    output = tmp_path / "merged"
+    put_model(output, owner, "1")
+    rename = Path.rename
+
+    def rename_and_die(path: Path, target: Path) -> None:
+        rename(path, target)
+        raise SystemExit
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", rename_and_die)
+        with pytest.raises(SystemExit):
+            put_model(output, owner, "2")
+    assert not output.exists()
+    with contextlib.nullcontext() if is_run else pytest.raises(ExportError, match="exists already"):
+        check_output_is_free(output, owner if is_run else None)
+    assert read_model(output) == "1"
+    assert f"{output}: put back the earlier merge" in capfd.readouterr().err
+    put_model(output, owner, "3")
+    assert read_model(output) == "3"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["merged", "run"]
+
+
+def test_an_earlier_merge_that_cannot_be_deleted_is_named_and_never_put_back_by_halves(
+    tmp_path, owner, capfd, monkeypatch
+):
+    """As on NFS, where a file that a server still reads stays in its folder."""
+    output, aside = tmp_path / "merged", tmp_path / ".merged.replaced"
+    put_model(output, owner, "1")
+
+    def refuse(folder: Path) -> None:
+        assert folder == aside
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", refuse)
+        put_model(output, owner, "2")
+        assert read_model(output) == "2"
+        warning = f"warning: the earlier merge cannot be deleted: Directory not empty: {aside}"
+        assert warning in capfd.readouterr().err
+        with pytest.raises(ExportError, match="the earlier merge cannot be deleted"):
+            put_model(output, owner, "3")
+    assert read_model(output) == "2"
+    output.rename(tmp_path / "elsewhere")
+    check_output_is_free(output, owner)
+    assert not output.exists()
+    put_model(output, owner, "3")
+    assert read_model(output) == "3"
+    assert not aside.exists()
