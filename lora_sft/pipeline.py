@@ -42,7 +42,7 @@ from lora_sft.export.base_checkpoint import fingerprint_location
 from lora_sft.export.hub import check_can_push, push_folder
 from lora_sft.export.merging import make_merge_plan, merge
 from lora_sft.export.model_card import make_public
-from lora_sft.export.staging import check_output_is_free
+from lora_sft.export.staging import Owner, check_output_is_free
 from lora_sft.log import make_console, say
 from lora_sft.model.adapter import add_adapter, load_adapter
 from lora_sft.model.base_model import (
@@ -102,7 +102,8 @@ def run_training(
             return TrainResult(step)
         if recipe.export.merge is not None:
             # now, not after hours of training
-            check_output_is_free(Path(recipe.export.merge), start.run_id)
+            owner = Owner(start.run_id, run.path)
+            check_output_is_free(Path(recipe.export.merge), owner)
         if recipe.export.push_to_hub is not None and processes.is_main:
             check_can_push(recipe.export.push_to_hub, recipe.where("export.push_to_hub"))
         with status_written(run, processes, request) as report:
@@ -124,7 +125,8 @@ def _export(recipe: Recipe, run: RunDirectory, start: StartingPoint) -> None:
     """What the recipe asks for beside the adapter: its merge, and the hub (private)."""
     wanted = recipe.export
     if wanted.merge is not None:
-        merge(make_merge_plan(run.path, Path(wanted.merge), owner=start.run_id))
+        owner = Owner(start.run_id, run.path)
+        merge(make_merge_plan(run.path, Path(wanted.merge), owner=owner))
     if wanted.push_to_hub is not None:
         push_folder(Path(wanted.merge) if wanted.merge else run.adapter, wanted.push_to_hub)
 

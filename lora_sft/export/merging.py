@@ -37,6 +37,7 @@ from lora_sft.export.machine_room import check_disk_room, check_memory_room
 from lora_sft.export.merge_progress import byte_progress
 from lora_sft.export.shard_writing import OutputFile, ShardWriter, lay_out_files
 from lora_sft.export.staging import (
+    Owner,
     check_output_is_free,
     mark_as_made_by,
     put_in_place,
@@ -60,8 +61,8 @@ class MergePlan:
     """What is merged onto what, and how; no weight was looked at yet.
 
     `is_onto_asked`: `onto` is a person's choice and not the default. `run`: the run directory that
-    the adapter comes from, whose validation rows can be prompts. `owner`: the id of the run that
-    merges by itself, and may replace what it merged before.
+    the adapter comes from, whose validation rows can be prompts. `owner`: that run where
+    it merges by itself, and may replace what it merged before.
     """
 
     adapters: tuple[Path, ...]
@@ -73,7 +74,7 @@ class MergePlan:
     verify: Verify
     allow_other_base: bool = False
     run: Path | None = None
-    owner: str | None = None
+    owner: Owner | None = None
 
     @property
     def adapter(self) -> Path:
@@ -107,7 +108,7 @@ def make_merge_plan(
     others: Sequence[Path] = (),
     trained_on: str | None = None,
     allow_other_base: bool = False,
-    owner: str | None = None,
+    owner: Owner | None = None,
 ) -> MergePlan:
     """Decide what is merged onto what; `adapter` may be a run directory.
 
@@ -116,7 +117,7 @@ def make_merge_plan(
 
     Raises: ExportError where the adapter, its base, the choice or the output cannot be.
     """
-    output = output.resolve() if output.name == "" else output
+    output = output.resolve()  # of a link: what it points to, so that all stays on that disk
     folders = tuple(find_adapter_folder(each) for each in (adapter, *others))
     origin = read_origin(folders[0])
     if base is not None:

@@ -20,8 +20,9 @@ SECTIONS = ("quantization", "adapter", "data", "train")  # of the recipe, what d
 # Decide nothing about the result, or are said elsewhere in the card.
 LEFT_OUT = ("train.logging_", "train.save_", "train.eval_", "train.report_to", "train.run_name")
 
-_USER = re.compile(r"://[^/?#\s]*@")
-_QUERY = re.compile(r"(://[^?#\s]*)[?#]\S*")
+_ADDRESS = re.compile(r"(?<![\w+.-])([\w+.-]*://)(\S*)")
+_LINK = re.compile(r"::(?=~|/|[\w+.-]+:/)")  # of a chain, as fsspec writes it (and no IPv6 host)
+_LOCAL = re.compile(r"~|/|(file|local):/", re.IGNORECASE)
 
 ADAPTER_USE = """```python
 from peft import AutoPeftModelForCausalLM
@@ -50,7 +51,7 @@ def name_base(model_name_or_path: str) -> str:
 def make_public(value: Any) -> Any:
     """A part of a recipe (as plain data) in which every local path is cut to its last name.
 
-    Addresses lose what may let a stranger in: user and password, and the query of a signed one.
+    Addresses lose what may let a stranger in: user and password, and all that a signed one ends in.
     """
     if isinstance(value, Mapping):
         return {name: make_public(item) for name, item in value.items()}
@@ -58,9 +59,21 @@ def make_public(value: Any) -> Any:
         return [make_public(item) for item in value]
     if not isinstance(value, str):
         return value
-    if value.startswith("~") or Path(value).is_absolute():
-        return Path(value).name
-    return _QUERY.sub(r"\1", _USER.sub("://", value))
+    return "::".join(map(_make_link_public, _LINK.split(value)))
+
+
+def _make_link_public(text: str) -> str:
+    return Path(text).name if _LOCAL.match(text) else _ADDRESS.sub(_strip_address, text)
+
+
+def _strip_address(address: re.Match[str]) -> str:
+    scheme, rest = address.groups()
+    kept = re.split("[?;&#]", rest, maxsplit=1)[0]
+    if scheme.lower() == "hf://":  # no user: what follows an @ is the revision
+        return scheme + kept
+    if "@" in rest[len(kept) :]:  # a password with such a sign, or a query with an @
+        return scheme
+    return scheme + kept.rpartition("@")[2]
 
 
 def make_adapter_card(origin: AdapterOrigin, licence: Mapping[str, str] | None = None) -> str:

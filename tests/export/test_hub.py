@@ -13,6 +13,7 @@ from huggingface_hub import constants
 
 from lora_sft.errors import CapabilityError, ExportError
 from lora_sft.export.hub import check_can_push
+from lora_sft.export.staging import OWNER_FILE, Owner, mark_as_made_by
 from tests.commands import run_process
 from tests.tiny import make_tiny_llama
 
@@ -82,6 +83,7 @@ def test_a_new_repository_is_private_and_no_token_is_shown_or_kept(tmp_path, hub
     folder = make_tiny_llama(tmp_path / "merged")
     origin = {"model_name_or_path": str(tmp_path / "base"), "revision": None}
     (folder / "lora_sft.json").write_text(json.dumps(origin))
+    mark_as_made_by(folder, Owner("id", tmp_path / "run"))
     settings = {
         "HOME": str(tmp_path),
         "HF_HOME": str(tmp_path / "hf"),
@@ -98,6 +100,8 @@ def test_a_new_repository_is_private_and_no_token_is_shown_or_kept(tmp_path, hub
     assert asked.get("private") is True or asked.get("visibility") == "private"
     assert len(hub.seen) > 1, "no upload was tried"
     assert all(TOKEN.encode() not in body for _path, body in hub.seen)
+    assert any(b"config.json" in body for _path, body in hub.seen)
+    assert all(OWNER_FILE.encode() not in body for _path, body in hub.seen)
     assert TOKEN not in outcome.stdout + outcome.stderr
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) >= 5

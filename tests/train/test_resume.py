@@ -291,7 +291,7 @@ def test_the_export_of_a_trained_run_is_tried_again_alone(command, write_recipe,
 def test_a_run_goes_on_past_its_own_merge(command, write_recipe, tmp_path):
     """Stopped when the merge stood already; longer; given up: each time it is replaced by the new.
 
-    A run in another folder, and a file that somebody put there, are another matter.
+    A run in another folder, a copy, and a file that somebody put there, are another matter.
     """
     merged, status = tmp_path / "merged", tmp_path / "run" / "status.json"
     recipe = write_recipe(export={"merge": str(merged)})
@@ -311,10 +311,14 @@ def test_a_run_goes_on_past_its_own_merge(command, write_recipe, tmp_path):
         other = command("train", recipe, *arguments, *resume)
         assert other.code == 7
         assert "is no merge that this run made" in other.stderr
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    copied = command("train", recipe, "train.max_steps=8", f"output_dir={tmp_path / 'copy'}")
+    assert copied.code == 7
+    assert f"is the merge of the run in {tmp_path / 'run'}" in copied.stderr
     (merged / "model.gguf").write_text("mine")
     refused = command("train", recipe, "train.max_steps=8")
     assert refused.code == 7
-    assert "holds what is not of it: model.gguf" in refused.stderr
+    assert "holds what the merge did not write: model.gguf" in refused.stderr
     (merged / "model.gguf").unlink()
     assert hash_files(merged) == second
     anew = command("train", recipe, "--overwrite")
