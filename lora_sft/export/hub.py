@@ -56,7 +56,8 @@ def push_folder(folder: Path, repo_id: str) -> str:
 
     Raises: ExportError where the hub refuses; the folder stays as it is.
     """
-    again = f"the folder is complete; upload it later: hf upload {repo_id} {folder} --private"
+    command = f"hf upload {repo_id} {folder} --private --exclude '.*'"
+    again = f"the folder is complete; upload it later: {command}"
     with _as_error(ExportError, str(folder), again):
         api = HfApi()
         url = api.create_repo(repo_id, private=True, exist_ok=True)
