@@ -27,7 +27,7 @@ from lora_sft.data.conversation import (
 )
 from lora_sft.data.messages import find_call_arguments, find_call_name
 from lora_sft.data.template_keys import TemplateKeys
-from lora_sft.data.thinking import find_inline_thinking, split_inline_thinking
+from lora_sft.data.thinking import separate_thinking
 
 DIGEST_BYTES = 16
 # What a call always has, in one place or another, and what says only that it is a call.
@@ -55,7 +55,7 @@ class ExampleHasher:
 
     def _list_details(self, message: Message) -> list[Any]:
         """What of a message a draw does not follow."""
-        reasoning = split_inline_thinking(message).reasoning.strip()
+        reasoning, _ = separate_thinking(message)
         calls = [
             self._keys.keep_read({**call, **call.get("function", call)}, but=CALL_KEYS)
             for call in message.tool_calls
@@ -72,10 +72,9 @@ def _list_content(example: Example) -> Any:
 def _list_message(message: Message) -> list[Any]:
     """A message without its thinking; calls in one form, whether their function stands in an
     object of its own or not."""
-    content = message.content or ""
-    inline = find_inline_thinking(content)
+    _, said = separate_thinking(message)
     calls = [[find_call_name(call), find_call_arguments(call)] for call in message.tool_calls]
-    return [message.role, inline[1] if inline else content, calls]
+    return [message.role, said, calls]
 
 
 def hash_json(kind: str, content: Any) -> bytes:
