@@ -322,6 +322,7 @@ def build_qwen(*datasets, **data):
 
 THOUGHT = [
     make_chat("q", "<think>\nhmm\n</think>\n\na"),
+    make_chat("q", "hmm\n</think>\n\na"),
     [*make_chat("q"), {"role": "assistant", "content": "a", "reasoning_content": "hmm"}],
     [*make_chat("q"), {"role": "assistant", "content": "a", "thinking": "\nhmm\n"}],
 ]
@@ -350,6 +351,15 @@ def test_rows_that_become_the_same_tokens_are_found_in_two_splits(tmp_path, row,
     assert ids[0] == ids[1]
     with pytest.raises(DataError, match="in two splits, train and test"):
         build_qwen(first, test=make_split(datasets=[second]), **kwargs)
+
+
+def test_what_a_question_quotes_is_no_thought(tmp_path):
+    first, second = (
+        write(tmp_path, f"{mark}.jsonl", [{"messages": make_chat(f"<{mark}>hmm</{mark}>q", "a")}])
+        for mark in ("think", "thought")
+    )
+    corpus = build_qwen(first, test=make_split(datasets=[second]))
+    assert corpus.train["input_ids"][0] != corpus.test["input_ids"][0]
 
 
 def test_another_template_argument_is_another_example(tmp_path):
@@ -388,21 +398,25 @@ def test_one_question_with_thinking_on_and_off_lies_in_one_split(tmp_path):
         write(tmp_path, f"{name}.jsonl", [make_row(i, enable_thinking=name) for i in range(60)])
         for name in (True, False)
     )
-    thought = write(
-        tmp_path,
-        "thought.jsonl",
-        [
-            {"messages": make_chat(f"What is {i}?", f"<think>{i}!</think>It is {i}.")}
-            for i in range(60)
-        ],
+    thought, closed = (
+        write(
+            tmp_path,
+            f"thought{len(opening)}.jsonl",
+            [
+                {"messages": make_chat(f"What is {i}?", f"{opening}{i}!</think>It is {i}.")}
+                for i in range(60)
+            ],
+        )
+        for opening in ("<think>", "")
     )
     corpus = build_qwen(
         on,
         off,
         thought,
+        closed,
         chat_template_kwargs={"enable_thinking": True},
         validation=make_split(fraction=0.3),
     )
     drawn = corpus.validation["row"][:]
-    assert len(drawn) % 3 == 0
-    assert drawn[: len(drawn) // 3] * 3 == drawn
+    assert len(drawn) % 4 == 0
+    assert drawn[: len(drawn) // 4] * 4 == drawn
