@@ -6,9 +6,9 @@ thinking and without it lies in one. It does not follow reasoning, which is the 
 
 Two rows hold the same example where the model would be shown the same, whatever format they are
 written in and whatever stands beside it: an id in another column or in a message, a key that is
-null, the wish to learn a message or not. Reasoning counts wherever it stands, template arguments
-as they reach the template (the recipe's and the row's together), and of other keys those that the
-chat template names, for only then can they reach the model.
+null or empty, the wish to learn a message or not. Reasoning counts wherever it stands, template
+arguments as they reach the template (the recipe's and the row's together), and of other keys those
+that the chat template names, for only then can they reach the model.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ from lora_sft.data.template_keys import TemplateKeys
 from lora_sft.data.thinking import separate_thinking
 
 DIGEST_BYTES = 16
-# What a call always has, in one place or another, and what says only that it is a call.
-CALL_KEYS = frozenset(("function", "name", "arguments", "type"))
+# What a call always has, in one place or another, and what says only which call it is.
+CALL_KEYS = frozenset(("function", "name", "arguments", "type", "id"))
+# Reasoning is compared wherever it stands; a template may name `id` of quite another thing.
+MESSAGE_KEYS = frozenset((*REASONING_KEYS, "id"))
 
 
 class ExampleHasher:
@@ -60,7 +62,7 @@ class ExampleHasher:
             self._keys.keep_read({**call, **call.get("function", call)}, but=CALL_KEYS)
             for call in message.tool_calls
         ]
-        return [reasoning, self._keys.keep_read(message.extras, but=REASONING_KEYS), calls]
+        return [reasoning, self._keys.keep_read(message.extras, but=MESSAGE_KEYS), calls]
 
 
 def _list_content(example: Example) -> Any:
