@@ -46,7 +46,9 @@ SHAREGPT_CALLS = frozenset(("function_call", "tool_call"))
 
 # What a call gives its function: OpenAI's word for it, which templates read, and Llama 3's.
 ARGUMENT_KEYS = ("arguments", "parameters")
-# What stands beside them in a call, and never for them.
+# What arguments that stand beside the function may be called; servers put much else there.
+KEYS_BESIDE = frozenset((*ARGUMENT_KEYS, "input", "args", "kwargs"))
+# What stands beside them in a function or a flat call, and never for them.
 CALL_KEYS = frozenset(
     ("function", "name", "type", "id", "call_id", "tool_call_id", "index", "description")
 )
@@ -203,15 +205,17 @@ def _with_arguments(call: Mapping[str, Any], index: int) -> Mapping[str, Any]:
     if any(arguments != given[0] for arguments in given):
         raise MalformedRow(f'{name} differ in "arguments" and "parameters"')
     if not given:
-        _check_has_none({**call, **function}, index)
+        _check_has_none(call, function, index)
     filled = {key: item for key, item in function.items() if key not in ARGUMENT_KEYS}
     filled["arguments"] = given[0] if given else {}
     return {**call, "function": filled} if "function" in call else filled
 
 
-def _check_has_none(values: Mapping[str, Any], index: int) -> None:
+def _check_has_none(call: Mapping[str, Any], function: Mapping[str, Any], index: int) -> None:
     """See that nothing else in a call could be the arguments that were not found in it."""
-    others = {key: item for key, item in values.items() if key not in CALL_KEYS}
+    beside = {key: item for key, item in call.items() if key in KEYS_BESIDE}
+    inside = {key: item for key, item in function.items() if key not in CALL_KEYS}
+    others = {**beside, **inside}
     odd = next((key for key, item in others.items() if _could_be_arguments(item)), None)
     if odd is not None:
         detail = f'a tool call of message {index} has no arguments where they belong, but "{odd}"'

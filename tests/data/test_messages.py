@@ -57,6 +57,7 @@ def test_arguments_may_be_there_under_both_names_where_they_are_the_same():
         ({"name": "f", "arguments": None, "kwargs": "Paris"}, {}),
         ({"name": "f"}, {"arguments": PARIS}),
         ({"name": "f"}, {"parameters": PARIS}),
+        ({"name": "f"}, {"input": "Paris"}),
     ],
 )
 def test_a_call_whose_arguments_would_be_lost_is_malformed(function, beside):
@@ -66,8 +67,9 @@ def test_a_call_whose_arguments_would_be_lost_is_malformed(function, beside):
     assert any(f'"{key}"' in caught.value.drop.detail for key in {**function, **beside})
 
 
-def test_what_a_call_without_arguments_has_beside_its_name_does_no_harm():
-    call = {"type": "function", "id": "c1", "index": 0, "function": {"name": "now"}}
+@pytest.mark.parametrize("beside", [{}, {"status": "completed"}, {"thought_signature": "abc"}])
+def test_what_a_call_without_arguments_has_beside_its_name_does_no_harm(beside):
+    call = {"type": "function", "id": "c1", "index": 0, "function": {"name": "now"}, **beside}
     messages = [{"role": "assistant", "tool_calls": [call]}]
     (message,) = FORMATS["messages"].read({"messages": messages}).messages
     assert message.tool_calls == ({**call, "function": {"name": "now", "arguments": {}}},)
