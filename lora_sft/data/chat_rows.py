@@ -135,6 +135,7 @@ class ChatLabelRule:
 
         Raises: RowDropped for this row alone; DataError where the recipe forbids going on.
         """
+        conversation = self._renderer.keep_one_thought(conversation)
         found = self._find_special_token(conversation)
         if found is None:
             return self._write_clean_rows(conversation, where)

@@ -6,9 +6,9 @@ thinking and without it lies in one. It does not follow reasoning, which is the 
 
 Two rows hold the same example where the model would be shown the same, whatever format they are
 written in and whatever stands beside it: an id in another column or in a message, a key that is
-null, the wish to learn a message or not. Reasoning counts wherever it stands, template arguments
-as they reach the template (the recipe's and the row's together), and of other keys those that the
-chat template names, for only then can they reach the model.
+null or empty, the wish to learn a message or not. Reasoning counts wherever it stands, template
+arguments as they reach the template (the recipe's and the row's together), and of other keys those
+that the chat template names, for only then can they reach the model.
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ from lora_sft.data.conversation import (
 )
 from lora_sft.data.messages import find_call_arguments, find_call_name
 from lora_sft.data.template_keys import TemplateKeys
-from lora_sft.data.thinking import find_inline_thinking, split_inline_thinking
+from lora_sft.data.thinking import separate_thinking
 
 DIGEST_BYTES = 16
-# What a call always has, in one place or another, and what says only that it is a call.
-CALL_KEYS = frozenset(("function", "name", "arguments", "type"))
+# What a call always has, in one place or another, and what says only which call it is.
+CALL_KEYS = frozenset(("function", "name", "arguments", "type", "id"))
+# Reasoning is compared wherever it stands; a template may name `id` of quite another thing.
+MESSAGE_KEYS = frozenset((*REASONING_KEYS, "id"))
 
 
 class ExampleHasher:
@@ -55,12 +57,12 @@ class ExampleHasher:
 
     def _list_details(self, message: Message) -> list[Any]:
         """What of a message a draw does not follow."""
-        reasoning = split_inline_thinking(message).reasoning.strip()
+        reasoning, _ = separate_thinking(message)
         calls = [
             self._keys.keep_read({**call, **call.get("function", call)}, but=CALL_KEYS)
             for call in message.tool_calls
         ]
-        return [reasoning, self._keys.keep_read(message.extras, but=REASONING_KEYS), calls]
+        return [reasoning, self._keys.keep_read(message.extras, but=MESSAGE_KEYS), calls]
 
 
 def _list_content(example: Example) -> Any:
@@ -72,10 +74,9 @@ def _list_content(example: Example) -> Any:
 def _list_message(message: Message) -> list[Any]:
     """A message without its thinking; calls in one form, whether their function stands in an
     object of its own or not."""
-    content = message.content or ""
-    inline = find_inline_thinking(content)
+    _, said = separate_thinking(message)
     calls = [[find_call_name(call), find_call_arguments(call)] for call in message.tool_calls]
-    return [message.role, inline[1] if inline else content, calls]
+    return [message.role, said, calls]
 
 
 def hash_json(kind: str, content: Any) -> bytes:

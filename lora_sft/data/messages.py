@@ -6,14 +6,14 @@ be understood makes its row malformed; nothing is guessed or filled in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
 from lora_sft.data.conversation import REASONING_KEYS, Message
 from lora_sft.data.drops import MalformedRow
 from lora_sft.data.plain_json import check_is_plain, find_foreign, parse_if_text
-from lora_sft.data.thinking import find_inline_thinking
+from lora_sft.data.thinking import find_thinking
 
 OWN_KEYS = {"role", "from", "content", "value", "tool_calls", "function_call", "train", "weight"}
 
@@ -46,7 +46,9 @@ SHAREGPT_CALLS = frozenset(("function_call", "tool_call"))
 
 # What a call gives its function: OpenAI's word for it, which templates read, and Llama 3's.
 ARGUMENT_KEYS = ("arguments", "parameters")
-# What stands beside them in a call, and never for them.
+# What arguments that stand beside the function may be called; servers put much else there.
+KEYS_BESIDE = frozenset((*ARGUMENT_KEYS, "input", "args", "kwargs"))
+# What stands beside them in a function or a flat call, and never for them.
 CALL_KEYS = frozenset(
     ("function", "name", "type", "id", "call_id", "tool_call_id", "index", "description")
 )
@@ -123,8 +125,9 @@ def _read_part(part: Any, index: int) -> str:
 
 
 def _with_one_reasoning(message: Message, index: int) -> Message:
-    """The message with what it thinks said once: a template may print the block of a content and
-    a field both, or read the one field of several that is empty.
+    """The message without the empty ones of its reasoning fields: a template may read one of these
+    alone. A thought that its content holds too stays in both: which of them a template reads is
+    not known here (`Dialect.keep_one_thought`).
 
     Raises: MalformedRow where two places differ by more than white space around them, or one
     holds no text: a template prints a list as its code.
@@ -134,20 +137,19 @@ def _with_one_reasoning(message: Message, index: int) -> Message:
     if odd is not None:
         kind = type(given[odd]).__name__
         raise MalformedRow(f"the {odd} of message {index} is a {kind}, not text")
-    inline = find_inline_thinking(message.content or "") if given else None
-    thoughts = {"its content": inline[0], **given} if inline else given
-    filled = [place for place, thought in thoughts.items() if thought.strip()]
-    if len({thoughts[place].strip() for place in filled}) > 1:
-        raise MalformedRow(f"message {index} reasons differently in {' and '.join(filled)}")
-    empty = [key for key in given if key not in filled] if inline or filled else []
-    is_twice = inline is not None and any(key in given for key in filled)
-    if not empty and not is_twice:
-        return message
-    return replace(
-        message,
-        content=inline[1] if inline and is_twice else message.content,
-        extras={key: item for key, item in message.extras.items() if key not in empty},
-    )
+    filled = {key: thought for key, thought in given.items() if thought.strip()}
+    if filled or find_thinking(message):
+        message = _without_extras(message, given.keys() - filled.keys())
+    block = find_thinking(message) if filled else None
+    thoughts = {"its content": block[0], **filled} if block and block[0].strip() else filled
+    if len({thought.strip() for thought in thoughts.values()}) > 1:
+        raise MalformedRow(f"message {index} reasons differently in {' and '.join(thoughts)}")
+    return message
+
+
+def _without_extras(message: Message, keys: Collection[str]) -> Message:
+    extras = {key: item for key, item in message.extras.items() if key not in keys}
+    return replace(message, extras=extras)
 
 
 def settle_extras(message: Message, index: int, is_read: Callable[[str], bool]) -> Message:
@@ -162,7 +164,7 @@ def settle_extras(message: Message, index: int, is_read: Callable[[str], bool]) 
         return message
     for key in filter(is_read, foreign):
         check_is_plain({key: extras[key]}, f"message {index}")
-    return replace(message, extras={key: extras[key] for key in extras if key not in foreign})
+    return _without_extras(message, foreign)
 
 
 def _find_calls(value: Mapping[str, Any], index: int) -> Any:
@@ -203,15 +205,17 @@ def _with_arguments(call: Mapping[str, Any], index: int) -> Mapping[str, Any]:
     if any(arguments != given[0] for arguments in given):
         raise MalformedRow(f'{name} differ in "arguments" and "parameters"')
     if not given:
-        _check_has_none({**call, **function}, index)
+        _check_has_none(call, function, index)
     filled = {key: item for key, item in function.items() if key not in ARGUMENT_KEYS}
     filled["arguments"] = given[0] if given else {}
     return {**call, "function": filled} if "function" in call else filled
 
 
-def _check_has_none(values: Mapping[str, Any], index: int) -> None:
+def _check_has_none(call: Mapping[str, Any], function: Mapping[str, Any], index: int) -> None:
     """See that nothing else in a call could be the arguments that were not found in it."""
-    others = {key: item for key, item in values.items() if key not in CALL_KEYS}
+    beside = {key: item for key, item in call.items() if key in KEYS_BESIDE}
+    inside = {key: item for key, item in function.items() if key not in CALL_KEYS}
+    others = {**beside, **inside}
     odd = next((key for key, item in others.items() if _could_be_arguments(item)), None)
     if odd is not None:
         detail = f'a tool call of message {index} has no arguments where they belong, but "{odd}"'

@@ -27,7 +27,11 @@ from transformers.utils.chat_template_utils import (
 from lora_sft.data.conversation import Conversation, Message
 from lora_sft.data.drops import RowDropped
 from lora_sft.data.template_environment import compile_template
-from lora_sft.data.thinking import split_inline_thinking
+from lora_sft.data.thinking import (
+    find_thinking,
+    split_inline_thinking,
+    without_reasoning_fields,
+)
 
 PROBE_QUESTION = "Kwestion"
 PROBE_ANSWER = "Ansswer"
@@ -92,6 +96,11 @@ class ChatRenderer:
         """
         return self._open(conversation, self._dialect)
 
+    def keep_one_thought(self, conversation: Conversation) -> Conversation:
+        """The conversation with what an answer thinks said once."""
+        messages = tuple(map(self._dialect.keep_one_thought, conversation.messages))
+        return replace(conversation, messages=messages)
+
     def _open(self, conversation: Conversation, dialect: Dialect) -> OpenedChat:
         tools = [dict(tool) for tool in conversation.tools] or None
         own = {**conversation.template_kwargs, "tools": tools}
@@ -115,8 +124,12 @@ class ChatRenderer:
         in_field = replace(answer, extras={"reasoning_content": PROBE_THOUGHT})
         inline = replace(answer, content=f"<think>\n{PROBE_THOUGHT}\n</think>\n\n{PROBE_ANSWER}")
         by_field, by_content = self._try(in_field, dialect), self._try(inline, dialect)
-        splits = PROBE_THOUGHT in by_field and by_field != by_content
-        return replace(dialect, splits_thinking=splits)
+        reads_field, reads_block = PROBE_THOUGHT in by_field, PROBE_THOUGHT in by_content
+        return replace(
+            dialect,
+            splits_thinking=reads_field and by_field != by_content,
+            reads_block_only=reads_block and not reads_field,
+        )
 
     def _try(self, answer: Message, dialect: Dialect) -> str:
         """A question and the answer as text, or nothing where the template refuses them."""
@@ -242,10 +255,12 @@ class Dialect:
 
     `as_parts`: content as a list of typed parts (templates of models that also see images).
     `splits_thinking`: reasoning in its own field, not inside the content.
+    `reads_block_only`: reasoning inside the content, for no field of it is shown.
     """
 
     as_parts: bool = False
     splits_thinking: bool = False
+    reads_block_only: bool = False
 
     def write_messages(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         """The messages as the template reads them."""
@@ -257,6 +272,16 @@ class Dialect:
                 if isinstance(view.get("content"), str):
                     view["content"] = [{"type": "text", "text": view["content"]}]
         return list(_alias_reasoning_fields(_plain_template_data(views)))
+
+    def keep_one_thought(self, message: Message) -> Message:
+        """The message with a thought that stands in its content and in a field left where the
+        template looks for it: some print both, and some only one."""
+        block = find_thinking(message) if message.reasoning.strip() else None
+        if block is None:
+            return message
+        if self.reads_block_only and block[0].strip():
+            return without_reasoning_fields(message)
+        return split_inline_thinking(message)
 
 
 def list_templates(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:

@@ -27,7 +27,8 @@ def read_row_kwargs(
     values: Mapping[str, Any], own: Mapping[str, Any], recipe_kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The template kwargs that a row sets: those of the recipe in columns of their names, and its
-    `own` object's, which win. A null or an empty cell leaves the recipe's value alone.
+    `own` object's, which win. A null or an empty cell leaves the recipe's value alone; a null that
+    stands in the object is its value, for JSON writes only those that are meant.
 
     Raises: MalformedRow, with the column, for a value of another kind than the recipe's.
     """

@@ -26,12 +26,14 @@ class TemplateKeys:
         """Whether `key` is a whole word of the template."""
         if WORD.fullmatch(key):
             return key in self._words
-        return re.search(rf"(?<!\w){re.escape(key)}(?!\w)", self._text) is not None
+        pattern = rf"(?<!\w){re.escape(key)}(?!\w)"  # slow, and a key may come with every message
+        return key in self._text and re.search(pattern, self._text) is not None
 
     def keep_read(self, values: Mapping[str, Any], but: Collection[str] = ()) -> dict[str, Any]:
-        """What of `values` the template reads and is not null, save the keys in `but`."""
+        """What of `values` the template reads and is neither null nor an empty text, save the keys
+        in `but`."""
         return {
             key: value
             for key, value in values.items()
-            if value is not None and key not in but and self.is_read(key)
+            if value not in (None, "") and key not in but and self.is_read(key)
         }

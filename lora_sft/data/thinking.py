@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lora_sft.data.conversation import REASONING_KEYS, Message
+from lora_sft.data.trained_messages import TRAINED_ROLE
 
 # The marks that published templates put around reasoning.
 THINKING_MARKS = {
@@ -37,14 +38,29 @@ def is_thinking_closed(generation_prompt: str) -> bool:
 
 
 def has_thinking(message: Message) -> bool:
-    """Whether the turn reasons, in a field of its own or inside its content."""
-    content = message.content or ""
-    return bool(message.reasoning.strip()) or any(
-        closing in content for closing in THINKING_MARKS.values()
+    """Whether the answer reasons, in a field of its own or inside its content."""
+    return message.role == TRAINED_ROLE and (
+        bool(message.reasoning.strip()) or _find_closing(message.content or "") is not None
     )
 
 
-def find_inline_thinking(content: str) -> tuple[str, str] | None:
+def find_thinking(message: Message) -> tuple[str, str] | None:
+    """What an answer's content thinks before it answers, and what follows.
+
+    A closing mark that nothing opens may be one that the answer speaks of: it ends a thought only
+    where a field says the same. Others than answers quote such marks, and do not think.
+    """
+    if message.role != TRAINED_ROLE or not message.content:
+        return None
+    block = _find_block(message.content)
+    if block is not None or not message.reasoning.strip():
+        return block
+    closed = _split_at_closing(message.content)
+    is_said_twice = closed is not None and closed[0].strip() == message.reasoning.strip()
+    return closed if is_said_twice else None
+
+
+def _find_block(content: str) -> tuple[str, str] | None:
     """What a thinking block at the content's start holds, and what follows it.
 
     As templates split it themselves: without the line breaks around either.
@@ -57,21 +73,55 @@ def find_inline_thinking(content: str) -> tuple[str, str] | None:
     return (inside.strip("\n"), after.lstrip("\n")) if closed else None
 
 
+def _split_at_closing(content: str) -> tuple[str, str] | None:
+    """What stands before the first closing mark, and what follows it."""
+    mark = _find_closing(content)
+    if mark is None:
+        return None
+    inside, _, after = content.partition(mark)
+    return inside.strip("\n"), after.lstrip("\n")
+
+
+def _find_closing(content: str) -> str | None:
+    """The closing mark that comes first, if there is any."""
+    found = [mark for mark in THINKING_MARKS.values() if mark in content]
+    return min(found, key=content.index, default=None)
+
+
+def separate_thinking(message: Message) -> tuple[str, str]:
+    """What an answer thinks, wherever it says so, and what it says then.
+
+    For telling answers apart: a closing mark that nothing opens ends a thought here, as it does
+    for templates that split a content themselves.
+    """
+    content = message.content or ""
+    block = find_thinking(message)
+    if block is None and has_thinking(message) and not message.reasoning.strip():
+        block = _split_at_closing(content)
+    thought, said = block or ("", content)
+    return message.reasoning.strip() or thought.strip(), said
+
+
 def split_inline_thinking(message: Message) -> Message:
-    """The message with a thinking block at its content's start moved to `reasoning_content`."""
-    inline = None if message.reasoning else find_inline_thinking(message.content or "")
-    if inline is None:
+    """The message with what its content thinks moved to `reasoning_content`, unless a field says
+    it already."""
+    block = find_thinking(message)
+    if block is None:
         return message
-    reasoning, content = inline
-    extras = {**message.extras, "reasoning_content": reasoning}
-    return replace(message, content=content, extras=extras)
+    reasoning, content = block
+    own = {} if message.reasoning.strip() else {"reasoning_content": reasoning}
+    return replace(message, content=content, extras={**message.extras, **own})
+
+
+def without_reasoning_fields(message: Message) -> Message:
+    """The message with what its content says alone."""
+    extras = {key: value for key, value in message.extras.items() if key not in REASONING_KEYS}
+    return replace(message, extras=extras)
 
 
 def without_thinking(message: Message) -> Message:
     """The message as a history that hides reasoning shows it."""
-    split = split_inline_thinking(message)
-    extras = {key: value for key, value in split.extras.items() if key not in REASONING_KEYS}
-    return replace(split, extras=extras)
+    return without_reasoning_fields(split_inline_thinking(message))
 
 
 def write_rest_of_turn(message: Message, prompt: str, generation_prompt: str) -> str:

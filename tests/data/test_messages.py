@@ -7,11 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from lora_sft.data.corpus import build_corpus
-from lora_sft.data.drops import RowDropped
+from lora_sft.data.drops import Drop, RowDropped
 from lora_sft.data.row_formats import FORMATS
+from lora_sft.data.supervision import Supervisor
 from tests import tiny
 from tests.data.sections import make_chat, make_data, make_dataset, write_jsonl
-from tests.data.test_template_oracle import load_family
+from tests.data.test_template_oracle import CHATML_STOPS, FAMILIES, STOPS, load_family
 
 PARIS = {"city": "Paris"}
 ANSWER = {"role": "assistant", "content": "4"}
@@ -56,6 +57,7 @@ def test_arguments_may_be_there_under_both_names_where_they_are_the_same():
         ({"name": "f", "arguments": None, "kwargs": "Paris"}, {}),
         ({"name": "f"}, {"arguments": PARIS}),
         ({"name": "f"}, {"parameters": PARIS}),
+        ({"name": "f"}, {"input": "Paris"}),
     ],
 )
 def test_a_call_whose_arguments_would_be_lost_is_malformed(function, beside):
@@ -65,8 +67,9 @@ def test_a_call_whose_arguments_would_be_lost_is_malformed(function, beside):
     assert any(f'"{key}"' in caught.value.drop.detail for key in {**function, **beside})
 
 
-def test_what_a_call_without_arguments_has_beside_its_name_does_no_harm():
-    call = {"type": "function", "id": "c1", "index": 0, "function": {"name": "now"}}
+@pytest.mark.parametrize("beside", [{}, {"status": "completed"}, {"thought_signature": "abc"}])
+def test_what_a_call_without_arguments_has_beside_its_name_does_no_harm(beside):
+    call = {"type": "function", "id": "c1", "index": 0, "function": {"name": "now"}, **beside}
     messages = [{"role": "assistant", "tool_calls": [call]}]
     (message,) = FORMATS["messages"].read({"messages": messages}).messages
     assert message.tool_calls == ({**call, "function": {"name": "now", "arguments": {}}},)
@@ -96,13 +99,6 @@ def read_answer(content, **fields):
     message = {"role": "assistant", "content": content, **fields}
     (read,) = FORMATS["messages"].read({"messages": [message]}).messages
     return read
-
-
-@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
-@pytest.mark.parametrize("inside", ["hmm", "\nhmm\n", "", "\n\n"])
-def test_the_same_reasoning_in_the_content_and_in_a_field_is_there_once(key, inside):
-    message = read_answer(f"<think>{inside}</think>\n\n4", **{key: "hmm\n"})
-    assert (message.content, message.reasoning) == ("4", "hmm\n")
 
 
 def test_another_reasoning_in_the_content_than_in_its_field_is_malformed():
@@ -135,6 +131,67 @@ def test_reasoning_is_learned_once_by_a_template_that_reads_it_in_both_places(tm
     corpus = build_corpus(data, tokenizer, {tokenizer.convert_tokens_to_ids("<|im_end|>")})
     text = tokenizer.decode(corpus.train["input_ids"][0])
     assert text.count("Two and two.") == text.count("<think>") == 1
+
+
+BLOCK = "<think>\nhmm\n</think>\n\n4"
+CLOSED = "hmm\n</think>\n\n4"  # the prompt opened the block
+NEXT = [{"role": "user", "content": "And 3+3?"}, {"role": "assistant", "content": "6"}]
+
+
+def supervise(family, *messages):
+    """The rows that a family makes of a question and these messages, or why it makes none."""
+    tokenizer = load_family(family)
+    stops = STOPS.get(family, CHATML_STOPS)
+    supervisor = Supervisor(make_data(), tokenizer, set(tokenizer.convert_tokens_to_ids(stops)))
+    conversation = FORMATS["messages"].read({"messages": [*make_chat("2+2?"), *messages]})
+    return supervisor.supervise([("a.jsonl:1", conversation)])[0]
+
+
+def answer(content, **fields):
+    return {"role": "assistant", "content": content, **fields}
+
+
+def find_learned(family, *messages):
+    """What is learned of the first answer; where the row is dropped, the reason."""
+    rows = supervise(family, *messages)
+    if isinstance(rows, Drop):
+        return rows.reason
+    row = rows[0]
+    return load_family(family).decode(row.input_ids[row.turns[0].start : row.turns[0].end])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_reasoning_in_the_content_and_in_a_field_is_learned_once_in_every_family(family):
+    alone = find_learned(family, answer(BLOCK))
+    assert alone.count("hmm") == 1 or (family, alone) == ("qwen3_5_nothink", "content_lost")
+    for key in ("reasoning_content", "reasoning", "thinking"):
+        assert find_learned(family, answer(BLOCK, **{key: "hmm"})) == alone
+    in_field = find_learned(family, answer("4", reasoning_content="hmm"))
+    closed = find_learned(family, answer(CLOSED, reasoning_content="hmm"))
+    assert closed == (alone.replace(BLOCK, CLOSED) if in_field == "content_lost" else in_field)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen2_5", "llama3", "gptoss", "glm4moe", "gemma"])
+def test_an_answer_that_is_not_learned_is_shown_as_with_its_block_alone(family):
+    alone = supervise(family, answer(BLOCK, train=False), *NEXT)
+    both = supervise(family, answer(BLOCK, train=False, reasoning_content="hmm"), *NEXT)
+    assert both[0].input_ids == alone[0].input_ids
+
+
+def test_a_mark_that_an_answer_speaks_of_ends_no_thought():
+    prose = "Use `</think>`."
+    assert f"hmm\n</think>\n\n{prose}" in find_learned(
+        "qwen3", answer(prose, reasoning_content="hmm")
+    )
+
+
+QUOTING = {"role": "user", "content": "<think>\nfoo\n</think>\nWhat is this?"}
+
+
+@pytest.mark.parametrize("family", ["gptoss", "qwen3_8", "nemotron_3_nano", "muse_glimmer"])
+def test_a_thinking_block_that_is_no_answers_stays_where_it_is(family):
+    rows = supervise(family, answer("4"), QUOTING, answer("Yes."))
+    assert QUOTING["content"] in load_family(family).decode(rows[-1].input_ids)
 
 
 # --- what is no JSON value ------------------------------------------------------------------------

@@ -249,6 +249,20 @@ def test_a_rows_own_template_kwargs_are_read_as_the_recipe_means_them(tmp_path):
     assert account.dropped == {"malformed": 3}
 
 
+def test_a_null_among_a_rows_own_template_kwargs_is_a_value_in_json_and_none_in_a_table(tmp_path):
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows = [{"messages": chat, "chat_template_kwargs": {"think": None, "other": 1}}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    tokenizer = tiny.make_tokenizer(SWITCHED)
+    for path, shown in (
+        (write_jsonl(tmp_path / "a.jsonl", rows), "<None>"),
+        (tmp_path / "a.parquet", "<True>"),
+    ):
+        data = make_data(make_dataset(path), chat_template_kwargs={"think": True})
+        corpus = build_corpus(data, tokenizer, {tokenizer.eos_token_id})
+        assert tokenizer.decode(corpus.train["input_ids"][0]).startswith(shown)
+
+
 def test_a_truth_value_that_would_reach_the_template_as_a_text_is_malformed(tmp_path):
     cells = ['{"think": "False"}', '{"think": "low"}', '{"think": false}']
     texts, account = build_csv(tmp_path / "a.csv", "chat_template_kwargs", cells, None)

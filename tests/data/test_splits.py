@@ -117,6 +117,18 @@ def test_what_overlaps_can_be_dropped_where_it_is_least_missed(tmp_path):
         build(train, **held_out)
 
 
+def test_a_held_out_row_that_is_dropped_counts_and_a_training_row_does_not(tmp_path):
+    unread = {"role": "assistant", "content": "4", "reasoning_content": "hmm"}
+    lost = {"messages": [*make_chat("q"), unread]}  # CHATML shows no field
+    said = {"messages": make_chat("q", "<think>hmm</think>4")}
+    rows = {"lost": [lost, make_row(1)], "said": [said, make_row(2)]}
+    lost, said = (write(tmp_path, f"{name}.jsonl", each) for name, each in rows.items())
+    with pytest.raises(DataError, match="in two splits, train and test"):
+        build(said, test=make_split(datasets=[lost]))
+    corpus = build(lost, test=make_split(datasets=[said]))
+    assert corpus.accounts["train"].dropped == {"content_lost": 1}
+
+
 def test_rows_held_out_by_fraction_may_not_be_in_a_test_set_either(tmp_path):
     rows = [make_row(index) for index in range(40)]
     train, fraction = write(tmp_path, "train.jsonl", rows), make_split(fraction=0.3)
@@ -182,6 +194,19 @@ def test_a_held_out_example_is_known_however_it_is_written(tmp_path, make_same):
         build(train, test=test)
 
 
+def test_an_id_and_an_empty_text_tell_no_rows_apart_whatever_the_template_names(tmp_path):
+    rows = [make_row(1), in_messages(make_row(1), id="m1"), in_messages(make_row(1), name="")]
+    tokenizer = tiny.make_tokenizer("{# message.name, item.id #}" + tiny.CHATML)
+    data = make_data(write(tmp_path, "a.jsonl", rows), duplicates="drop")
+    assert build_corpus(data, tokenizer, {tokenizer.eos_token_id}).train["row"][:] == [0]
+
+
+def test_a_key_of_several_words_is_read_where_the_template_has_it_whole():
+    keys = TemplateKeys("{{ message['finish-reason'] }} {{ unfinish-reasons }}")
+    read = [key for key in ("finish-reason", "finish-reasons", "sh-reason") if keys.is_read(key)]
+    assert read == ["finish-reason"]
+
+
 def test_what_the_template_reads_of_a_message_tells_rows_apart(tmp_path):
     rows = [make_row(1), in_messages(make_row(1), name="Ann"), in_messages(make_row(1), nick="An")]
     dataset = write(tmp_path, "a.jsonl", rows)
@@ -201,7 +226,7 @@ def test_calls_are_the_same_in_either_form_and_apart_by_what_they_give(tmp_path)
     flat = {"name": "f", "arguments": {"x": 1}}
     other = {"name": "f", "arguments": {"x": 2}}
     dataset = write(tmp_path, "a.jsonl", [ask(nested), ask(flat), ask(other)])
-    with_template = "{%- for call in [] -%}{{ call.function }}{%- endfor -%}"
+    with_template = "{%- for call in [] -%}{{ call.id }}{{ call.function }}{%- endfor -%}"
     hasher = ExampleHasher(TemplateKeys(with_template), {})
     examples = [read_openai_row(row.values) for row in read_rows(dataset)]
     drawn = [hasher.hash_content(example) for example in examples]
@@ -322,6 +347,7 @@ def build_qwen(*datasets, **data):
 
 THOUGHT = [
     make_chat("q", "<think>\nhmm\n</think>\n\na"),
+    make_chat("q", "hmm\n</think>\n\na"),
     [*make_chat("q"), {"role": "assistant", "content": "a", "reasoning_content": "hmm"}],
     [*make_chat("q"), {"role": "assistant", "content": "a", "thinking": "\nhmm\n"}],
 ]
@@ -350,6 +376,15 @@ def test_rows_that_become_the_same_tokens_are_found_in_two_splits(tmp_path, row,
     assert ids[0] == ids[1]
     with pytest.raises(DataError, match="in two splits, train and test"):
         build_qwen(first, test=make_split(datasets=[second]), **kwargs)
+
+
+def test_what_a_question_quotes_is_no_thought(tmp_path):
+    first, second = (
+        write(tmp_path, f"{mark}.jsonl", [{"messages": make_chat(f"<{mark}>hmm</{mark}>q", "a")}])
+        for mark in ("think", "thought")
+    )
+    corpus = build_qwen(first, test=make_split(datasets=[second]))
+    assert corpus.train["input_ids"][0] != corpus.test["input_ids"][0]
 
 
 def test_another_template_argument_is_another_example(tmp_path):
@@ -388,21 +423,25 @@ def test_one_question_with_thinking_on_and_off_lies_in_one_split(tmp_path):
         write(tmp_path, f"{name}.jsonl", [make_row(i, enable_thinking=name) for i in range(60)])
         for name in (True, False)
     )
-    thought = write(
-        tmp_path,
-        "thought.jsonl",
-        [
-            {"messages": make_chat(f"What is {i}?", f"<think>{i}!</think>It is {i}.")}
-            for i in range(60)
-        ],
+    thought, closed = (
+        write(
+            tmp_path,
+            f"thought{len(opening)}.jsonl",
+            [
+                {"messages": make_chat(f"What is {i}?", f"{opening}{i}!</think>It is {i}.")}
+                for i in range(60)
+            ],
+        )
+        for opening in ("<think>", "")
     )
     corpus = build_qwen(
         on,
         off,
         thought,
+        closed,
         chat_template_kwargs={"enable_thinking": True},
         validation=make_split(fraction=0.3),
     )
     drawn = corpus.validation["row"][:]
-    assert len(drawn) % 3 == 0
-    assert drawn[: len(drawn) // 3] * 3 == drawn
+    assert len(drawn) % 4 == 0
+    assert drawn[: len(drawn) // 4] * 4 == drawn

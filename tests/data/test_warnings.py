@@ -42,6 +42,14 @@ def test_context_that_the_template_leaves_out_is_warned_of_with_its_row():
     assert "1 rows (first: rows.jsonl:1)" in warning
 
 
+def test_a_block_that_a_question_quotes_excuses_no_loss():
+    template = tiny.CHATML.replace("(message.content or '')", "message.content.split('k>')[-1]")
+    (warning,) = find_warnings(template, Message("user", "<think>hm</think>a"), PLAIN)
+    assert "1 rows (first: rows.jsonl:1)" in warning
+    thoughtless = Message("assistant", THOUGHT.content, train=False)
+    assert find_warnings(template, QUESTION, thoughtless, QUESTION, PLAIN) == []
+
+
 def test_rows_that_set_the_thinking_switch_themselves_are_not_warned_of():
     tokenizer = tiny.make_tokenizer(KNOWS_THE_SWITCH)
     closed = Conversation((QUESTION, PLAIN), template_kwargs={"enable_thinking": False})
