@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lora_sft.cli.arguments import Commands, add_command, add_model_folder, positive
 from lora_sft.errors import EXIT_DONE, ModelError
 
 if TYPE_CHECKING:
+    from lora_sft.evaluate.generation import AnswerStream
     from lora_sft.serve.speaker import Sampling, Speaker
 
 HELP = "Enter sends; /reset starts anew; /exit or Ctrl-D ends; Ctrl-C stops an answer."
@@ -89,19 +93,39 @@ class Chat:
         An answer that Ctrl-C stops stays in the conversation as far as it went.
 
         Raises: ModelError where the conversation is too long; the turn is taken back.
+        KeyboardInterrupt once a stopped answer has ended.
         """
         asked = [*self._messages, {"role": "user", "content": text}]
         stream = self._speaker.answer(asked, self._sampling, self._template_kwargs)
         pieces: list[str] = []
-        try:
-            for piece in stream:
-                print(piece, end="", flush=True)
-                pieces.append(piece)
-        finally:
-            print(flush=True)
-            self._messages = [*asked, {"role": "assistant", "content": "".join(pieces)}]
+        with _stopped_by_ctrl_c(stream):
+            try:
+                for piece in stream:
+                    print(piece, end="", flush=True)
+                    pieces.append(piece)
+            finally:
+                print(flush=True)
+                self._messages = [*asked, {"role": "assistant", "content": "".join(pieces)}]
         if stream.was_cut:
             print("(cut at the token limit; see --max-new-tokens)", file=sys.stderr)
+
+
+@contextmanager
+def _stopped_by_ctrl_c(stream: AnswerStream) -> Iterator[None]:
+    """Inside, Ctrl-C asks the answer to end, and is raised once it has: see `AnswerStream`."""
+    received: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        received.append(number)
+        stream.stop()
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if received:
+        raise KeyboardInterrupt
 
 
 def _converse(chat: Chat) -> None:

@@ -82,11 +82,14 @@ def cut_at_stop(ids: list[int], config: GenerationConfig) -> list[int]:
 class AnswerStream:
     """The answer to one prompt, piece by piece as it is made, on a thread of its own.
 
-    Whoever stops reading (a person's Ctrl-C, a closed connection) stops the generation at its next
-    token. `was_cut` says, once all is read, that the answer ended at the token limit.
+    Whoever stops reading stops the generation at its next token, and so does `stop`, which a
+    signal's handler may call. A handler that raises would not do: between two lines of the queue
+    that the pieces come by, its lock is never given back, and the thread waits for it for ever.
+    `was_cut` says, once all is read, that the answer ended at the token limit.
     """
 
     was_cut = False
+    is_stopped = False
 
     def __init__(
         self,
@@ -102,11 +105,11 @@ class AnswerStream:
 
     def __iter__(self) -> Iterator[str]:
         streamer = TextIteratorStreamer(self._tokenizer, skip_prompt=True, skip_special_tokens=True)
-        stop, failures = threading.Event(), list[BaseException]()
+        failures = list[BaseException]()
 
         def generate() -> None:
             try:
-                self._generate(streamer, stop)
+                self._generate(streamer)
             except BaseException as error:  # carried to the reader, who would wait for ever
                 failures.append(error)
                 streamer.end()
@@ -116,33 +119,40 @@ class AnswerStream:
         try:
             yield from (piece for piece in streamer if piece)
         finally:
-            stop.set()
+            self.stop()
             worker.join()
         if failures:
             raise failures[0]
 
-    def _generate(self, streamer: TextIteratorStreamer, stop: threading.Event) -> None:
+    def stop(self) -> None:
+        """End the answer at its next token."""
+        self.is_stopped = True  # no lock: this may interrupt any line
+
+    def _generate(self, streamer: TextIteratorStreamer) -> None:
         ids_BT = torch.tensor([self._prompt_ids], device=self._model.device)
         output_BT = self._model.generate(
             input_ids=ids_BT,
             attention_mask=torch.ones_like(ids_BT),
             generation_config=self._config,
             streamer=streamer,
-            stopping_criteria=StoppingCriteriaList([_StopsWhen(stop)]),
+            stopping_criteria=StoppingCriteriaList([_StopsWith(self)]),
         )
         answer = output_BT[0, len(self._prompt_ids) :].tolist()
         stops = set(self._config.eos_token_id or ())
         self.was_cut = len(answer) >= self._config.max_new_tokens and answer[-1] not in stops
 
 
-class _StopsWhen(StoppingCriteria):
-    """Ends a generation once an event is set."""
+class _StopsWith(StoppingCriteria):
+    """Ends a generation once its reader wants no more of it."""
 
-    def __init__(self, event: threading.Event) -> None:
-        self._event = event
+    def __init__(self, stream: AnswerStream) -> None:
+        self._stream = stream
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
         """One flag a sequence (B,)."""
         return torch.full(
-            (input_ids.shape[0],), self._event.is_set(), device=input_ids.device, dtype=torch.bool
+            (input_ids.shape[0],),
+            self._stream.is_stopped,
+            device=input_ids.device,
+            dtype=torch.bool,
         )

@@ -5,14 +5,18 @@ from __future__ import annotations
 import io
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from lora_sft.cli.chat import Chat
+from lora_sft.serve.speaker import Sampling, find_target, load_speaker
 from tests.serve.models import make_shouting_adapter, make_shouting_model
 from tests.tiny import CHATML
 
@@ -108,6 +112,42 @@ def test_template_arguments_that_are_no_json_object_are_refused(command, model, 
     assert "is no JSON object" in outcome.stderr
 
 
+class LastPiece:
+    """An answer in the middle of which somebody presses Ctrl-C."""
+
+    was_cut = False
+    is_stopped = False
+
+    def __iter__(self):
+        yield "so far"
+        signal.raise_signal(signal.SIGINT)
+        assert self.is_stopped  # and nothing was raised here, where a lock may be held
+
+    def stop(self):
+        self.is_stopped = True
+
+
+def test_ctrl_c_is_raised_when_the_answer_has_ended(capsys):
+    speaker = SimpleNamespace(answer=lambda *_: LastPiece())
+    chat = Chat(speaker, Sampling(8), {}, None)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        chat.say("Hello")
+    assert capsys.readouterr().out == "so far\n"
+    assert chat._messages[-1] == {"role": "assistant", "content": "so far"}
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_answer_ends_at_its_next_token_when_it_is_stopped(tmp_path):
+    model = make_shouting_model(tmp_path / "endless", context_tokens=1_000_000)
+    speaker = load_speaker(find_target(model))
+    stream = speaker.answer([{"role": "user", "content": "Hello"}], Sampling(1_000_000), {})
+    pieces = iter(stream)
+    assert next(pieces)
+    stream.stop()
+    assert len(list(pieces)) < 1000
+
+
 def test_ctrl_c_stops_an_answer_at_a_terminal_and_then_leaves(tmp_path):
     """The first Ctrl-C ends the answer under way and the chat goes on; the second one leaves."""
     model = make_shouting_model(tmp_path / "endless", context_tokens=1_000_000)
@@ -137,6 +177,8 @@ def test_ctrl_c_stops_an_answer_at_a_terminal_and_then_leaves(tmp_path):
 def read_until(descriptor: int, mark: str, *, after: str = "", seconds: float = 60) -> str:
     end, text = time.monotonic() + seconds, ""
     while time.monotonic() < end:
+        if not select.select([descriptor], [], [], 1.0)[0]:
+            continue
         text += os.read(descriptor, 65536).decode(errors="replace")
         if mark in (text.rpartition(after)[2] if after else text):
             return text
