@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 import psutil
 
 from lora_sft.errors import CapabilityError
+from lora_sft.held_signals import signals_held
 
 VARIABLE = "LORA_SFT_PROCESSES"
 BATCHES_DONE_HERE = 8
@@ -79,10 +80,11 @@ def _map_in_processes(
     )
     started: deque[tuple[Batch, Future[bytes]]] = deque()
     try:
-        with _tokenizers_told():
+        with signals_held(), _tokenizers_told():
             started.append((first, pool.submit(_work_on, first)))  # starts all processes
         for batch in batches:
-            started.append((batch, pool.submit(_work_on, batch)))
+            with signals_held():
+                started.append((batch, pool.submit(_work_on, batch)))
             if len(started) >= num_processes * BATCHES_WAITING:
                 yield _take(started)
         while started:
@@ -94,13 +96,16 @@ def _map_in_processes(
             f"use fewer: set the environment variable {VARIABLE}=1",
         ) from error
     finally:
-        pool.shutdown(cancel_futures=True)
+        with signals_held():
+            pool.shutdown(cancel_futures=True)
 
 
 def _take(started: deque[tuple[Any, Future[bytes]]]) -> tuple[Any, Any]:
     """The oldest batch; its result was kept as bytes, a third of the size of its objects."""
     batch, future = started.popleft()
-    return batch, pickle.loads(future.result())  # noqa: S301 (our own, from our own process)
+    with signals_held():
+        result = future.result()
+    return batch, pickle.loads(result)  # noqa: S301 (our own, from our own process)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from lora_sft.export.stored_tensors import (
 )
 from lora_sft.export.weight_changes import BlockBuffers, ComputedWeight, Panel, Weight
 from lora_sft.export.weight_plan import WeightPlan
+from lora_sft.held_signals import signals_held
 from lora_sft.run_directory import write_json
 
 UNFINISHED = ".unfinished"  # at the end of a file's name until it is whole
@@ -138,13 +139,16 @@ class ShardWriter:
         waiting: list[Future[object]] = []
         try:
             for job in jobs:
-                waiting.append(pool.submit(job))
-                if len(waiting) > self._num_workers:
-                    waiting.pop(0).result()
-            for future in waiting:
-                future.result()
+                with signals_held():
+                    waiting.append(pool.submit(job))
+                    if len(waiting) > self._num_workers:
+                        waiting.pop(0).result()
+            with signals_held():
+                for future in waiting:
+                    future.result()
         finally:  # none may write any more once the file is closed
-            wait(waiting)
+            with signals_held():
+                wait(waiting)
 
     def _list_jobs(
         self, file: OutputFile, reader: TensorReader, target: int, offsets: Mapping[str, int]

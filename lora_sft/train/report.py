@@ -19,6 +19,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from lora_sft.errors import EXIT_INTERRUPTED, EXIT_UNEXPECTED, LoraSftError, RecipeError
+from lora_sft.held_signals import signals_held
 from lora_sft.log import say
 from lora_sft.run_directory import CHECKPOINT_PREFIX, RunDirectory
 from lora_sft.train.processes import Processes
@@ -79,7 +80,8 @@ class Report:
     def stop_watching(self) -> None:
         """Every process came to the end of the work they share."""
         if self.watch is not None:
-            self.watch.stop()
+            with signals_held():
+                self.watch.stop()
             self.watch = None
 
     def fail(self, error: BaseException) -> BaseException:
