@@ -9,25 +9,31 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 @contextmanager
-def signals_held() -> Iterator[None]:
+def signals_held(meanwhile: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Inside, a signal that has a handler waits; it is handled at the end, as it would have been.
 
-    For short waits alone. Handlers run on the main thread; elsewhere nothing is held.
+    For short waits, or with `meanwhile`, called when one comes, which makes them short; it must
+    take no lock either. Handlers run on the main thread; elsewhere nothing is held.
     """
     came: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        came.append(number)
+        meanwhile()
+
     is_main = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in HELD if is_main}
     raising = {number: handler for number, handler in handlers.items() if callable(handler)}
     try:
         for number in raising:
-            signal.signal(number, lambda number, frame: came.append(number))
+            signal.signal(number, note)
         yield
     finally:
         for number, handler in raising.items():

@@ -100,9 +100,9 @@ def run_training(
             step = (run.read_status() or {}).get("step", 0)
             say(f"{run.path}: this run is finished (step {step}); nothing to do")
             return TrainResult(step)
+        owner = Owner(start.run_id, run.path)
         if recipe.export.merge is not None:
             # now, not after hours of training
-            owner = Owner(start.run_id, run.path)
             check_output_is_free(Path(recipe.export.merge), owner)
         if recipe.export.push_to_hub is not None and processes.is_main:
             check_can_push(recipe.export.push_to_hub, recipe.where("export.push_to_hub"))
@@ -112,7 +112,7 @@ def run_training(
             leave_process_group()
             if processes.is_main:
                 if result.is_complete:
-                    _export(recipe, run, start)
+                    _export(recipe, run, owner)
                 run.write_status(result.exit_code, result.reason, result.step)
             leave_after_main(report.watch)
             report.stop_watching()
@@ -121,11 +121,10 @@ def run_training(
     return result
 
 
-def _export(recipe: Recipe, run: RunDirectory, start: StartingPoint) -> None:
+def _export(recipe: Recipe, run: RunDirectory, owner: Owner) -> None:
     """What the recipe asks for beside the adapter: its merge, and the hub (private)."""
     wanted = recipe.export
     if wanted.merge is not None:
-        owner = Owner(start.run_id, run.path)
         merge(make_merge_plan(run.path, Path(wanted.merge), owner=owner))
     if wanted.push_to_hub is not None:
         push_folder(Path(wanted.merge) if wanted.merge else run.adapter, wanted.push_to_hub)

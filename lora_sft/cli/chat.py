@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lora_sft.cli.arguments import Commands, add_command, add_model_folder, positive
 from lora_sft.errors import EXIT_DONE, ModelError
+from lora_sft.held_signals import signals_held
 
 if TYPE_CHECKING:
-    from lora_sft.evaluate.generation import AnswerStream
     from lora_sft.serve.speaker import Sampling, Speaker
 
 HELP = "Enter sends; /reset starts anew; /exit or Ctrl-D ends; Ctrl-C stops an answer."
@@ -98,7 +95,7 @@ class Chat:
         asked = [*self._messages, {"role": "user", "content": text}]
         stream = self._speaker.answer(asked, self._sampling, self._template_kwargs)
         pieces: list[str] = []
-        with _stopped_by_ctrl_c(stream):
+        with signals_held(meanwhile=stream.stop):
             try:
                 for piece in stream:
                     print(piece, end="", flush=True)
@@ -108,24 +105,6 @@ class Chat:
                 self._messages = [*asked, {"role": "assistant", "content": "".join(pieces)}]
         if stream.was_cut:
             print("(cut at the token limit; see --max-new-tokens)", file=sys.stderr)
-
-
-@contextmanager
-def _stopped_by_ctrl_c(stream: AnswerStream) -> Iterator[None]:
-    """Inside, Ctrl-C asks the answer to end, and is raised once it has: see `AnswerStream`."""
-    received: list[int] = []
-
-    def stop(number: int, frame: object) -> None:
-        received.append(number)
-        stream.stop()
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if received:
-        raise KeyboardInterrupt
 
 
 def _converse(chat: Chat) -> None:

@@ -49,7 +49,7 @@ ARGUMENT_KEYS = ("arguments", "parameters")
 # What arguments that stand beside the function may be called; servers put much else there.
 KEYS_BESIDE = frozenset((*ARGUMENT_KEYS, "input", "args", "kwargs"))
 # What stands beside them in a function or a flat call, and never for them.
-CALL_KEYS = frozenset(
+NEVER_ARGUMENTS = frozenset(
     ("function", "name", "type", "id", "call_id", "tool_call_id", "index", "description")
 )
 
@@ -214,7 +214,7 @@ def _with_arguments(call: Mapping[str, Any], index: int) -> Mapping[str, Any]:
 def _check_has_none(call: Mapping[str, Any], function: Mapping[str, Any], index: int) -> None:
     """See that nothing else in a call could be the arguments that were not found in it."""
     beside = {key: item for key, item in call.items() if key in KEYS_BESIDE}
-    inside = {key: item for key, item in function.items() if key not in CALL_KEYS}
+    inside = {key: item for key, item in function.items() if key not in NEVER_ARGUMENTS}
     others = {**beside, **inside}
     odd = next((key for key, item in others.items() if _could_be_arguments(item)), None)
     if odd is not None:

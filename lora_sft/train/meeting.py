@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from lora_sft.errors import DataError
@@ -32,17 +33,10 @@ def meet(watch: Watch | None, place: str, word: Any = None) -> dict[int, Any]:
     if watch is None:
         return {0: word}
     _put_down(watch, place, word)
-    files = {rank: f"{place}-{rank}.json" for rank in range(watch.processes.world_size)}
-
-    def find_missing() -> list[int]:
-        there = _list(watch)
-        return [rank for rank, name in files.items() if name not in there]
-
-    for missing in _wait_while(find_missing, watch):
-        say(f"waiting for process {', '.join(map(str, missing))} ({place})")
+    ranks = range(watch.processes.world_size)
+    _wait_for(watch, place, ranks)
     return {
-        rank: json.loads((watch.folder / name).read_text(encoding="utf-8"))
-        for rank, name in files.items()
+        rank: json.loads(_name(watch, place, rank).read_text(encoding="utf-8")) for rank in ranks
     }
 
 
@@ -77,36 +71,41 @@ def leave_after_main(watch: Watch | None) -> None:
     if watch is None:
         return
     if not watch.processes.is_main:
-        for _ in _wait_while(lambda: [] if "done-0.json" in _list(watch) else [0], watch):
-            pass
+        _wait_for(watch, "done", [0])
         return
     _put_down(watch, "done", None)
-    signs = {f"beat-{rank}.json" for rank in range(1, watch.processes.world_size)}
     deadline = time.monotonic() + FAREWELL_SECONDS
-    while signs & _list(watch) and time.monotonic() < deadline:
+    while _list_ranks(watch, "beat") - {0} and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
 
 
 def _put_down(watch: Watch, place: str, word: Any) -> None:
-    own = watch.folder / f"{place}-{watch.processes.process_rank}.json"
+    own = _name(watch, place, watch.processes.process_rank)
     staged = own.with_suffix(".staged")
     staged.write_text(json.dumps(word), encoding="utf-8")
     staged.replace(own)
 
 
-def _list(watch: Watch) -> set[str]:
-    return {path.name for path in watch.folder.iterdir()}
-
-
-def _wait_while(find_missing: Callable[[], list[int]], watch: Watch) -> Iterator[list[int]]:
-    """Yields the ranks that are missing, once a minute, until none is."""
+def _wait_for(watch: Watch, place: str, ranks: Iterable[int]) -> None:
+    """Until each of `ranks` has put down its word; says once a minute who has not."""
     began = said = time.monotonic()
-    while missing := find_missing():
+    while missing := set(ranks) - _list_ranks(watch, place):
         end = watch.find_end()
         if end is not None:
             raise EndedElsewhere(end, watch.folder)
         now = time.monotonic()
-        time.sleep(min(LAST_POLL_SECONDS, POLL_SECONDS + (now - began) / 10))
         if now - said > SAY_EVERY_SECONDS:
             said = now
-            yield missing
+            say(f"waiting for process {', '.join(map(str, sorted(missing)))} ({place})")
+        time.sleep(min(LAST_POLL_SECONDS, POLL_SECONDS + (now - began) / 10))
+
+
+def _name(watch: Watch, place: str, rank: int) -> Path:
+    return watch.folder / f"{place}-{rank}.json"
+
+
+def _list_ranks(watch: Watch, place: str) -> set[int]:
+    """Who has put down a word at this place, or gives signs of life (`beat`)."""
+    there = {path.name for path in watch.folder.iterdir()}
+    ranks = range(watch.processes.world_size)
+    return {rank for rank in ranks if _name(watch, place, rank).name in there}
