@@ -23,11 +23,11 @@ from transformers import (
     set_seed,
 )
 
-from lora_sft.data.account import render_account_table
-from lora_sft.data.arrow_files import find_cache_folder
-from lora_sft.data.corpus import Corpus
-from lora_sft.data.corpus_cache import CachedCorpus, load_or_build_corpus
-from lora_sft.data.tokenizer import (
+from lora_sft.data.corpus.account import render_account_table
+from lora_sft.data.corpus.arrow_files import find_cache_folder
+from lora_sft.data.corpus.building import Corpus
+from lora_sft.data.corpus.cache import CachedCorpus, load_or_build_corpus
+from lora_sft.data.templates.tokenizer import (
     find_stop_token_ids,
     load_tokenizer,
 )
@@ -38,10 +38,9 @@ from lora_sft.export.adapter_files import (
     write_adapter_folder,
     write_validation_sample,
 )
-from lora_sft.export.base_checkpoint import fingerprint_location
 from lora_sft.export.hub import check_can_push, push_folder
 from lora_sft.export.merging import make_merge_plan, merge
-from lora_sft.export.model_card import make_public
+from lora_sft.export.serving.model_card import make_public
 from lora_sft.export.staging import Owner, check_output_is_free
 from lora_sft.log import make_console, say
 from lora_sft.model.adapter import add_adapter, load_adapter
@@ -52,28 +51,29 @@ from lora_sft.model.base_model import (
 )
 from lora_sft.model.census import Census, take_census
 from lora_sft.model.untrained_tokens import find_untrained_tokens
+from lora_sft.model_files.base_checkpoint import fingerprint_location
 from lora_sft.plan.batch import BatchPlan, make_batch_plan
+from lora_sft.processes.first_process import first_one_builds
+from lora_sft.processes.full_disk import full_disk_named
+from lora_sft.processes.meeting import check_same_data, leave_after_main, meet
+from lora_sft.processes.output_lock import locked
+from lora_sft.processes.report import Report, status_written
+from lora_sft.processes.stop_signal import StopRequest
+from lora_sft.processes.this_process import Processes, check_devices, leave_process_group
+from lora_sft.processes.watch import Watch
 from lora_sft.recipe import Recipe, read_recipe
 from lora_sft.run_directory import RunDirectory, is_run, write_json, write_text_atomically
 from lora_sft.train import zero
-from lora_sft.train.first_process import first_one_builds
-from lora_sft.train.fit import TrainResult, fit
-from lora_sft.train.full_disk import full_disk_named
-from lora_sft.train.meeting import check_same_data, leave_after_main, meet
-from lora_sft.train.output_lock import locked
-from lora_sft.train.packing import Packing, decide_packing
-from lora_sft.train.processes import Processes, check_devices, leave_process_group
-from lora_sft.train.report import Report, status_written
-from lora_sft.train.resume import StartingPoint, find_starting_point, remove_run
-from lora_sft.train.same_run import (
+from lora_sft.train.checkpoints.resume import StartingPoint, find_starting_point, remove_run
+from lora_sft.train.checkpoints.same_run import (
     check_same_base,
     check_same_batch,
     check_same_packing,
     check_same_rows,
 )
-from lora_sft.train.stop_signal import StopRequest
-from lora_sft.train.trainer import make_collator, make_sft_config
-from lora_sft.train.watch import Watch
+from lora_sft.train.fit import TrainResult, fit
+from lora_sft.train.packing import Packing, decide_packing
+from lora_sft.train.trl.trainer import make_collator, make_sft_config
 from lora_sft.versions import read_versions
 
 ROWS_LOOKED_AT = 200  # for the special tokens that a template uses

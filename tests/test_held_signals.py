@@ -8,8 +8,8 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
-from lora_sft.data import parallel_batches
-from lora_sft.held_signals import HELD, signals_held
+from lora_sft.data.corpus import parallel_batches
+from lora_sft.processes.held_signals import HELD, signals_held
 
 
 class Stop(BaseException):

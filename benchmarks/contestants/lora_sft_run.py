@@ -14,13 +14,13 @@ from datasets import Dataset
 from transformers import set_seed
 
 from benchmarks.contestants.job import LORA_ALPHA, LORA_RANK, Job, Run, TrainerRun
-from lora_sft.data.tokenizer import load_saved_tokenizer
+from lora_sft.data.templates.tokenizer import load_saved_tokenizer
 from lora_sft.pipeline import build_model, pack_rows
 from lora_sft.plan.batch import make_batch_plan
 from lora_sft.recipe import Recipe, read_recipe
 from lora_sft.run_directory import RunDirectory
 from lora_sft.train.callbacks import MetricsFile, ProgressDisplay, StopOnSignal
-from lora_sft.train.trainer import build_trainer, make_sft_config
+from lora_sft.train.trl.trainer import build_trainer, make_sft_config
 
 
 def build(job: Job) -> Run:

@@ -85,8 +85,8 @@ def make_lora_sft_prepare(
     clock: AbstractContextManager[Any] | None = None,
 ) -> Prepare:
     """lora-sft: a recipe, and what `pipeline.load_data` calls once it has the tokenizer."""
-    from lora_sft.data.corpus import build_corpus
-    from lora_sft.data.tokenizer import find_stop_token_ids, load_tokenizer
+    from lora_sft.data.corpus.building import build_corpus
+    from lora_sft.data.templates.tokenizer import find_stop_token_ids, load_tokenizer
     from lora_sft.recipe import read_recipe
 
     def prepare(rows: Path, own_template: bool) -> Sample:

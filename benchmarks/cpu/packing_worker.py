@@ -53,7 +53,7 @@ def main(kind: str, num_documents: int) -> None:
 
 def pack_with_lora_sft(lengths: Lengths) -> list[Sample]:
     """lora-sft's packing of a data set whose documents its length policy has cut."""
-    from lora_sft.data.packing import count_tokens, lay_out_rows, pack_documents
+    from lora_sft.data.corpus.packing import count_tokens, lay_out_rows, pack_documents
 
     def pack(documents: Any, cap: int) -> Any:
         return pack_documents(documents, lay_out_rows(count_tokens(documents), cap))

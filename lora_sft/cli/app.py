@@ -41,7 +41,7 @@ from lora_sft.errors import (
     LoraSftError,
 )
 from lora_sft.log import is_main_process, outlive_readers
-from lora_sft.train.stop_signal import Stopped, StopRequest
+from lora_sft.processes.stop_signal import Stopped, StopRequest
 
 COMMANDS = (
     quickstart,

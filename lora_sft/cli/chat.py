@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_sft.cli.arguments import Commands, add_command, add_model_folder, positive
 from lora_sft.errors import EXIT_DONE, ModelError
-from lora_sft.held_signals import signals_held
+from lora_sft.processes.held_signals import signals_held
 
 if TYPE_CHECKING:
     from lora_sft.serve.speaker import Sampling, Speaker

@@ -59,7 +59,7 @@ def add_parser(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Start the run, and return the exit code of its processes."""
-    from lora_sft.train.stop_signal import Stopped, StopRequest
+    from lora_sft.processes.stop_signal import Stopped, StopRequest
 
     with StopRequest().listening():  # until the run has started, and takes signals itself
         try:
@@ -137,7 +137,7 @@ def _start(
     from lora_sft.launch.commands import make_deepspeed_command, make_torchrun_command
     from lora_sft.launch.hostfile import check_programs, check_room
     from lora_sft.launch.supervision import supervise
-    from lora_sft.launch.world import ASKED_FOR
+    from lora_sft.processes.world import ASKED_FOR
 
     asked_for = {ASKED_FOR: str(world.processes)}
     if arguments.hostfile is not None:

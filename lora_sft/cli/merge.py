@@ -90,7 +90,7 @@ def format_report(report: dict[str, Any]) -> str:
     """The report (or, of a dry run, the plan) as a person reads it."""
     if "seconds" not in report:
         return "\n".join(f"{name}: {format_value(value)}" for name, value in report.items())
-    from lora_sft.export.check_summary import describe_check
+    from lora_sft.export.proof.check_summary import describe_check
 
     lines = [
         f"{report['output']}: {report['adapter_tensors_used']} adapter tensors merged into "

@@ -18,7 +18,7 @@ from lora_sft.errors import EXIT_DONE, RecipeError
 from lora_sft.log import make_result_console, say
 
 if TYPE_CHECKING:
-    from lora_sft.data.preview import Preview, PreviewSummary
+    from lora_sft.data.preview.shown_rows import Preview, PreviewSummary
     from lora_sft.recipe import Recipe
 
 SHOWN_ROWS = {"text": 3, "json": None, "html": 200}  # unless --rows says otherwise; None: all
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         _check_can_be_written(arguments.out)
 
-    from lora_sft.data.preview import Selection, open_preview
+    from lora_sft.data.preview.shown_rows import Selection, open_preview
 
     is_default = arguments.rows is None and arguments.row is None
     selection = Selection(
@@ -88,14 +88,14 @@ def _print_text(preview: Preview, recipe: Recipe, arguments: argparse.Namespace)
 
 
 def _write_json(preview: Preview, recipe: Recipe, arguments: argparse.Namespace) -> PreviewSummary:
-    from lora_sft.data.preview import write_document
+    from lora_sft.data.preview.shown_rows import write_document
 
     with _open_output(arguments.out) as file:
         return write_document(preview, file)
 
 
 def _write_page(preview: Preview, recipe: Recipe, arguments: argparse.Namespace) -> PreviewSummary:
-    from lora_sft.data.preview_page import write_page
+    from lora_sft.data.preview.page import write_page
 
     with _open_output(arguments.out) as file:
         return write_page(

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lora_sft.data.account import render_account_table
-from lora_sft.data.preview import (
+from lora_sft.data.corpus.account import render_account_table
+from lora_sft.data.preview.shown_rows import (
     Preview,
     PreviewRow,
     PreviewSummary,
@@ -20,7 +20,7 @@ from lora_sft.data.preview import (
     find_lever,
     find_segments,
 )
-from lora_sft.data.token_pieces import TokenPieces, make_visible
+from lora_sft.data.preview.token_pieces import TokenPieces, make_visible
 
 if TYPE_CHECKING:
     from lora_sft.data.supervised_row import SupervisedRow, Turn

@@ -12,7 +12,7 @@ from lora_sft.cli.arguments import Commands, add_command, add_recipe
 from lora_sft.errors import EXIT_UNEXPECTED, LoraSftError
 
 if TYPE_CHECKING:
-    from lora_sft.train.stop_signal import StopRequest
+    from lora_sft.processes.stop_signal import StopRequest
 
 
 def add_parser(commands: Commands) -> None:
@@ -39,7 +39,7 @@ def add_parser(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Train, and return the contract's exit code."""
     from lora_sft.launch.supervision import leave_outcome
-    from lora_sft.train.stop_signal import Stopped, StopRequest
+    from lora_sft.processes.stop_signal import Stopped, StopRequest
 
     with StopRequest().listening() as request:
         try:
@@ -77,7 +77,7 @@ def _leave_at_once(exit_code: int, last_words: str = "") -> None:
 
 
 def _run(arguments: argparse.Namespace, request: StopRequest) -> int:
-    from lora_sft.launch.world import check_world
+    from lora_sft.processes.world import check_world
     from lora_sft.recipe import read_recipe
 
     check_world(os.environ)
@@ -85,7 +85,7 @@ def _run(arguments: argparse.Namespace, request: StopRequest) -> int:
 
     # torch is imported here, after a recipe that is right
     from lora_sft.pipeline import run_training
-    from lora_sft.train.processes import Processes
+    from lora_sft.processes.this_process import Processes
 
     result = run_training(
         recipe,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_sft.errors import ExportError
-from lora_sft.export.adapter_reading import read_adapter_config
+from lora_sft.export.weights.adapter_reading import read_adapter_config
 from lora_sft.run_directory import ORIGIN_FILE, RunDirectory, write_json
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def write_adapter_folder(
 
     Raises: ExportError where the file on disk is not what was trained.
     """
-    from lora_sft.export.serving_files import write_adapter_serving_files
+    from lora_sft.export.serving.serving_files import write_adapter_serving_files
 
     model.save_pretrained(folder)
     write_adapter_serving_files(folder, tokenizer, origin)

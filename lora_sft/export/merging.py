@@ -24,18 +24,9 @@ import torch
 
 from lora_sft.errors import CapabilityError, ExportError, VerificationError
 from lora_sft.export.adapter_files import AdapterOrigin, let_others_read, read_origin
-from lora_sft.export.adapter_reading import SavedAdapter, read_adapter
-from lora_sft.export.base_checkpoint import (
-    CONFIG_FILE,
-    BaseCheckpoint,
-    check_fingerprint,
-    read_base_checkpoint,
-)
-from lora_sft.export.base_form import BaseForm, find_form
-from lora_sft.export.check_summary import AGAINST
-from lora_sft.export.machine_room import check_disk_room, check_memory_room
 from lora_sft.export.merge_progress import byte_progress
-from lora_sft.export.shard_writing import OutputFile, ShardWriter, lay_out_files
+from lora_sft.export.proof.check_summary import AGAINST
+from lora_sft.export.proof.tensor_check import TensorDifference, compare_tensors
 from lora_sft.export.staging import (
     Owner,
     check_output_is_free,
@@ -43,9 +34,18 @@ from lora_sft.export.staging import (
     put_in_place,
     staged_output,
 )
-from lora_sft.export.tensor_check import TensorDifference, compare_tensors
-from lora_sft.export.weight_plan import WeightPlan, make_weight_plan
+from lora_sft.export.weights.adapter_reading import SavedAdapter, read_adapter
+from lora_sft.export.weights.base_form import BaseForm, find_form
+from lora_sft.export.weights.shard_writing import OutputFile, ShardWriter, lay_out_files
+from lora_sft.export.weights.weight_plan import WeightPlan, make_weight_plan
 from lora_sft.log import say
+from lora_sft.machine_room import check_disk_room, check_memory_room
+from lora_sft.model_files.base_checkpoint import (
+    CONFIG_FILE,
+    BaseCheckpoint,
+    check_fingerprint,
+    read_base_checkpoint,
+)
 from lora_sft.recipe.schema import QUANTIZATION_PRESETS
 from lora_sft.run_directory import write_json
 
@@ -272,8 +272,8 @@ def merge(plan: MergePlan) -> dict[str, Any]:
 
 def write_companions(plan: MergePlan, prepared: PreparedMerge, folder: Path) -> None:
     """What makes a folder of weights a model that servers read."""
-    from lora_sft.data.tokenizer import load_saved_tokenizer
-    from lora_sft.export.serving_files import write_serving_files
+    from lora_sft.data.templates.tokenizer import load_saved_tokenizer
+    from lora_sft.export.serving.serving_files import write_serving_files
 
     origin = plan.origin
     if (plan.adapter / "tokenizer_config.json").exists():
@@ -289,7 +289,7 @@ def write_companions(plan: MergePlan, prepared: PreparedMerge, folder: Path) -> 
 
 def finish_companions(plan: MergePlan, report: Mapping[str, Any], folder: Path) -> None:
     """What tells of the verification: the report and the card."""
-    from lora_sft.export.serving_files import write_merged_card
+    from lora_sft.export.serving.serving_files import write_merged_card
 
     write_json(folder / REPORT_FILE, report)
     write_merged_card(folder, plan.origin, report)
@@ -322,7 +322,7 @@ def _verify(plan: MergePlan, prepared: PreparedMerge, staged: Path) -> dict[str,
     if plan.verify == "tensors":
         assert tensors is not None
         return {"correctness": describe_tensor_check(tensors)}
-    from lora_sft.export.answer_check import compare_answers
+    from lora_sft.export.proof.answer_check import compare_answers
 
     # inside the staging folder, so that a killed merge leaves nothing else behind
     with tempfile.TemporaryDirectory(dir=staged, prefix=".work-") as name:

@@ -24,7 +24,7 @@ from typing import Any
 
 from lora_sft.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_RESUME_ME, EXIT_UNEXPECTED
 from lora_sft.launch.workers import end_orphans, find_workers, is_listening, send
-from lora_sft.launch.world import PLACE
+from lora_sft.processes.world import PLACE
 from lora_sft.run_directory import RunDirectory
 
 OUTCOME = "LORA_SFT_OUTCOME"  # names a file in which a worker leaves its exit code

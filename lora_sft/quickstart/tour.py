@@ -13,7 +13,7 @@ from typing import Any
 from rich.table import Table
 
 from lora_sft.data.supervised_row import IGNORED_LABEL
-from lora_sft.data.tokenizer import load_saved_tokenizer
+from lora_sft.data.templates.tokenizer import load_saved_tokenizer
 from lora_sft.errors import EXIT_DONE
 from lora_sft.evaluate.metrics import compute_loss
 from lora_sft.evaluate.scoring import Evaluation
@@ -21,10 +21,10 @@ from lora_sft.export.merging import REPORT_FILE, make_merge_plan, merge
 from lora_sft.log import make_result_console, say
 from lora_sft.model.base_model import load_base_model
 from lora_sft.pipeline import run_evaluation, run_training
+from lora_sft.processes.this_process import Processes
 from lora_sft.recipe import Recipe, read_recipe
 from lora_sft.recipe.catalogue import find_recipe
 from lora_sft.run_directory import write_json
-from lora_sft.train.processes import Processes
 
 DATA = Path(__file__).parent / "data"
 

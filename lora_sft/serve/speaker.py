@@ -13,11 +13,11 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from lora_sft.data.tokenizer import find_saved_stop_token_ids, load_saved_tokenizer
+from lora_sft.data.templates.tokenizer import find_saved_stop_token_ids, load_saved_tokenizer
 from lora_sft.errors import ModelError
 from lora_sft.evaluate.generation import AnswerStream, make_generation_config
 from lora_sft.export.adapter_files import AdapterOrigin, read_origin
-from lora_sft.export.serving_files import with_defaults
+from lora_sft.export.serving.serving_files import with_defaults
 from lora_sft.model.base_model import (
     CausalModel,
     load_base_model,

@@ -15,9 +15,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import SaveStrategy
 
 from lora_sft.log import make_console, say
+from lora_sft.processes.stop_signal import StopRequest
+from lora_sft.processes.watch import Watch
 from lora_sft.run_directory import RunDirectory, write_text_atomically
-from lora_sft.train.stop_signal import StopRequest
-from lora_sft.train.watch import Watch
 
 SHOWN_METRICS = ("loss", "eval_loss", "grad_norm", "learning_rate", "mean_token_accuracy")
 

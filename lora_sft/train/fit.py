@@ -21,6 +21,8 @@ from transformers import (
 from lora_sft.errors import EXIT_DONE
 from lora_sft.log import say
 from lora_sft.model.base_model import CausalModel
+from lora_sft.processes.stop_signal import StopRequest, exit_code_of
+from lora_sft.processes.watch import Watch
 from lora_sft.recipe import Recipe
 from lora_sft.run_directory import RunDirectory
 from lora_sft.train.callbacks import (
@@ -30,12 +32,10 @@ from lora_sft.train.callbacks import (
     ProgressForWatch,
     StopOnSignal,
 )
+from lora_sft.train.checkpoints.resume import find_best_checkpoint, read_checkpoint_state
 from lora_sft.train.first_step import FirstStepRecord
 from lora_sft.train.packing import Packing
-from lora_sft.train.resume import find_best_checkpoint, read_checkpoint_state
-from lora_sft.train.stop_signal import StopRequest, exit_code_of
-from lora_sft.train.trainer import build_trainer
-from lora_sft.train.watch import Watch
+from lora_sft.train.trl.trainer import build_trainer
 
 
 @dataclass(frozen=True)

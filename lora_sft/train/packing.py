@@ -19,7 +19,7 @@ import torch
 from datasets import Dataset
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from lora_sft.data.packing import (
+from lora_sft.data.corpus.packing import (
     RowLayout,
     count_learned_tokens,
     count_tokens,

@@ -54,7 +54,7 @@ print("x" * 1_000_000, file=sys.stderr)
 GOES_ON = """
 import signal
 from lora_sft.cli import app, quickstart
-from lora_sft.train.stop_signal import StopRequest
+from lora_sft.processes.stop_signal import StopRequest
 def run(arguments):
     with StopRequest().listening():
         pass

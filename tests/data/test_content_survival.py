@@ -13,10 +13,10 @@ import trl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_sft.data.content_survival import find_lost, list_call_texts
-from lora_sft.data.conversation import Conversation, Message
 from lora_sft.data.drops import Drop
-from lora_sft.data.supervision import Supervisor
+from lora_sft.data.examples.conversation import Conversation, Message
+from lora_sft.data.labels.content_survival import find_lost, list_call_texts
+from lora_sft.data.labels.supervision import Supervisor
 from tests import tiny
 from tests.data.sections import make_data
 

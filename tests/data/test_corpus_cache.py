@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from lora_sft.data import supervision
+from lora_sft.data.labels import supervision
 from tests import tiny
 from tests.commands import Outcome, run_lora_sft
 

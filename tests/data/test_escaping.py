@@ -1,7 +1,7 @@
 """Under `escape`, nothing that a row writes becomes a control token, wherever it is written."""
 
-from lora_sft.data.conversation import Conversation, Message
-from lora_sft.data.supervision import Supervisor
+from lora_sft.data.examples.conversation import Conversation, Message
+from lora_sft.data.labels.supervision import Supervisor
 from tests import tiny
 from tests.data.sections import make_data
 

@@ -6,10 +6,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lora_sft.data.corpus import build_corpus
+from lora_sft.data.corpus.building import build_corpus
 from lora_sft.data.drops import Drop, RowDropped
-from lora_sft.data.row_formats import FORMATS
-from lora_sft.data.supervision import Supervisor
+from lora_sft.data.examples.row_formats import FORMATS
+from lora_sft.data.labels.supervision import Supervisor
 from tests import tiny
 from tests.data.sections import make_chat, make_data, make_dataset, write_jsonl
 from tests.data.test_template_oracle import CHATML_STOPS, FAMILIES, STOPS, load_family

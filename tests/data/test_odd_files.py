@@ -17,10 +17,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lora_sft.data.corpus import Corpus, build_corpus
+from lora_sft.data.corpus.building import Corpus, build_corpus
 from lora_sft.data.one_line import LONGEST_CHARACTERS, make_one_line
-from lora_sft.data.plain_json import DEEPEST_NESTING
-from lora_sft.data.row_sources import read_rows
+from lora_sft.data.rows.plain_json import DEEPEST_NESTING
+from lora_sft.data.rows.row_sources import read_rows
 from lora_sft.errors import CapabilityError, DataError
 from tests import tiny
 from tests.data.sections import make_chat, make_data, make_dataset, write_jsonl

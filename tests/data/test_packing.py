@@ -12,7 +12,7 @@ from datasets import Dataset, concatenate_datasets
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_sft.data.packing import ROWS_A_TABLE, count_tokens, lay_out_rows, pack_documents
+from lora_sft.data.corpus.packing import ROWS_A_TABLE, count_tokens, lay_out_rows, pack_documents
 
 SIGMA = 0.726
 

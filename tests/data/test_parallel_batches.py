@@ -8,9 +8,10 @@ import sys
 import psutil
 import pytest
 
-from lora_sft.data import parallel_batches, row_outcomes
-from lora_sft.data.corpus import build_corpus
-from lora_sft.data.parallel_batches import VARIABLE, count_processes, map_batches
+from lora_sft.data.corpus import parallel_batches
+from lora_sft.data.corpus import row_following as row_outcomes
+from lora_sft.data.corpus.building import build_corpus
+from lora_sft.data.corpus.parallel_batches import VARIABLE, count_processes, map_batches
 from lora_sft.errors import CapabilityError, DataError
 from tests import tiny
 from tests.data.sections import make_chat, make_data, make_dataset, make_split, write_jsonl

@@ -8,11 +8,11 @@ import random
 
 import pytest
 
-from lora_sft.data.corpus import build_corpus
-from lora_sft.data.preview import Preview, Selection, find_segments, write_document
-from lora_sft.data.preview_page import make_length_chart
+from lora_sft.data.corpus.building import build_corpus
+from lora_sft.data.preview.page import make_length_chart
+from lora_sft.data.preview.shown_rows import Preview, Selection, find_segments, write_document
+from lora_sft.data.preview.token_pieces import TokenPieces, make_visible
 from lora_sft.data.supervised_row import Turn, make_supervised_row
-from lora_sft.data.token_pieces import TokenPieces, make_visible
 from tests.data.sections import make_chat, make_data, make_dataset, write_jsonl
 from tests.tiny import THINK_DROPPED_FROM_HISTORY, make_tokenizer
 

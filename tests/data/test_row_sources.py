@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lora_sft.data import json_array
-from lora_sft.data.data_files import COMPRESSIONS, KINDS
-from lora_sft.data.local_files import find_local_files
-from lora_sft.data.row_sources import READERS, read_rows
+from lora_sft.data.rows import json_array
+from lora_sft.data.rows.data_files import COMPRESSIONS, KINDS
+from lora_sft.data.rows.local_files import find_local_files
+from lora_sft.data.rows.row_sources import READERS, read_rows
 from lora_sft.errors import CapabilityError, DataError
 from tests.data.sections import make_dataset, write_jsonl
 

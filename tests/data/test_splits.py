@@ -2,11 +2,11 @@
 
 import pytest
 
-from lora_sft.data.corpus import build_corpus
-from lora_sft.data.example_hash import ExampleHasher
-from lora_sft.data.row_formats import read_openai_row
-from lora_sft.data.row_sources import read_rows
-from lora_sft.data.template_keys import TemplateKeys
+from lora_sft.data.corpus.building import build_corpus
+from lora_sft.data.corpus.example_hash import ExampleHasher
+from lora_sft.data.examples.row_formats import read_openai_row
+from lora_sft.data.rows.row_sources import read_rows
+from lora_sft.data.templates.template_keys import TemplateKeys
 from lora_sft.errors import DataError
 from tests import tiny
 from tests.data.sections import make_chat, make_data, make_dataset, make_split, write_jsonl

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_sft.data.conversation import Conversation, Message, PlainText, PromptCompletion
 from lora_sft.data.drops import Drop
+from lora_sft.data.examples.conversation import Conversation, Message, PlainText, PromptCompletion
+from lora_sft.data.labels.supervision import Supervisor
 from lora_sft.data.supervised_row import IGNORED_LABEL
-from lora_sft.data.supervision import Supervisor
 from lora_sft.errors import DataError
 from tests import tiny
 from tests.data.sections import make_chat, make_data

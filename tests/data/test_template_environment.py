@@ -8,7 +8,7 @@ from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from lora_sft.data.template_environment import PlainDataEnvironment, compile_template
+from lora_sft.data.templates.template_environment import PlainDataEnvironment, compile_template
 
 NAMESPACE = _compile_jinja_template("").globals["namespace"]
 

@@ -1,8 +1,8 @@
 """What a chat template can do wrong: a row is refused, or a person is told, and nothing crashes."""
 
-from lora_sft.data.conversation import Conversation, Message
 from lora_sft.data.drops import LEVERS, Drop
-from lora_sft.data.supervision import Supervisor
+from lora_sft.data.examples.conversation import Conversation, Message
+from lora_sft.data.labels.supervision import Supervisor
 from tests import tiny
 from tests.data.sections import make_data
 

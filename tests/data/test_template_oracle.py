@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import trl
 
-from lora_sft.data.conversation import Conversation, Message
 from lora_sft.data.drops import Drop
-from lora_sft.data.supervision import Supervisor
+from lora_sft.data.examples.conversation import Conversation, Message
+from lora_sft.data.labels.supervision import Supervisor
 from tests.data.sections import make_data
 from tests.tiny import make_tokenizer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_sft.data.text_difference import find_first_difference
+from lora_sft.data.labels.text_difference import find_first_difference
 
 ALIKE = st.text(alphabet="ab", max_size=40)
 

@@ -3,8 +3,8 @@
 import pytest
 from tokenizers import processors
 
-from lora_sft.data.conversation import PlainText, PromptCompletion
-from lora_sft.data.supervision import Supervisor
+from lora_sft.data.examples.conversation import PlainText, PromptCompletion
+from lora_sft.data.labels.supervision import Supervisor
 from tests import tiny
 from tests.data.sections import make_data
 

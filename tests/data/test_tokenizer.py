@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lora_sft.data.tokenizer import find_stop_token_ids, load_tokenizer
+from lora_sft.data.templates.tokenizer import find_stop_token_ids, load_tokenizer
 from lora_sft.errors import DataError, ModelError
 from tests.data.sections import make_chat, make_data, make_model, make_tokenizer_section
 from tests.tiny import CHATML, make_tiny_llama, make_tokenizer

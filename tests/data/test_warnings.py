@@ -2,8 +2,8 @@
 
 import pytest
 
-from lora_sft.data.conversation import Conversation, Message
-from lora_sft.data.supervision import Supervisor
+from lora_sft.data.examples.conversation import Conversation, Message
+from lora_sft.data.labels.supervision import Supervisor
 from tests import tiny
 from tests.data.sections import make_data
 

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 
-from lora_sft.train.sealing import seal
+from lora_sft.train.checkpoints.sealing import seal
 from tests.commands import read_metrics
 from tests.distributed.cells import STEPS, train, write_recipe_for
 

@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parents[2]
 TIMEOUT_SECONDS = 180
 NEEDED = (
     "lora_sft/py.typed",
-    "lora_sft/data/plain.jinja",
+    "lora_sft/data/templates/plain.jinja",
     "lora_sft/recipe/library_fields.json",
     "lora_sft/quickstart/base/chat_template.jinja",
     "lora_sft/quickstart/base/config.json",

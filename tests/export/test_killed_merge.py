@@ -20,7 +20,8 @@ from tests.export.test_merged_files import make_shards
 # The real command, in small steps that each take a moment, so that a kill can fall between them.
 SLOW_MERGE = """
 import sys, time
-from lora_sft.export import shard_writing, weight_changes
+from lora_sft.export.weights import shard_writing
+from lora_sft.export.weights import weight_changes
 weight_changes.BLOCK_ELEMENTS = 64 * 16
 shard_writing.COPY_BYTES = 4096
 run = shard_writing.ShardWriter._run

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from lora_sft.export import answering_models
+from lora_sft.export.proof import answering_models
 from tests.export.adapters import MAKERS, make_adapter
 from tests.export.test_qlora_merge import NF4
 

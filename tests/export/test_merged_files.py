@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from lora_sft.export.merging import make_merge_plan, merge
-from lora_sft.export.parameter_names import CONV1D_MODEL_TYPES
-from lora_sft.export.shard_writing import ShardWriter
-from lora_sft.export.tensor_check import _count_ulps
+from lora_sft.export.proof.tensor_check import _count_ulps
+from lora_sft.export.weights.parameter_names import CONV1D_MODEL_TYPES
+from lora_sft.export.weights.shard_writing import ShardWriter
 from tests.export.adapters import IDS, answer, make_adapter, make_tiny_gpt2, make_tiny_moe
 from tests.tiny import make_tiny_llama
 
@@ -53,9 +53,11 @@ def test_shards_stay_shards_and_merged_tensors_are_right_to_one_ulp(
     tmp_path, monkeypatch, rows_a_block
 ):
     if rows_a_block:  # tensors larger than a block, and blocks that do not divide them
-        monkeypatch.setattr("lora_sft.export.weight_changes.BLOCK_ELEMENTS", 64 * rows_a_block)
-        monkeypatch.setattr("lora_sft.export.tensor_check.COMPARED_ELEMENTS", 64 * 5)
-        monkeypatch.setattr("lora_sft.export.shard_writing.COPY_BYTES", 1000)
+        monkeypatch.setattr(
+            "lora_sft.export.weights.weight_changes.BLOCK_ELEMENTS", 64 * rows_a_block
+        )
+        monkeypatch.setattr("lora_sft.export.proof.tensor_check.COMPARED_ELEMENTS", 64 * 5)
+        monkeypatch.setattr("lora_sft.export.weights.shard_writing.COPY_BYTES", 1000)
     base = make_shards(tmp_path / "base")
     make_adapter(base, tmp_path / "adapter", {"target_modules": ["q_proj", "down_proj"]})
     report = merge_into(tmp_path, base)

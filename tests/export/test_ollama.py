@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trl
 
-from lora_sft.export.ollama import (
+from lora_sft.export.serving.ollama import (
     NO_TEMPLATE,
     find_chat_pieces,
     list_stop_texts,

@@ -13,15 +13,15 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, LlamaConfi
 
 from lora_sft.errors import ExportError
 from lora_sft.export.adapter_files import AdapterOrigin
-from lora_sft.export.base_files import BaseFiles
-from lora_sft.export.model_card import make_adapter_card, make_merged_card, make_public
-from lora_sft.export.serving_files import (
+from lora_sft.export.serving.model_card import make_adapter_card, make_merged_card, make_public
+from lora_sft.export.serving.serving_files import (
     check_same_prompts,
     write_config,
     write_generation_config,
     write_serving_files,
     write_tokenizer,
 )
+from lora_sft.model_files.base_files import BaseFiles
 from tests.conftest import make_rows
 from tests.tiny import CHATML, LLAMA3, make_tiny_llama, make_tokenizer
 

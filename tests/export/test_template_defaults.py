@@ -11,7 +11,7 @@ import pytest
 import trl
 
 from lora_sft.errors import ExportError
-from lora_sft.export.template_defaults import reads_clock, set_template_defaults
+from lora_sft.export.serving.template_defaults import reads_clock, set_template_defaults
 from tests.tiny import CHATML, make_tokenizer
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"

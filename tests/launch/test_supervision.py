@@ -19,12 +19,12 @@ from lora_sft.errors import DataError
 from lora_sft.launch import supervision
 from lora_sft.launch.supervision import OUTCOME, leave_outcome, supervise
 from lora_sft.launch.workers import find_workers, is_listening
+from lora_sft.processes.report import Report
+from lora_sft.processes.stop_signal import Stopped
+from lora_sft.processes.this_process import Processes
+from lora_sft.processes.watch import FOLDER, Watch
 from lora_sft.run_directory import RunDirectory
 from lora_sft.train.fit import _make_result
-from lora_sft.train.processes import Processes
-from lora_sft.train.report import Report
-from lora_sft.train.stop_signal import Stopped
-from lora_sft.train.watch import FOLDER, Watch
 
 # A launcher as torchrun is: dies of signals itself, returns 1 when a worker fails.
 LAUNCHER = """

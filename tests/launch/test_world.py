@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lora_sft.errors import RecipeError
-from lora_sft.launch.world import check_world
+from lora_sft.processes.world import check_world
 from tests.commands import run_lora_sft
 
 

@@ -10,9 +10,9 @@ import signal
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from lora_sft.processes.stop_signal import StopRequest
 from lora_sft.run_directory import RunDirectory
 from lora_sft.train.callbacks import MetricsFile, StopOnSignal
-from lora_sft.train.stop_signal import StopRequest
 from tests.commands import read_metrics
 
 

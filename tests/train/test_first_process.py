@@ -13,7 +13,7 @@ import pytest
 BUILDER = """
 import sys, time
 from pathlib import Path
-from lora_sft.train import first_process
+from lora_sft.processes import first_process
 first_process.SAY_EVERY_SECONDS = 0.3
 folder, work = Path(sys.argv[1]), sys.argv[2]
 print("started", flush=True)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_sft.data.arrow_files import find_cache_folder
+from lora_sft.data.corpus.arrow_files import find_cache_folder
 from lora_sft.errors import ExportError, TrainingError
-from lora_sft.train import full_disk
-from lora_sft.train.full_disk import Place, full_disk_named
+from lora_sft.processes import full_disk
+from lora_sft.processes.full_disk import Place, full_disk_named
 
 FULL = Path("/dev/full")  # takes nothing, and says so as a disk does
 pytestmark = pytest.mark.skipif(not FULL.exists(), reason="Linux has /dev/full")

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from lora_sft.errors import DataError, TrainingError
-from lora_sft.train import meeting
-from lora_sft.train.meeting import check_same_data, leave_after_main, meet
-from lora_sft.train.processes import Processes
-from lora_sft.train.watch import Watch
+from lora_sft.processes import meeting
+from lora_sft.processes.meeting import check_same_data, leave_after_main, meet
+from lora_sft.processes.this_process import Processes
+from lora_sft.processes.watch import Watch
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ import sys
 import pytest
 
 from lora_sft.errors import RecipeError
-from lora_sft.train.output_lock import locked
+from lora_sft.processes.output_lock import locked
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from lora_sft.train.output_lock import locked
+from lora_sft.processes.output_lock import locked
 with locked(Path(sys.argv[1]), is_main=True):
     print("held", flush=True)
     time.sleep(60)

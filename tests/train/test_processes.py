@@ -7,7 +7,7 @@ import torch
 
 from lora_sft.errors import EXIT_RECIPE, RecipeError
 from lora_sft.model.base_model import find_device
-from lora_sft.train.processes import check_devices
+from lora_sft.processes.this_process import check_devices
 
 
 @pytest.mark.parametrize("num_gpus", [0, 1, 4, 8])

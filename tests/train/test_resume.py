@@ -12,7 +12,7 @@ import pytest
 from lora_sft.errors import RecipeError
 from lora_sft.recipe import read_recipe
 from lora_sft.run_directory import RunDirectory
-from lora_sft.train.resume import find_differences, find_starting_point
+from lora_sft.train.checkpoints.resume import find_differences, find_starting_point
 from lora_sft.train.zero import check_can_convert
 from tests.commands import read_metrics
 from tests.tiny import make_tiny_llama

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from lora_sft.train.sealing import MANIFEST, find_damage, seal
+from lora_sft.train.checkpoints.sealing import MANIFEST, find_damage, seal
 
 
 @pytest.fixture

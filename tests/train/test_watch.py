@@ -16,8 +16,8 @@ PROCESS = """
 import sys, time
 from pathlib import Path
 from lora_sft.run_directory import write_json
-from lora_sft.train import watch
-from lora_sft.train.processes import Processes
+from lora_sft.processes import watch
+from lora_sft.processes.this_process import Processes
 folder, rank, deed = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 watch.BEAT_SECONDS, watch.DEAD_SECONDS, watch.BLIND_SECONDS = 0.2, 2.0, 1.0
 def write_status(code, reason):

@@ -1,0 +1,1 @@
+"""From labelled rows to the corpus: splits, files, cache, packing, account."""

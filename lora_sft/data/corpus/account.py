@@ -1,0 +1,191 @@
+"""The account of one split: what became of every row read. The sums add up, or it is not made."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lora_sft.data.corpus.row_following import RowOutcome
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+SOURCE_COUNTS = ("read", "kept", "rows_out", "tokens", "target_tokens")
+MOST_SOURCES_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Account:
+    """What became of a split's rows.
+
+    `read`, `kept`, `dropped`, `expanded` (into several rows), `truncated` and `partly_overlong`
+    (expanded, and some of the rows too long) count source rows, each once whatever its repeat.
+    `rows_out`, `tokens`, `target_tokens` and `built` describe the finished split, repeats
+    included. `expansion_tokens` are what expanding costs: the tokens of a kept source row's rows
+    beyond those of its longest, as they are before the length policy, repeats included.
+    `longest_tokens` is the longest row seen, before the length policy. `examples` has the first
+    row of each drop reason. `sources` has the same counts (`SOURCE_COUNTS`) for each source, as
+    the recipe writes it or as its folder lists it.
+    """
+
+    read: int
+    kept: int
+    rows_out: int
+    dropped: Mapping[str, int]
+    expanded: int
+    truncated: int
+    target_tokens: int
+    tokens: int
+    partly_overlong: int = 0
+    expansion_tokens: int = 0
+    longest_tokens: int = 0
+    built: Mapping[str, int] = field(default_factory=dict)
+    examples: Mapping[str, str] = field(default_factory=dict)
+    sources: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        lost = sum(self.dropped.values())
+        assert self.read == self.kept + lost, f"{self.read} read, {self.kept} kept, {lost} dropped"
+        assert self.rows_out == sum(self.built.values()), "every row out was built in one way"
+        for name in SOURCE_COUNTS if self.sources else ():
+            found = sum(source[name] for source in self.sources.values())
+            assert found == getattr(self, name), f"{found} {name} in all sources together"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The account as JSON shows it."""
+        plain = {**vars(self)}
+        for name in ("dropped", "built", "examples"):
+            plain[name] = dict(plain[name])
+        plain["sources"] = {source: dict(counts) for source, counts in self.sources.items()}
+        return plain
+
+
+class AccountTally:
+    """Counts while a split is being built."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._dropped: Counter[str] = Counter()
+        self._built: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
+        self._sources: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._longest_tokens = 0
+
+    def count(self, outcome: RowOutcome, num_passes: int) -> None:
+        """One source row, whose rows are learned `num_passes` times an epoch."""
+        self._longest_tokens = max(self._longest_tokens, outcome.longest_tokens)
+        source = self._sources[outcome.source_row.source]
+        source["read"] += 1
+        if outcome.drop is not None:
+            self._count_dropped(outcome)
+            return
+        source["kept"] += 1
+        self._counts["kept"] += 1
+        self._counts["expanded"] += outcome.is_expanded
+        self._counts["truncated"] += outcome.is_truncated
+        self._counts["partly_overlong"] += len(outcome.rows) < outcome.num_supervised
+        lengths = [len(row.input_ids) for row in outcome.rows]
+        added_by_expanding = sum(outcome.supervised_lengths) - outcome.longest_tokens
+        self._counts["expansion_tokens"] += num_passes * added_by_expanding
+        for row in outcome.rows:
+            self._built[row.built] += num_passes
+        added = {
+            "rows_out": num_passes * len(lengths),
+            "tokens": num_passes * sum(lengths),
+            "target_tokens": num_passes * sum(row.num_target_tokens for row in outcome.rows),
+        }
+        for name, count in added.items():
+            self._counts[name] += count
+            source[name] += count
+
+    def _count_dropped(self, outcome: RowOutcome) -> None:
+        drop, where = outcome.drop, outcome.source_row.where
+        assert drop is not None, "only a drop is counted as one"
+        self._dropped[drop.reason] += 1
+        if drop.reason not in self._examples:
+            self._examples[drop.reason] = f"{where} ({drop.detail})" if drop.detail else where
+
+    def finish(self) -> Account:
+        """The account, with its sums checked."""
+        counts = self._counts
+        return Account(
+            read=counts["kept"] + sum(self._dropped.values()),
+            kept=counts["kept"],
+            rows_out=counts["rows_out"],
+            dropped=dict(self._dropped),
+            expanded=counts["expanded"],
+            truncated=counts["truncated"],
+            target_tokens=counts["target_tokens"],
+            tokens=counts["tokens"],
+            partly_overlong=counts["partly_overlong"],
+            expansion_tokens=counts["expansion_tokens"],
+            longest_tokens=self._longest_tokens,
+            built={name: count for name, count in self._built.items() if count},
+            examples=dict(self._examples),
+            sources={
+                source: {name: found[name] for name in SOURCE_COUNTS}
+                for source, found in self._sources.items()
+            },
+        )
+
+
+def render_account_table(accounts: Mapping[str, Account]) -> Table:
+    """A table of the splits side by side, one line a count, with an example for each drop.
+
+    Where rows come from several sources, what is learned of each stands below.
+    """
+    from rich.table import Table
+
+    table = Table(title="rows read, kept and learned from")
+    table.add_column("")
+    for split in accounts:
+        table.add_column(split, justify="right")
+    table.add_column("for example", overflow="fold")
+    for name, values in _list_counts(accounts):
+        table.add_row(name, *(f"{value:,}" for value in values), "")
+    for reason in sorted({reason for account in accounts.values() for reason in account.dropped}):
+        counts = [f"{account.dropped.get(reason, 0):,}" for account in accounts.values()]
+        example = next((a.examples[reason] for a in accounts.values() if reason in a.examples), "")
+        table.add_row(f"dropped: {reason}", *counts, _escape(example))
+    for name, shown in _list_sources(accounts):
+        table.add_row("learned of", *shown, _escape(name))
+    return table
+
+
+def _list_sources(accounts: Mapping[str, Account]) -> list[tuple[str, list[str]]]:
+    """Each source with its learned and its other tokens in every split; none where there is one."""
+    names = list(dict.fromkeys(name for each in accounts.values() for name in each.sources))
+    if len(names) < 2:
+        return []
+    lines = []
+    for name in names[:MOST_SOURCES_SHOWN]:
+        found = [account.sources.get(name) for account in accounts.values()]
+        shown = [
+            f"{each['target_tokens']:,} of {each['tokens']:,}" if each else "" for each in found
+        ]
+        lines.append((name, shown))
+    if len(names) > MOST_SOURCES_SHOWN:
+        rest = len(names) - MOST_SOURCES_SHOWN
+        lines.append((f"and {rest} more (all are in the manifest)", [""] * len(accounts)))
+    return lines
+
+
+def _list_counts(accounts: Mapping[str, Account]) -> list[tuple[str, list[int]]]:
+    always = ("read", "kept", "rows_out", "tokens", "target_tokens")
+    if_any = ("expanded", "expansion_tokens", "truncated", "partly_overlong")
+    lines = [
+        (name, [int(getattr(account, name)) for account in accounts.values()])
+        for name in (*always, *if_any)
+    ]
+    ways = sorted({way for account in accounts.values() for way in account.built} - {"rendered"})
+    lines += [(way, [each.built.get(way, 0) for each in accounts.values()]) for way in ways]
+    return [(name, values) for name, values in lines if name in always or any(values)]
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

@@ -1,0 +1,213 @@
+"""Build the corpus: every row of every data set, supervised, split, repeated and accounted for.
+
+It is written to files as it is built and mapped from them when it is used, so that memory does not
+grow with the number of rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, Protocol
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from lora_sft.data.corpus.account import Account
+from lora_sft.data.corpus.arrow_files import make_scratch_folder
+from lora_sft.data.corpus.row_following import RowFollower, RowOutcome
+from lora_sft.data.corpus.split_files import SplitWriter, WrittenSplit
+from lora_sft.data.corpus.splits import SplitByFraction, count_passes
+from lora_sft.data.drops import LEVERS
+from lora_sft.data.labels.supervision import Supervisor
+from lora_sft.data.templates.rendering import hash_template
+from lora_sft.errors import DataError
+
+if TYPE_CHECKING:
+    from lora_sft.recipe import DataSection, DatasetSection, SplitSection
+
+DESCRIPTION = "corpus.json"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What training learns from.
+
+    Each split has the columns `input_ids`, `labels`, `source` and `row`. `stop_token_ids` are
+    all tokens that end a turn, the template's own among them. `fingerprints` has one for each
+    split, of its ids and labels in their order. `largest_token_id` is that of any split: the
+    model's embedding must have a row for it. `warnings` are sentences for a person.
+    `template_date` is the day (YYYY-MM-DD) that a template which reads the clock was shown.
+    """
+
+    train: Dataset
+    validation: Dataset | None
+    test: Dataset | None
+    accounts: Mapping[str, Account]
+    template_sha256: str
+    stop_token_ids: frozenset[int]
+    fingerprints: Mapping[str, str]
+    largest_token_id: int
+    warnings: tuple[str, ...] = ()
+    template_date: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the rows that are trained on."""
+        return self.fingerprints["train"]
+
+
+def build_corpus(
+    data: DataSection, tokenizer: PreTrainedTokenizerBase, stop_token_ids: Iterable[int]
+) -> Corpus:
+    """The corpus of `data`, which nobody else will find: its files are gone once it is.
+
+    Raises: DataError as `write_corpus` does.
+    """
+    with make_scratch_folder() as folder:
+        write_corpus(data, tokenizer, stop_token_ids, folder)
+        return open_corpus(folder)
+
+
+def write_corpus(
+    data: DataSection,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_token_ids: Iterable[int],
+    folder: Path,
+) -> None:
+    """Read, convert, supervise and split everything that `data` names, into files in `folder`.
+
+    Raises: DataError where something cannot be read or a split is left without rows.
+    """
+    supervisor = Supervisor(data, tokenizer, stop_token_ids)
+    writers = {name: SplitWriter(folder, name) for name in list_splits(data)}
+    fill_splits(data, RowFollower(data, supervisor, tokenizer.chat_template), writers)
+    splits = {name: writer.finish() for name, writer in writers.items()}
+    for name, split in splits.items():
+        _check_has_rows(name, split.account, data)
+    description = {
+        "splits": {name: split.as_dict() for name, split in splits.items()},
+        "template_sha256": hash_template(tokenizer),
+        "stop_token_ids": sorted(supervisor.stop_token_ids),
+        "warnings": supervisor.warnings,
+        "template_date": supervisor.template_date,
+    }
+    (folder / DESCRIPTION).write_text(json.dumps(description), encoding="utf-8")
+
+
+def open_corpus(folder: Path) -> Corpus:
+    """The corpus that was written into `folder`.
+
+    Raises: OSError, ValueError, KeyError, TypeError or pa.ArrowException where it is not whole.
+    """
+    described = json.loads((folder / DESCRIPTION).read_text("utf-8"))
+    splits = {name: WrittenSplit.from_dict(each) for name, each in described["splits"].items()}
+    rows = {name: split.open(folder) for name, split in splits.items()}
+    return Corpus(
+        train=rows["train"],
+        validation=rows.get("validation"),
+        test=rows.get("test"),
+        accounts={name: split.account for name, split in splits.items()},
+        template_sha256=described["template_sha256"],
+        stop_token_ids=frozenset(described["stop_token_ids"]),
+        fingerprints={name: split.fingerprint for name, split in splits.items()},
+        largest_token_id=max(split.largest_token_id for split in splits.values()),
+        warnings=tuple(described["warnings"]),
+        template_date=described["template_date"],
+    )
+
+
+class SplitSink(Protocol):
+    """Takes the source rows of one split, in their order."""
+
+    def begin_dataset(self, repeat: float) -> None:
+        """The rows of one data set follow, repeated as a whole."""
+
+    def add(self, outcome: RowOutcome, num_passes: int = 1) -> None:
+        """One source row, learned `num_passes` times an epoch."""
+
+
+def list_splits(data: DataSection) -> list[str]:
+    """The names of the splits that the recipe asks for."""
+    held_out = (("validation", data.validation), ("test", data.test))
+    return ["train", *(name for name, section in held_out if section is not None)]
+
+
+def fill_splits(data: DataSection, follower: RowFollower, splits: Mapping[str, SplitSink]) -> None:
+    """Send every source row to its split; no work is done on rows of splits not in `splits`."""
+    for dataset in data.datasets:
+        _fill_from_training_dataset(dataset, follower, splits, SplitByFraction(data))
+    for name, section in (("validation", data.validation), ("test", data.test)):
+        for dataset in _list_datasets(section) if name in splits else ():
+            _fill_from_own_dataset(dataset, follower, splits[name])
+
+
+def _list_datasets(section: SplitSection | None) -> Iterable[DatasetSection]:
+    return (section.datasets or ()) if section is not None else ()
+
+
+def _fill_from_training_dataset(
+    dataset: DatasetSection,
+    follower: RowFollower,
+    splits: Mapping[str, SplitSink],
+    by_fraction: SplitByFraction,
+) -> None:
+    """Repeat counts for training; rows held out of it are there once."""
+    for name, split in splits.items():
+        split.begin_dataset(dataset.repeat if name == "train" else 1)
+
+    def count_own_passes(row_hash: bytes) -> int:
+        name = by_fraction.find_split(row_hash)
+        if name not in splits:
+            return 0
+        return count_passes(dataset.repeat, row_hash) if name == "train" else 1
+
+    for outcome in follower.follow(dataset, _leaves_out(count_own_passes)):
+        wanted = splits.get(by_fraction.find_split(outcome.row_hash))
+        if wanted is not None:
+            wanted.add(outcome, count_own_passes(outcome.row_hash))
+
+
+def _fill_from_own_dataset(
+    dataset: DatasetSection, follower: RowFollower, split: SplitSink
+) -> None:
+    split.begin_dataset(dataset.repeat)
+
+    def count_own_passes(row_hash: bytes) -> int:
+        return count_passes(dataset.repeat, row_hash)
+
+    for outcome in follower.follow(dataset, _leaves_out(count_own_passes)):
+        split.add(outcome, count_own_passes(outcome.row_hash))
+
+
+def _leaves_out(count_own_passes: Callable[[bytes], int]) -> Callable[[bytes], bool]:
+    return lambda row_hash: count_own_passes(row_hash) == 0
+
+
+def _check_has_rows(name: str, account: Account, data: DataSection) -> None:
+    if account.kept:
+        return
+    if account.read == 0:
+        raise DataError(
+            f"the {name} split has no rows",
+            f"data.{name}" if name != "train" else "data.datasets",
+            f"raise data.{name}.fraction, or name its own data.{name}.datasets"
+            if name != "train"
+            else "lower the fractions of validation and test, or add rows",
+        )
+    _refuse_all_dropped(name, account, data)
+
+
+def _refuse_all_dropped(name: str, account: Account, data: DataSection) -> NoReturn:
+    """Show the account and the lever of the most frequent reason."""
+    dropped = sorted(account.dropped.items(), key=lambda item: (-item[1], item[0]))
+    reason = dropped[0][0]
+    counts = ", ".join(f"{cause} {count}" for cause, count in dropped)
+    lever = LEVERS.get(reason, "mend the rows")
+    raise DataError(
+        f"no {name} row is left: {account.read} read, dropped: {counts}",
+        account.examples[reason],
+        lever.format(longest=account.longest_tokens, max_length=data.max_length),
+    )

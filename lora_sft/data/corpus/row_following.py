@@ -1,0 +1,257 @@
+"""Follow every source row of a data set to its end: supervised rows, or a drop with its reason.
+
+The corpus is built from these outcomes, and whatever shows rows to a person reads the same
+ones: what is shown is what is trained. Rows are followed a batch at a time and on all cores;
+whether a row repeats another is asked afterwards, in the rows' order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
+
+from lora_sft.data.corpus.example_hash import ExampleHasher, hash_json
+from lora_sft.data.corpus.parallel_batches import map_batches
+from lora_sft.data.corpus.repeated_rows import HashedRow, RepeatedRows
+from lora_sft.data.corpus.splits import NOT_DRAWN, find_drawn_groups, is_drawn, make_row_hash
+from lora_sft.data.drops import Drop, RowDropped
+from lora_sft.data.examples.conversation import Conversation, Example
+from lora_sft.data.examples.messages import settle_extras
+from lora_sft.data.examples.row_formats import RowFormat, find_row_format
+from lora_sft.data.examples.row_kwargs import read_row_kwargs
+from lora_sft.data.labels.chat_rows import Notes
+from lora_sft.data.labels.length_policy import fit_length
+from lora_sft.data.labels.supervision import Supervised, Supervisor
+from lora_sft.data.rows.row_sources import SourceRow, read_rows
+from lora_sft.data.supervised_row import SupervisedRow
+from lora_sft.data.templates.template_keys import TemplateKeys
+
+if TYPE_CHECKING:
+    from lora_sft.recipe import DataSection, DatasetSection
+
+BATCH_ROWS = 1_000
+BATCH_CHARACTERS = 2_000_000  # some 20 MB of text, tokens and offsets
+FORMAT_PROBE_ROWS = 20
+
+
+@dataclass(frozen=True)
+class RowOutcome:
+    """One source row and what became of it: either `rows` or `drop` says so.
+
+    `supervised_lengths` are the tokens of each of its rows before the length policy.
+    `example_hash` tells rows that hold the same example, where the recipe wants them told.
+    """
+
+    source_row: SourceRow
+    row_hash: bytes
+    example_hash: bytes | None = None
+    rows: tuple[SupervisedRow, ...] = ()
+    drop: Drop | None = None
+    supervised_lengths: tuple[int, ...] = ()
+    is_truncated: bool = False
+
+    @property
+    def num_supervised(self) -> int:
+        return len(self.supervised_lengths)
+
+    @property
+    def is_expanded(self) -> bool:
+        """Whether the source row became several rows (also where only some of them fit)."""
+        return max(self.num_supervised, len(self.rows)) > 1
+
+    @property
+    def longest_tokens(self) -> int:
+        return max(self.supervised_lengths, default=0)
+
+
+@dataclass(frozen=True)
+class ConvertedRow:
+    """A row as its format reads it, and the hashes that are needed of it."""
+
+    source_row: SourceRow
+    example: Example | Drop
+    row_hash: bytes = NOT_DRAWN
+    example_hash: bytes | None = None
+
+
+@dataclass(frozen=True)
+class OpenedDataset:
+    """The rows of a data set, the format that the first of them are in, and whether they are
+    hashed, by the groups of which column if any."""
+
+    rows: Iterator[SourceRow]
+    row_format: RowFormat
+    is_hashed: bool
+    group_column: str | None
+
+
+class RowFollower:
+    """Reads, converts, supervises and fits the rows of a data set, batch by batch.
+
+    `template` is the tokenizer's chat template: what it reads of a message makes the example.
+    """
+
+    def __init__(
+        self,
+        data: DataSection,
+        supervisor: Supervisor,
+        template: str | Mapping[str, str] | None,
+    ) -> None:
+        self._data = data
+        self._supervisor = supervisor
+        self._keys = TemplateKeys(template)
+        self._hasher = ExampleHasher(self._keys, data.chat_template_kwargs)
+        self._repeated = RepeatedRows(data, self._read_hashed_rows)
+
+    def follow(
+        self, dataset: DatasetSection, leaves_out: Callable[[bytes], bool] = lambda _: False
+    ) -> Iterator[RowOutcome]:
+        """The outcome of every row, in source order.
+
+        `leaves_out` says by a row's hash that it is not wanted, before it is supervised.
+        """
+        opened = self._open(dataset)
+        find_repeat = self._repeated.follow(dataset)
+
+        def work(batch: Sequence[SourceRow]) -> tuple[list[RowOutcome], Notes]:
+            converted = [self._convert(row, opened) for row in batch]
+            wanted = [
+                replace(row, example=Drop("subsampled")) if leaves_out(row.row_hash) else row
+                for row in converted
+            ]
+            outcomes = list(self._supervise(wanted))
+            return outcomes, self._supervisor.take_notes()
+
+        for _, (outcomes, notes) in map_batches(work, _make_batches(opened.rows)):
+            self._supervisor.add_notes(notes)
+            for outcome in outcomes:
+                drop = find_repeat(outcome)
+                yield outcome if drop is None else _leave_out(outcome, drop)
+
+    def _supervise(self, converted: Sequence[ConvertedRow]) -> Iterator[RowOutcome]:
+        examples = [
+            (each.source_row.where, each.example)
+            for each in converted
+            if not isinstance(each.example, Drop)
+        ]
+        supervised = iter(self._supervisor.supervise(examples))
+        for each in converted:
+            example = each.example
+            yield self._fit(each, example if isinstance(example, Drop) else next(supervised))
+
+    def _open(self, dataset: DatasetSection) -> OpenedDataset:
+        """Hashes cost time: rows that are neither drawn nor compared have none."""
+        rows = read_rows(dataset)
+        first_rows = list(islice(rows, FORMAT_PROBE_ROWS))
+        values = [row.values for row in first_rows]
+        return OpenedDataset(
+            rows=chain(first_rows, rows),
+            row_format=find_row_format(dataset.format, values, dataset.path),
+            is_hashed=is_drawn(self._data, dataset) or self._repeated.are_looked_for,
+            group_column=find_drawn_groups(self._data, dataset),
+        )
+
+    def _read_hashed_rows(self, dataset: DatasetSection) -> Iterator[HashedRow]:
+        """The rows of `dataset` that its format can read."""
+        opened = self._open(dataset)
+        for row in opened.rows:
+            converted = self._convert(row, opened)
+            if converted.example_hash is not None:
+                yield HashedRow(row, converted.row_hash, converted.example_hash)
+
+    def _convert(self, row: SourceRow, opened: OpenedDataset) -> ConvertedRow:
+        """Read the row, and hash it where it is drawn or compared.
+
+        Raises: DataError where the row has no group to be drawn by.
+        """
+        example = self._read_example(row, opened.row_format)
+        if not opened.is_hashed:
+            return ConvertedRow(row, example)
+        if isinstance(example, Drop):
+            row_hash = make_row_hash(row, hash_json("row", row.values), opened.group_column)
+            return ConvertedRow(row, example, row_hash)
+        content_hash = self._hasher.hash_content(example)
+        return ConvertedRow(
+            row,
+            example,
+            make_row_hash(row, content_hash, opened.group_column),
+            self._hasher.hash_example(example, content_hash)
+            if self._repeated.are_looked_for
+            else None,
+        )
+
+    def _read_example(self, row: SourceRow, row_format: RowFormat) -> Example | Drop:
+        try:
+            example = row_format.read(row.values)
+            if not isinstance(example, Conversation):
+                return example
+            return self._with_row_kwargs(self._with_read_extras(example), row)
+        except RowDropped as dropped:
+            return dropped.drop
+
+    def _with_read_extras(self, conversation: Conversation) -> Conversation:
+        """The conversation, once all that the template reads of its messages is JSON's."""
+        messages = conversation.messages
+        if not any(message.extras for message in messages):
+            return conversation
+        settled = (
+            settle_extras(message, index, self._keys.is_read)
+            for index, message in enumerate(messages)
+        )
+        return replace(conversation, messages=tuple(settled))
+
+    def _with_row_kwargs(self, conversation: Conversation, row: SourceRow) -> Conversation:
+        """The conversation with the template kwargs that the row sets, in columns or its own."""
+        recipe_kwargs, own = self._data.chat_template_kwargs, conversation.template_kwargs
+        kwargs = read_row_kwargs(row.values, own, recipe_kwargs) if recipe_kwargs or own else {}
+        return replace(conversation, template_kwargs=kwargs) if kwargs else conversation
+
+    def _fit(self, converted: ConvertedRow, result: Supervised) -> RowOutcome:
+        row, hashes = converted.source_row, (converted.row_hash, converted.example_hash)
+        if isinstance(result, Drop):
+            return RowOutcome(row, *hashes, drop=result)
+        max_length, overlong = self._data.max_length, self._data.overlong
+        fitted = [fit_length(each, max_length, overlong, row.where) for each in result]
+        kept = tuple(chain.from_iterable(fitted))
+        lengths = tuple(len(each.input_ids) for each in result)
+        detail = f"{max(lengths)} tokens, max_length is {max_length}"
+        return RowOutcome(
+            row,
+            *hashes,
+            rows=kept,
+            drop=None if kept else Drop("overlong", detail),
+            supervised_lengths=lengths,
+            is_truncated=any(
+                0 < sum(len(part.input_ids) for part in parts) < length
+                for parts, length in zip(fitted, lengths, strict=True)
+            ),
+        )
+
+
+def _leave_out(outcome: RowOutcome, drop: Drop) -> RowOutcome:
+    return RowOutcome(outcome.source_row, outcome.row_hash, drop=drop)
+
+
+def _make_batches(rows: Iterable[SourceRow]) -> Iterator[list[SourceRow]]:
+    """Batches that are bounded in rows and in text."""
+    batch: list[SourceRow] = []
+    characters = 0
+    for row in rows:
+        batch.append(row)
+        characters += _count_characters(row.values)
+        if len(batch) == BATCH_ROWS or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _count_characters(value: Any) -> int:
+    """Roughly how much text a value holds."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_count_characters, value.values()))
+    return sum(map(_count_characters, value)) if isinstance(value, list) else 1

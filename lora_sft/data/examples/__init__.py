@@ -1,0 +1,1 @@
+"""From source rows to examples: conversations, prompts with completions, text, token ids."""

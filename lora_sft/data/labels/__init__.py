@@ -1,0 +1,1 @@
+"""From examples to labelled rows: which tokens are learned."""

@@ -1,0 +1,150 @@
+"""From learned characters to learned tokens: one tokenisation of a whole text, then its offsets.
+
+A server tokenises the prompt alone. Where the joint tokenisation has a token that crosses the
+border of prompt and target, or cuts the prompt otherwise than it is cut alone, the two are
+tokenised apart and the row says so (`boundary`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import pairwise
+
+from tokenizers import Encoding
+from transformers import PreTrainedTokenizerBase
+
+from lora_sft.data.labels.chat_rows import LearnedText, RenderedRow
+from lora_sft.data.labels.continuation import ContinuationTokenizer
+from lora_sft.data.labels.escaping import STAND_INS
+from lora_sft.data.supervised_row import SupervisedRow, Turn, make_supervised_row
+from lora_sft.errors import DataError
+
+CACHED_TAILS = 4_096
+SPLIT_AT_STAND_INS = re.compile(f"({STAND_INS.pattern})")
+
+
+class SpanTokenizer:
+    """Tokenises rendered rows and labels their learned spans."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._added_ids = frozenset(tokenizer.added_tokens_decoder)
+        self._pieces = ContinuationTokenizer(tokenizer)
+        # The text from the last added token to the border is mostly the same header each time.
+        self._encode_tail = lru_cache(CACHED_TAILS)(self._pieces.encode_start)
+
+    def tokenize(self, rows: Sequence[RenderedRow]) -> list[SupervisedRow]:
+        """Ids and labels of every row, in order."""
+        if not rows:
+            return []
+        batch = self._tokenizer(
+            [row.text for row in rows],
+            add_special_tokens=False,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        pairs = zip(rows, batch.encodings, strict=True)
+        return [
+            self._tokenize_apart(row) if row.stand_ins else self._label(row, encoding)
+            for row, encoding in pairs
+        ]
+
+    def _label(self, row: RenderedRow, encoding: Encoding) -> SupervisedRow:
+        ids = encoding.ids
+        check_single_bos(ids, self._tokenizer, row.where)
+        turns = [self._find_turn(row.text, learned, encoding, ids) for learned in row.learned]
+        found = [turn for turn in turns if turn is not None]
+        if len(found) < len(turns):
+            return self._tokenize_apart(row)
+        return make_supervised_row(ids, found, row.built)
+
+    def _find_turn(
+        self, text: str, learned: LearnedText, encoding: Encoding, ids: list[int]
+    ) -> Turn | None:
+        """The span in tokens, or None where tokens and characters do not share its borders."""
+        start = _find_first_token(encoding, learned)
+        last = encoding.char_to_token(learned.end - 1)
+        if start is None or last is None:
+            return None
+        end = _find_end_token(encoding, last, learned.end, len(ids))
+        if _get_chars(encoding, start)[0] < learned.start:
+            return None
+        if _get_chars(encoding, end - 1)[1] > learned.end:
+            return None
+        if not self._prompt_stays(text, learned.start, start, encoding, ids):
+            return None
+        return Turn(learned.role, learned.message, start, end)
+
+    def _prompt_stays(
+        self, text: str, border: int, start: int, encoding: Encoding, ids: list[int]
+    ) -> bool:
+        """Whether the prompt alone gives the ids that stand before the border.
+
+        Text is cut at added tokens before it is tokenised, so only the part after the last one
+        can differ.
+        """
+        tail = next((i for i in range(start - 1, -1, -1) if ids[i] in self._added_ids), 0)
+        if start == 0 or (tail == start - 1 and ids[tail] in self._added_ids):
+            return True
+        tail_text = text[_get_chars(encoding, tail)[0] : border]
+        return self._encode_tail(tail_text) == ids[tail:start]
+
+    def _tokenize_apart(self, row: RenderedRow) -> SupervisedRow:
+        borders = [0, *(edge for part in row.learned for edge in (part.start, part.end))]
+        ids: list[int] = []
+        turns: list[Turn] = []
+        for index, (left, right) in enumerate(pairwise([*borders, len(row.text)])):
+            new_ids = self._encode_piece(row, left, right, is_first=not ids)
+            if index % 2:  # pieces alternate: before, learned, between, learned, ..., after
+                learned = row.learned[index // 2]
+                end = len(ids) + len(new_ids)
+                turns.append(Turn(learned.role, learned.message, len(ids), end))
+            ids += new_ids
+        return make_supervised_row(ids, turns, "boundary" if row.built == "rendered" else row.built)
+
+    def _encode_piece(
+        self, row: RenderedRow, left: int, right: int, *, is_first: bool
+    ) -> list[int]:
+        """The ids of a part of the text, its stand-ins as the plain spelling of what they mean."""
+        ids: list[int] = []
+        text = row.text[left:right]
+        for piece in SPLIT_AT_STAND_INS.split(text) if row.stand_ins else [text]:
+            literal = row.stand_ins.get(piece)
+            if literal is not None:
+                ids += self._pieces.encode(literal, plainly=True)
+            elif piece:
+                starts = is_first and not ids
+                ids += self._pieces.encode_start(piece) if starts else self._pieces.encode(piece)
+        return ids
+
+
+def _find_first_token(encoding: Encoding, learned: LearnedText) -> int | None:
+    """The token that holds the span's first character; normalisers may swallow that one."""
+    tokens = (encoding.char_to_token(i) for i in range(learned.start, learned.end))
+    return next((token for token in tokens if token is not None), None)
+
+
+def _get_chars(encoding: Encoding, token: int) -> tuple[int, int]:
+    chars = encoding.token_to_chars(token)
+    assert chars is not None, "every token comes from the text, as no special ones were added"
+    return chars
+
+
+def _find_end_token(encoding: Encoding, last: int, end: int, num_tokens: int) -> int:
+    """One past the last token that begins inside the span: a character can be several tokens."""
+    following = last + 1
+    while following < num_tokens and _get_chars(encoding, following)[0] < end:
+        following += 1
+    return following
+
+
+def check_single_bos(ids: list[int], tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+    """Raises: DataError where a row begins with two beginning-of-sequence tokens."""
+    if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
+        raise DataError(
+            f'the row begins with "{tokenizer.bos_token}" twice',
+            where,
+            "take one out: the template writes it and so does the data, or the template twice",
+        )

@@ -1,0 +1,1 @@
+"""What the model will and will not learn, shown token by token."""

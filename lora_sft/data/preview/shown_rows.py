@@ -1,0 +1,318 @@
+"""Show what the model will and will not learn, token by token, from the rows that training uses.
+
+The rows are followed as for the corpus (`fill_splits`) and handed on one by one, so that memory
+holds the rows that are shown and never the whole split. The account covers the whole split
+whatever is shown.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TextIO
+
+from transformers import PreTrainedTokenizerBase
+
+from lora_sft.data.corpus.account import Account, AccountTally
+from lora_sft.data.corpus.building import SplitSink, fill_splits, list_splits
+from lora_sft.data.corpus.cache import with_kept_day
+from lora_sft.data.corpus.row_following import RowFollower, RowOutcome
+from lora_sft.data.drops import LEVERS, Drop
+from lora_sft.data.labels.supervision import Supervisor
+from lora_sft.data.supervised_row import SupervisedRow, Turn
+from lora_sft.data.templates.rendering import hash_template
+from lora_sft.data.templates.tokenizer import find_stop_token_ids, load_tokenizer
+from lora_sft.errors import DataError, RecipeError
+
+if TYPE_CHECKING:
+    from lora_sft.recipe import DataSection, Recipe
+
+SUBSAMPLED = "subsampled"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which rows of a split to show: all, the first `num_rows`, or `row` of its source.
+
+    `num_later_drops` adds the first dropped rows behind `num_rows`: drops are rare and the
+    reason to look. Rows left out by `repeat` alone are no news and not added.
+    """
+
+    split: str = "train"
+    num_rows: int | None = None
+    row: int | None = None
+    num_later_drops: int = 0
+
+
+@dataclass(frozen=True)
+class PreviewRow:
+    """One row as training sees it, or a source row that was dropped (`supervised` is None)."""
+
+    outcome: RowOutcome
+    supervised: SupervisedRow | None
+    position: int = 0  # among the rows of the same source row
+
+    @property
+    def drop(self) -> Drop | None:
+        return self.outcome.drop
+
+    @property
+    def is_expanded(self) -> bool:
+        """Whether the source row became several rows."""
+        return self.outcome.is_expanded
+
+    @property
+    def num_overlong(self) -> int:
+        """How many rows of the same source row did not fit."""
+        return max(self.outcome.num_supervised - len(self.outcome.rows), 0)
+
+    def as_dict(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """The row as the contract's JSON has it; a dropped one has no tokens."""
+        source_row, drop = self.outcome.source_row, self.drop
+        place = {"source": source_row.source, "row": source_row.row, "line": source_row.line}
+        row = self.supervised or SupervisedRow([], [], ())
+        return {
+            **place,
+            "input_ids": row.input_ids,
+            "labels": row.labels,
+            "tokens": tokenizer.convert_ids_to_tokens(row.input_ids),
+            "built": None if self.supervised is None else row.built,
+            "turns": [_turn_as_dict(turn, row.input_ids, tokenizer) for turn in row.turns],
+            "dropped": None if drop is None else drop.reason,
+        }
+
+
+def _turn_as_dict(
+    turn: Turn, input_ids: list[int], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    return {**vars(turn), "text": tokenizer.decode(input_ids[turn.start : turn.end])}
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of tokens, all learned (in `turn`) or none; `end` is exclusive."""
+
+    start: int
+    end: int
+    turn: Turn | None
+
+
+def find_segments(row: SupervisedRow) -> list[Segment]:
+    """The whole row in stretches, in order."""
+    segments, position = [], 0
+    for turn in row.turns:
+        segments += [Segment(position, turn.start, None), Segment(turn.start, turn.end, turn)]
+        position = turn.end
+    segments.append(Segment(position, len(row.input_ids), None))
+    return [segment for segment in segments if segment.start < segment.end]
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """What the tokens of a preview depend on."""
+
+    eos: str
+    pad: str
+    stop_tokens: tuple[str, ...]
+    template_sha256: str
+
+
+@dataclass(frozen=True)
+class PreviewSummary:
+    """The whole split: its account, its tokenizer, and how long its rows are.
+
+    `lengths` counts rows by their tokens before the length policy, each once whatever its
+    repeat. `num_rows` could be shown (dropped source rows among them), `num_shown` were, and
+    `num_later_drops` beside. `warnings` are sentences for a person; `template_date` is the day
+    that a template which reads the clock was shown.
+    """
+
+    split: str
+    account: Account
+    tokenizer: TokenizerFacts
+    lengths: Mapping[int, int]
+    num_rows: int
+    num_shown: int
+    num_later_drops: int
+    warnings: tuple[str, ...]
+    template_date: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """What stands beside the rows in the contract's JSON."""
+        return {"account": self.account.as_dict(), "tokenizer": vars(self.tokenizer)}
+
+
+@dataclass(frozen=True)
+class Preview:
+    """The rows of one split, as training makes them with this tokenizer."""
+
+    data: DataSection
+    tokenizer: PreTrainedTokenizerBase
+    stop_token_ids: frozenset[int]
+    selection: Selection
+
+    def follow(self, show: Callable[[PreviewRow], None]) -> PreviewSummary:
+        """Hand the selected rows to `show` in source order, then sum up the split.
+
+        Raises: DataError where something cannot be read, or the selected row is not there.
+        """
+        supervisor = Supervisor(self.data, self.tokenizer, self.stop_token_ids)
+        shown = _ShownSplit(self.selection, show)
+        elsewhere = _find_elsewhere(self.data, self.selection)
+        sinks: dict[str, SplitSink] = {**elsewhere, self.selection.split: shown}
+        follower = RowFollower(self.data, supervisor, self.tokenizer.chat_template)
+        fill_splits(self.data, follower, sinks)
+        if self.selection.row is not None and not shown.num_shown:
+            places = [name for name, sink in elsewhere.items() if sink.has_row]
+            _refuse_missing_row(self.selection, places)
+        return PreviewSummary(
+            split=self.selection.split,
+            account=shown.tally.finish(),
+            tokenizer=_find_facts(self.tokenizer, supervisor.stop_token_ids),
+            lengths=shown.lengths,
+            num_rows=shown.num_rows,
+            num_shown=shown.num_shown,
+            num_later_drops=shown.num_later_drops,
+            warnings=tuple(supervisor.warnings),
+            template_date=supervisor.template_date,
+        )
+
+
+def open_preview(recipe: Recipe, selection: Selection) -> Preview:
+    """Load the recipe's tokenizer; rows are read when they are followed.
+
+    A template that reads the clock is shown the day that training would show it.
+
+    Raises: RecipeError where the recipe does not ask for the split; DataError where a file of
+    rows cannot be found.
+    """
+    _check_has_split(recipe, selection.split)
+    tokenizer = load_tokenizer(recipe.model, recipe.tokenizer, recipe.data)
+    stops = find_stop_token_ids(tokenizer, recipe.model, recipe.data.stop_tokens)
+    data = with_kept_day(recipe.data, tokenizer, stops)
+    return Preview(data, tokenizer, stops, selection)
+
+
+def write_document(preview: Preview, file: TextIO) -> PreviewSummary:
+    """Write the contract's JSON document, a row a line, holding one row at a time."""
+    file.write('{"rows": [')
+    separator = "\n"
+
+    def write_row(row: PreviewRow) -> None:
+        nonlocal separator
+        file.write(separator + json.dumps(row.as_dict(preview.tokenizer), ensure_ascii=False))
+        separator = ",\n"
+
+    summary = preview.follow(write_row)
+    file.write("\n]")
+    for name, value in summary.as_dict().items():
+        file.write(f',\n"{name}": {json.dumps(value, ensure_ascii=False)}')
+    file.write("}\n")
+    return summary
+
+
+class _ShownSplit:
+    """Counts the rows of a split and hands on those that are selected."""
+
+    def __init__(self, selection: Selection, show: Callable[[PreviewRow], None]) -> None:
+        self._selection = selection
+        self._show = show
+        self.tally = AccountTally()
+        self.lengths: Counter[int] = Counter()
+        self.num_rows = 0
+        self.num_shown = 0
+        self.num_later_drops = 0
+
+    def begin_dataset(self, repeat: float) -> None:
+        """A row is shown once, however often it is repeated."""
+
+    def add(self, outcome: RowOutcome, num_passes: int = 1) -> None:
+        """Count the source row, and show what became of it."""
+        self.tally.count(outcome, num_passes)
+        self.lengths.update(outcome.supervised_lengths)
+        for position, row in enumerate(outcome.rows or (None,)):
+            self.num_rows += 1
+            if self._is_selected(outcome):
+                self.num_shown += 1
+            elif self._is_later_drop(outcome):
+                self.num_later_drops += 1
+            else:
+                continue
+            self._show(PreviewRow(outcome, row, position))
+
+    def _is_selected(self, outcome: RowOutcome) -> bool:
+        if self._selection.row is not None:
+            return outcome.source_row.row == self._selection.row
+        return self._selection.num_rows is None or self.num_shown < self._selection.num_rows
+
+    def _is_later_drop(self, outcome: RowOutcome) -> bool:
+        if outcome.drop is None or outcome.drop.reason == SUBSAMPLED:
+            return False
+        return self.num_later_drops < self._selection.num_later_drops
+
+
+class _OtherSplit:
+    """Notes whether the wanted row is here, to say so."""
+
+    def __init__(self, row: int) -> None:
+        self._row = row
+        self.has_row = False
+
+    def begin_dataset(self, repeat: float) -> None:
+        """Nothing to begin."""
+
+    def add(self, outcome: RowOutcome, num_passes: int = 1) -> None:
+        """Look at the row's number alone."""
+        self.has_row |= outcome.source_row.row == self._row
+
+
+def _find_elsewhere(data: DataSection, selection: Selection) -> dict[str, _OtherSplit]:
+    """The other splits, followed only where one row is looked for."""
+    if selection.row is None:
+        return {}
+    others = [name for name in list_splits(data) if name != selection.split]
+    return {name: _OtherSplit(selection.row) for name in others}
+
+
+def _refuse_missing_row(selection: Selection, splits_with_it: list[str]) -> None:
+    fix = "rows count from 0, each source by itself"
+    if splits_with_it:
+        fix = f"it is in another split: add --split {splits_with_it[0]}"
+    raise DataError(f"the {selection.split} split has no row {selection.row}", "--row", fix)
+
+
+def _find_facts(
+    tokenizer: PreTrainedTokenizerBase, stop_token_ids: Iterable[int]
+) -> TokenizerFacts:
+    stops = tokenizer.convert_ids_to_tokens(sorted(stop_token_ids))
+    return TokenizerFacts(
+        eos=str(tokenizer.eos_token or ""),
+        pad=str(tokenizer.pad_token or ""),
+        stop_tokens=tuple(str(stop) for stop in stops),
+        template_sha256=hash_template(tokenizer),
+    )
+
+
+def _check_has_split(recipe: Recipe, split: str) -> None:
+    """Raises: RecipeError where the recipe does not ask for such a split."""
+    if split not in list_splits(recipe.data):
+        raise RecipeError(
+            f"the recipe has no {split} split",
+            recipe.where(f"data.{split}"),
+            f"add data.{split}: {{fraction: 0.05}} or {{datasets: [...]}}",
+        )
+
+
+def find_lever(outcome: RowOutcome, max_length: int) -> str:
+    """What a person can do to have a dropped row learned from."""
+    assert outcome.drop is not None, "only a dropped row needs a lever"
+    lever = LEVERS.get(outcome.drop.reason, "mend the row")
+    return lever.format(longest=outcome.longest_tokens, max_length=max_length)
+
+
+def excerpt_values(values: Mapping[str, Any], max_characters: int) -> str:
+    """The beginning of a source row as it was read."""
+    text = json.dumps(values, ensure_ascii=False, default=str)
+    return text if len(text) <= max_characters else f"{text[:max_characters]} …"

@@ -1,0 +1,184 @@
+"""Find the files that a data set's path means on this machine: one file, a folder or a glob.
+
+A folder that `datasets.save_to_disk` wrote is read as what it is: its notes are no rows, and
+where it holds several splits the recipe's `split` chooses. A path that is none of these and
+looks like no file is left to the network (`None`).
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, NoReturn
+
+from lora_sft.data.one_line import make_one_line
+from lora_sft.data.rows.data_files import (
+    ARCHIVES,
+    COMPRESSIONS,
+    KINDS,
+    DataFile,
+    check_is_readable,
+    has_data_name,
+    make_local_file,
+)
+from lora_sft.data.rows.remote_files import is_url
+from lora_sft.errors import DataError
+
+if TYPE_CHECKING:
+    from lora_sft.recipe import DatasetSection
+
+# What save_to_disk writes beside its Arrow files.
+SAVED_SPLITS = "dataset_dict.json"
+SAVED_NOTES = frozenset((SAVED_SPLITS, "dataset_info.json", "state.json"))
+DEFAULT_SPLIT = "train"
+
+
+def find_local_files(dataset: DatasetSection) -> list[DataFile] | None:
+    """The files `dataset` means, in sorted order; None where its path is a URL or a hub id.
+
+    Raises: DataError for a path that is clearly local and not there.
+    """
+    if is_url(dataset.location):
+        return None
+    location = Path(dataset.location)
+    if location.is_file():
+        files = [make_local_file(location, dataset.path)]
+    elif (location / SAVED_SPLITS).is_file():
+        return _find_saved_split(dataset, location)
+    elif location.is_dir():
+        files = _find_in_folder(dataset, location)
+    elif glob.has_magic(dataset.path):
+        files = _find_by_glob(dataset)
+    else:
+        _check_is_hub_id(dataset)
+        return None
+    check_files(dataset, files)
+    return files
+
+
+def check_files(dataset: DatasetSection, files: list[DataFile]) -> None:
+    """Raises: DataError where there is none, one that is not read, or a split is asked for."""
+    if not files:
+        raise DataError(
+            f'no data files are found under "{make_one_line(dataset.path)}"',
+            make_one_line(str(dataset.location)),
+            f"name a file, a folder or a glob of {', '.join(KINDS)}",
+        )
+    for file in files:
+        check_is_readable(file)
+    if dataset.split not in (None, DEFAULT_SPLIT) and not isinstance(dataset.data_files, dict):
+        raise DataError(
+            f'files have no split "{dataset.split}"',
+            f"{dataset.path}  split",
+            "take split out and name the files of that split, for example with data_files",
+        )
+
+
+def _find_saved_split(dataset: DatasetSection, folder: Path) -> list[DataFile]:
+    """The Arrow files of one split of a folder that `DatasetDict.save_to_disk` wrote."""
+    split = dataset.split or DEFAULT_SPLIT
+    files = [
+        make_local_file(path, (PurePath(dataset.path) / split / path.name).as_posix())
+        for path in sorted((folder / split).glob("*.arrow"))
+    ]
+    if not files:
+        raise DataError(
+            f'the saved data set has no split "{split}"',
+            f"{dataset.path}  split",
+            f"write one of these: {_list_saved_splits(folder)}",
+        )
+    return files
+
+
+def _list_saved_splits(folder: Path) -> str:
+    try:
+        splits = json.loads((folder / SAVED_SPLITS).read_text(encoding="utf-8"))["splits"]
+        return make_one_line(", ".join(f"split: {split}" for split in splits))
+    except (OSError, ValueError, LookupError, TypeError):
+        return "the name of a folder that is there"
+
+
+def _find_in_folder(dataset: DatasetSection, folder: Path) -> list[DataFile]:
+    patterns = _list_data_files(dataset)
+    found = set()
+    for pattern in patterns:
+        matches = _match(folder, pattern)
+        if not matches:
+            where = f"{make_one_line(str(folder))}  data_files"
+            fix = "name files inside that folder"
+            raise DataError(f'data_files: "{pattern}" matches no file', where, fix)
+        found.update(matches)
+    if not patterns:
+        found.update(path for path in _match(folder, "**/*") if _is_visible_data(folder, path))
+    ordered = sorted(found, key=PurePath.as_posix)
+    return [
+        make_local_file(folder / path, (PurePath(dataset.path) / path).as_posix())
+        for path in ordered
+    ]
+
+
+def _match(folder: Path, pattern: str) -> list[PurePath]:
+    found = glob.glob(pattern, root_dir=folder, recursive=True)  # noqa: PTH207, any pattern
+    return [PurePath(path) for path in found if (folder / path).is_file()]
+
+
+def _list_data_files(dataset: DatasetSection) -> list[str]:
+    """`data_files` as load_dataset takes it: a pattern, several, or patterns by split."""
+    named = dataset.data_files or []
+    if isinstance(named, dict):
+        split = dataset.split or DEFAULT_SPLIT
+        if split not in named:
+            raise DataError(
+                f"data_files has no split {split}",
+                f"{dataset.path}  data_files",
+                f"write one of these: {', '.join(f'split: {name}' for name in named)}",
+            )
+        named = named[split]
+    patterns = [named] if isinstance(named, str) else named
+    if not isinstance(patterns, list) or not all(isinstance(one, str) for one in patterns):
+        raise DataError(
+            "data_files holds something that is no file name",
+            f"{dataset.path}  data_files",
+            "name one file or pattern, a list of them, or one of these for each split",
+        )
+    return patterns
+
+
+def _is_visible_data(folder: Path, path: PurePath) -> bool:
+    hidden = any(part.startswith(".") for part in path.parts)
+    beside = (folder / path).parent
+    is_note = path.name in SAVED_NOTES and next(beside.glob("*.arrow"), None) is not None
+    return not hidden and not is_note and has_data_name(path.name)
+
+
+def _find_by_glob(dataset: DatasetSection) -> list[DataFile]:
+    """Matches, each written with the recipe's own beginning of the path."""
+    found = sorted(glob.glob(str(dataset.location), recursive=True))  # noqa: PTH207, absolute
+    files = [Path(path) for path in found if Path(path).is_file()]
+    location_base, written_base = _fixed_base(str(dataset.location)), _fixed_base(dataset.path)
+    sources = [(written_base / path.relative_to(location_base)).as_posix() for path in files]
+    return [make_local_file(path, source) for path, source in zip(files, sources, strict=True)]
+
+
+def _fixed_base(pattern: str) -> PurePath:
+    """The part of a glob before its first wildcard."""
+    parts = PurePath(pattern).parts
+    fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
+    return PurePath(*parts[:fixed])
+
+
+def _check_is_hub_id(dataset: DatasetSection) -> None:
+    path = dataset.path
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path
+    suffix = PurePath(path).suffix.lower()
+    if looks_local or suffix in (*KINDS, *COMPRESSIONS, *ARCHIVES):
+        _refuse_missing(dataset)
+
+
+def _refuse_missing(dataset: DatasetSection) -> NoReturn:
+    raise DataError(
+        f'there is no file or folder "{make_one_line(dataset.path)}"',
+        make_one_line(str(dataset.location)),
+        "check the path; a relative one starts at the recipe's own folder",
+    )

@@ -1,0 +1,155 @@
+"""Find and open data files behind a URL: HTTP by Python itself, all else through fsspec.
+
+Rows stream from the network as they are read, and nothing is cached: what is read is what is
+there now. fsspec's own HTTP needs aiohttp, which nothing here brings, and a plain GET does not.
+"""
+
+from __future__ import annotations
+
+import io
+import urllib.request
+from functools import partial
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import unquote, urlsplit
+
+from lora_sft.data.one_line import make_one_line
+from lora_sft.data.rows.data_files import DataFile, has_data_name
+from lora_sft.errors import CapabilityError, DataError
+
+if TYPE_CHECKING:
+    from lora_sft.recipe import DatasetSection
+
+HTTP_SCHEMES = ("http", "https")
+TIMEOUT_SECONDS = 60
+BUFFER_BYTES = 1 << 20
+
+
+def is_url(location: str) -> bool:
+    """Whether the place of a data set is a URL."""
+    return "://" in location
+
+
+def find_remote_files(dataset: DatasetSection) -> list[DataFile]:
+    """The files that a URL means; a folder or a glob where its protocol can list.
+
+    Raises: DataError where nothing is there; CapabilityError where fsspec lacks a package.
+    """
+    url = dataset.location
+    if urlsplit(url).scheme.lower() in HTTP_SCHEMES:
+        name = PurePosixPath(unquote(urlsplit(url).path)).name
+        return [DataFile(make_one_line(dataset.path), name, partial(_open_http, url))]
+    system, path = _connect(url)
+    try:
+        paths = _list_paths(system, path)
+    except Exception as error:  # each protocol has exceptions of its own
+        raise _unreachable(url, error) from error
+    return [_make_file(dataset, system, found, alone=found == path) for found in paths]
+
+
+def _connect(url: str) -> tuple[Any, str]:
+    import fsspec  # type: ignore[import-untyped]
+
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise CapabilityError(
+            f"{urlsplit(url).scheme}:// needs a package that is not installed",
+            make_one_line(url),
+            make_one_line(str(error)) + ", or download the file and name its local path",
+        ) from error
+    except Exception as error:  # an unknown protocol, or one that cannot be set up
+        raise _unreachable(url, error) from error
+    return system, str(path)
+
+
+def _list_paths(system: Any, path: str) -> list[str]:
+    if "*" in path:
+        return sorted(found for found in system.glob(path) if system.isfile(found))
+    if system.isdir(path):
+        return sorted(found for found in system.find(path) if _is_visible_data(found, path))
+    return [path]
+
+
+def _is_visible_data(found: str, folder: str) -> bool:
+    inside = PurePosixPath(found.removeprefix(folder).lstrip("/"))
+    return has_data_name(inside.name) and not any(part.startswith(".") for part in inside.parts)
+
+
+def _make_file(dataset: DatasetSection, system: Any, path: str, *, alone: bool) -> DataFile:
+    source = dataset.path if alone else str(system.unstrip_protocol(path))
+    name = PurePosixPath(path).name
+    return DataFile(make_one_line(source), name, partial(_open_with_fsspec, system, path))
+
+
+def _open_http(url: str) -> BinaryIO:
+    request = urllib.request.Request(url, headers={"User-Agent": "lora-sft"})
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
+    except ValueError as error:  # an address that is none
+        raise OSError(str(error)) from error
+    return io.BufferedReader(_HttpBody(response), BUFFER_BYTES)
+
+
+def _open_with_fsspec(system: Any, path: str) -> BinaryIO:
+    try:
+        stream = system.open(path, "rb")
+    except OSError:
+        raise
+    except Exception as error:  # each protocol has exceptions of its own
+        raise OSError(f"{type(error).__name__}: {error}") from error
+    return io.BufferedReader(_ForeignBody(stream), BUFFER_BYTES)
+
+
+class _HttpBody(io.RawIOBase):
+    """The body of a response; one that ends before its promised length is an error."""
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        num_bytes = int(self._response.readinto(buffer))
+        if num_bytes == 0 and self._response.length:
+            raise OSError(f"the connection broke {self._response.length} bytes before the end")
+        return num_bytes
+
+    def close(self) -> None:
+        self._response.close()
+        super().close()
+
+
+class _ForeignBody(io.RawIOBase):
+    """A file of some protocol of fsspec, whose exceptions become one that readers know."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer)
+        try:
+            data = self._stream.read(len(view))
+        except OSError:
+            raise
+        except Exception as error:  # each protocol has exceptions of its own
+            raise OSError(f"{type(error).__name__}: {error}") from error
+        view[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+def _unreachable(url: str, error: Exception) -> DataError:
+    reason = str(error).strip() or type(error).__name__
+    return DataError(
+        f"nothing can be read from there: {make_one_line(reason.splitlines()[0])}",
+        make_one_line(url),
+        "check the address, its credentials, and whether this machine reaches it",
+    )

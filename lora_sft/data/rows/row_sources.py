@@ -1,0 +1,161 @@
+"""Read the rows of one data set in their own order, each with the place it came from.
+
+What a path means is tried in this order: something local, a URL, a data set of the hub. Rows
+stream: a line, or a batch of a table, is in memory at a time. What is read stays as it was
+written, and a fault names its file and line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from lora_sft.data.one_line import make_one_line
+from lora_sft.data.rows.columnar_rows import read_arrow, read_parquet
+from lora_sft.data.rows.data_files import DataFile
+from lora_sft.data.rows.file_rows import NumberedRow, read_csv, read_json, read_json_lines, read_tsv
+from lora_sft.data.rows.hub_rows import read_hub_rows
+from lora_sft.data.rows.local_files import check_files, find_local_files
+from lora_sft.data.rows.remote_files import find_remote_files, is_url
+from lora_sft.errors import DataError
+
+if TYPE_CHECKING:
+    from lora_sft.recipe import DatasetSection
+
+RENAME_PROBE_ROWS = 100
+
+# One reader for each of `data_files.KINDS`.
+READERS: dict[str, Callable[[DataFile], Iterator[NumberedRow]]] = {
+    ".jsonl": read_json_lines,
+    ".ndjson": read_json_lines,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".tsv": read_tsv,
+    ".parquet": read_parquet,
+    ".arrow": read_arrow,
+}
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """One row as read.
+
+    `source` is the path as the recipe writes it, `row` counts from 0 in that source's order,
+    `line` from 1 where the source has lines.
+    """
+
+    source: str
+    row: int
+    line: int | None
+    values: dict[str, Any]
+
+    @property
+    def where(self) -> str:
+        """The place to show a person: `file.jsonl:1017`, or `file.parquet row 12`."""
+        return (
+            f"{self.source} row {self.row}" if self.line is None else f"{self.source}:{self.line}"
+        )
+
+
+def read_rows(dataset: DatasetSection) -> Iterator[SourceRow]:
+    """Every row of `dataset` with its columns renamed.
+
+    Raises: DataError for anything that cannot be read.
+    """
+    rows = _read_unrenamed_rows(dataset)
+    return _rename_columns(rows, dataset) if dataset.rename_columns else rows
+
+
+def _read_unrenamed_rows(dataset: DatasetSection) -> Iterator[SourceRow]:
+    files = _find_files(dataset)
+    if files is None:
+        for row, values in enumerate(read_hub_rows(dataset)):
+            yield SourceRow(dataset.path, row, None, values)
+        return
+    for file in files:
+        numbered = enumerate(READERS[file.kind](file))
+        for row, (line, values) in numbered:
+            yield SourceRow(file.source, row, line, values)
+
+
+def _find_files(dataset: DatasetSection) -> list[DataFile] | None:
+    """The files of `dataset`, here or behind a URL; None where it is the hub's."""
+    if not is_url(dataset.location):
+        return find_local_files(dataset)
+    files = find_remote_files(dataset)
+    check_files(dataset, files)
+    return files
+
+
+def _rename_columns(rows: Iterator[SourceRow], dataset: DatasetSection) -> Iterator[SourceRow]:
+    """Rename, after a look at the first rows: rows may differ in their columns."""
+    first_rows = list(islice(rows, RENAME_PROBE_ROWS))
+    _check_renames(dataset, first_rows)
+    for row in chain(first_rows, rows):
+        yield _renamed(row, dataset.rename_columns)
+
+
+def _check_renames(dataset: DatasetSection, first_rows: list[SourceRow]) -> None:
+    """Raises: DataError for a column that is not there, or one whose new name is taken: a column
+    that is null in all of the rows takes none."""
+    cells = [cell for row in first_rows for cell in row.values.items()]
+    columns = sorted({column for column, _ in cells})
+    filled = {column for column, value in cells if value is not None}
+    for theirs, ours in dataset.rename_columns.items():
+        if theirs not in columns:
+            raise DataError(
+                f'rename_columns names the column "{theirs}", which is not there',
+                f"{dataset.path}  rename_columns",
+                f"the columns are: {make_one_line(', '.join(columns))} (write it as theirs: ours)",
+            )
+        if ours in filled and ours not in dataset.rename_columns:
+            raise DataError(
+                f'rename_columns turns "{theirs}" into "{ours}", which is there already',
+                f"{dataset.path}  rename_columns",
+                f"rename the other one away too, for example {{{ours}: unused_{ours}}}",
+            )
+    _check_names_differ(dataset)
+
+
+def _check_names_differ(dataset: DatasetSection) -> None:
+    renamed = list(dataset.rename_columns.values())
+    twice = next((name for name in renamed if renamed.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(
+            f'rename_columns gives two columns the name "{twice}"',
+            f"{dataset.path}  rename_columns",
+            "keep one of them",
+        )
+
+
+def _renamed(row: SourceRow, renames: dict[str, str]) -> SourceRow:
+    values = {renames.get(column, column): value for column, value in row.values.items()}
+    if len(values) < len(row.values):
+        values = _merge_renamed(row, renames)
+    return SourceRow(row.source, row.row, row.line, values)
+
+
+def _merge_renamed(row: SourceRow, renames: dict[str, str]) -> dict[str, Any]:
+    """The columns of a row where two get one name, which later rows may have: a null gives way.
+
+    Raises: DataError where both are filled.
+    """
+    values: dict[str, Any] = {}
+    for column, value in row.values.items():
+        name = renames.get(column, column)
+        if values.get(name) is None:
+            values[name] = value
+        elif value is not None:
+            _refuse_overwriting(row, renames, name)
+    return values
+
+
+def _refuse_overwriting(row: SourceRow, renames: dict[str, str], ours: str) -> NoReturn:
+    theirs = next(column for column in row.values if renames.get(column) == ours != column)
+    raise DataError(
+        f'rename_columns turns "{theirs}" into "{ours}", which the row has already',
+        f"{row.where}  rename_columns",
+        f"rename the other one away too, for example {{{ours}: unused_{ours}}}",
+    )

@@ -1,0 +1,217 @@
+"""Load the tokenizer, with the recipe's template and special tokens, and know what stops a turn.
+
+The only place that loads one: training, evaluation and export must agree on every id. The
+vocabulary is never resized here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jinja2
+from jinja2.exceptions import TemplateSyntaxError
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from lora_sft.data.one_line import make_one_line
+from lora_sft.data.templates.rendering import list_templates
+from lora_sft.data.templates.template_environment import compile_template
+from lora_sft.errors import DataError, ModelError
+
+if TYPE_CHECKING:
+    from lora_sft.recipe import DataSection, ModelSection, TokenizerSection
+
+PLAIN_TEMPLATE = "plain"
+PLAIN_TEMPLATE_FILE = Path(__file__).with_name("plain.jinja")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+)
+# Tokens that bases ship for padding or leave unused; padding is never learned, so any will do.
+PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<pad>", "<|endoftext|>")
+
+
+def load_tokenizer(
+    model: ModelSection, tokenizer: TokenizerSection, data: DataSection
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that the recipe means, ready for use.
+
+    Raises: ModelError where there is none or it lacks a token, DataError for the template file.
+    """
+    own_path = tokenizer.path is not None
+    location = str(tokenizer.location if own_path else model.location)
+    if tokenizer.new_tokens:
+        raise ModelError(
+            "new tokens cannot be added yet", "tokenizer.new_tokens", "set new_tokens: []"
+        )
+    loaded = _load(location, None if own_path else model.revision, model.trust_remote_code)
+    _apply_token(loaded, "eos_token", tokenizer.eos_token)
+    _apply_token(loaded, "pad_token", tokenizer.pad_token)
+    if loaded.pad_token is None:
+        loaded.pad_token = _choose_pad_token(loaded)
+    _apply_template(loaded, data.chat_template_location or data.chat_template)
+    _check_templates_compile(loaded, data.chat_template, location)
+    return loaded
+
+
+def _load(location: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    _check_tokenizer_files(Path(location))
+    where = f"{location} @ {revision}" if revision else location
+    try:
+        loaded = AutoTokenizer.from_pretrained(
+            location, revision=revision or "main", trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"the tokenizer cannot be loaded: {first_line}",
+            where,
+            "check model.model_name_or_path and revision, or name a tokenizer in tokenizer.path",
+        ) from error
+    if not loaded.is_fast:
+        raise ModelError(
+            "the tokenizer has no fast version, which reports where each token begins",
+            where,
+            "name a folder with a tokenizer.json in tokenizer.path",
+        )
+    return loaded
+
+
+def _check_tokenizer_files(folder: Path) -> None:
+    if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ModelError(
+            f"the folder holds no tokenizer (looked for {', '.join(TOKENIZER_FILES)})",
+            str(folder),
+            "copy the tokenizer's files there, or name another folder in tokenizer.path",
+        )
+
+
+def _apply_token(tokenizer: PreTrainedTokenizerBase, field: str, token: str | None) -> None:
+    if token is None:
+        return
+    if token not in tokenizer.get_vocab():
+        raise ModelError(
+            f'"{token}" is not in the vocabulary',
+            f"tokenizer.{field}",
+            f"name a token that is there; the special ones are {_list_special(tokenizer)}",
+        )
+    setattr(tokenizer, field, token)
+
+
+def _list_special(tokenizer: PreTrainedTokenizerBase) -> str:
+    return ", ".join(str(token) for token in tokenizer.all_special_tokens) or "(none)"
+
+
+def _choose_pad_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """A token of the present vocabulary; eos only where nothing else is left.
+
+    Labels never follow from the padding id, so padding with eos hides no stop.
+    """
+    vocabulary = tokenizer.get_vocab()
+    eos = tokenizer.eos_token
+    known = [name for name in PAD_CANDIDATES if name in vocabulary and name != eos]
+    return next(iter(known), None) or tokenizer.unk_token or eos
+
+
+def _apply_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> None:
+    if chat_template is None:
+        return
+    if chat_template == PLAIN_TEMPLATE:
+        _check_has_eos(tokenizer)
+        tokenizer.chat_template = PLAIN_TEMPLATE_FILE.read_text(encoding="utf-8")
+        return
+    try:
+        tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"the chat template cannot be read: {error}",
+            "data.chat_template",
+            f"name a .jinja file, or write {PLAIN_TEMPLATE} for the shipped one",
+        ) from error
+
+
+def _check_templates_compile(
+    tokenizer: PreTrainedTokenizerBase, chat_template: str | None, location: str
+) -> None:
+    """Every template of the tokenizer is a template, known before a row is read.
+
+    Jinja parses; Python's own compiler has limits of its own, as on how deep blocks may nest.
+
+    Raises: DataError.
+    """
+    for name, text in list_templates(tokenizer).items():
+        try:
+            compile_template(text)
+        except (jinja2.TemplateError, SyntaxError, RecursionError) as error:
+            line = f" (line {error.lineno})" if isinstance(error, TemplateSyntaxError) else ""
+            own = f"the tokenizer's own template {name}: {location}"
+            raise DataError(
+                f"the chat template does not compile: {make_one_line(str(error))}{line}",
+                f"data.chat_template: {chat_template}" if chat_template else own,
+                "mend the template"
+                if chat_template
+                else f"name a .jinja file in data.chat_template, or {PLAIN_TEMPLATE} for the "
+                "shipped one",
+            ) from error
+
+
+def _check_has_eos(tokenizer: PreTrainedTokenizerBase) -> None:
+    if tokenizer.eos_token is None:
+        raise ModelError(
+            "the plain template ends turns with eos, and the tokenizer has none",
+            "data.chat_template: plain",
+            "name one in tokenizer.eos_token",
+        )
+
+
+def find_stop_token_ids(
+    tokenizer: PreTrainedTokenizerBase, model: ModelSection, extra: Iterable[str]
+) -> frozenset[int]:
+    """What ends a served turn: the tokenizer's eos, the generation config's, and the named ones.
+
+    Raises: DataError for a name in `extra` that is not one token of the vocabulary.
+    """
+    vocabulary = tokenizer.get_vocab()
+    stops = set(_read_generation_eos(str(model.location), model.revision))
+    if tokenizer.eos_token_id is not None:
+        stops.add(tokenizer.eos_token_id)
+    for name in extra:
+        if name not in vocabulary:
+            raise DataError(
+                f'the stop token "{name}" is not in the vocabulary',
+                "data.stop_tokens",
+                f"name one token; the special ones are {_list_special(tokenizer)}",
+            )
+        stops.add(vocabulary[name])
+    return frozenset(stops)
+
+
+def _read_generation_eos(location: str, revision: str | None) -> list[int]:
+    """The base's own `generation_config.json`; many bases have none, which is no fault."""
+    try:
+        config = GenerationConfig.from_pretrained(location, revision=revision or "main")
+    except (OSError, ValueError):
+        return []
+    eos = config.eos_token_id
+    return eos if isinstance(eos, list) else [] if eos is None else [eos]
+
+
+def load_saved_tokenizer(
+    location: str | Path, revision: str | None = None, *, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a run, an adapter, a merge or a base, just as it was saved."""
+    return _load(str(location), revision, trust_remote_code)
+
+
+def find_saved_stop_token_ids(
+    folder: str | Path, tokenizer: PreTrainedTokenizerBase
+) -> frozenset[int]:
+    """The stop tokens that `generation_config.json` beside a saved model or adapter names."""
+    own = {tokenizer.eos_token_id} - {None}
+    return frozenset(_read_generation_eos(str(folder), None)) | own

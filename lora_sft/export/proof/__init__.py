@@ -1,0 +1,1 @@
+"""Check that merged weights answer as the base with its adapter does."""

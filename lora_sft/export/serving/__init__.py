@@ -1,0 +1,1 @@
+"""What other programs need beside the weights: tokenizer, template, cards, Modelfile."""

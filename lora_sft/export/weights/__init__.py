@@ -1,0 +1,1 @@
+"""From adapter and base weights on disk to merged weights on disk, tensor by tensor."""

@@ -1,0 +1,170 @@
+"""The base as the adapter is merged onto it: as it is stored, or as it was in training.
+
+A QLoRA adapter learned beside a base that had been quantised and is dequantised in every forward
+pass (Dettmers et al. 2023, arXiv 2305.14314, eq. 5). The same is made here, one tensor at a time
+and always from a fresh quantisation: bitsandbytes repacks the codes of a loaded layer at its first
+inference on some CPUs, and what is dequantised after that is garbage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+
+from lora_sft.errors import ExportError
+from lora_sft.export.weights.parameter_names import ParameterNames
+from lora_sft.model_files.base_checkpoint import BaseCheckpoint
+from lora_sft.model_files.stored_tensors import DTYPE_CODES, StoredTensor, TensorReader
+
+# What bitsandbytes stores beside a layer's `weight` (transformers 5.23 `serialized_names`).
+CODE_MARKS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
+STATE_MARK = ".quant_state.bitsandbytes__"
+SCALES_MARK, FORMAT_MARK = ".SCB", ".weight_format"
+
+
+class BaseForm(Protocol):
+    """What the base's tensors are before the adapter is added."""
+
+    base: BaseCheckpoint  # the tensors with the shapes and dtypes of their numbers
+
+    def is_as_stored(self, tensor: StoredTensor) -> bool:
+        """Whether a tensor is used as it lies on disk."""
+
+    def read_values(self, tensor: StoredTensor, reader: TensorReader) -> torch.Tensor | None:
+        """The numbers of a tensor that is not used as stored, else None."""
+
+
+class StoredForm:
+    """As stored."""
+
+    def __init__(self, base: BaseCheckpoint) -> None:
+        self.base = base
+
+    def is_as_stored(self, tensor: StoredTensor) -> bool:
+        return True
+
+    def read_values(self, tensor: StoredTensor, reader: TensorReader) -> torch.Tensor | None:
+        return None
+
+
+class TrainedForm:
+    """Quantised as in training and back; what is not quantised, in training's dtype."""
+
+    def __init__(
+        self, names: ParameterNames, fields: Mapping[str, Any], dtype: torch.dtype
+    ) -> None:
+        from lora_sft.model.quantization import LayerCodes
+
+        self.base = names.base
+        self._dtype = dtype
+        self._main = names.base.main_dtype
+        self._codes = LayerCodes(names.model, fields, dtype)
+        self._parameters = {
+            piece.tensor: parameter
+            for parameter in self._codes.parameters
+            for piece in names.find(parameter)
+        }
+
+    def is_as_stored(self, tensor: StoredTensor) -> bool:
+        return tensor not in self._parameters and not self._is_rounded(tensor)
+
+    def _is_rounded(self, tensor: StoredTensor) -> bool:
+        ours = self.base.tensors.get(tensor.name) == tensor
+        return ours and tensor.dtype == self._main and self._main != self._dtype
+
+    def read_values(self, tensor: StoredTensor, reader: TensorReader) -> torch.Tensor | None:
+        parameter = self._parameters.get(tensor)
+        if parameter is not None:
+            return self._codes.quantize_and_back(parameter, reader.read(tensor))
+        return reader.read(tensor).to(self._dtype) if self._is_rounded(tensor) else None
+
+
+class UnpackedForm:
+    """Stored quantised by bitsandbytes, and unpacked: there is no other form of it on disk."""
+
+    def __init__(
+        self, base: BaseCheckpoint, dtype: torch.dtype, *, trust_remote_code: bool = False
+    ) -> None:
+        """Raises: ExportError where a layer's codes lack a part."""
+        from lora_sft.model.quantization import LayerCodes
+
+        names = ParameterNames(base, trust_remote_code=trust_remote_code)
+        fields = base.config["quantization_config"]
+        fields = {name: value for name, value in fields.items() if name != "quant_method"}
+        self._codes = LayerCodes(names.model, fields, dtype, are_stored=True)
+        self._parts: dict[str, dict[str, StoredTensor]] = {}
+        kept: dict[str, StoredTensor] = {}
+        for name, tensor in base.tensors.items():
+            layer, part = _split_part(name)
+            if part:
+                self._parts.setdefault(layer, {})[part] = tensor
+            else:
+                kept[name] = tensor
+        self._packed: dict[StoredTensor, str] = {}
+        for name in self._parts:
+            if name not in kept:
+                raise ExportError(
+                    f"the base holds parts of {name}, and not itself",
+                    base.location,
+                    "download the base again",
+                )
+            shape = tuple(names.model.get_parameter(name).shape)
+            unpacked = replace(kept[name], shape=shape, dtype_code=DTYPE_CODES[dtype])
+            self._parts[name]["weight"] = kept[name]
+            kept[name] = unpacked
+            self._packed[unpacked] = name
+        self.base = replace(base, tensors=kept)
+
+    def is_as_stored(self, tensor: StoredTensor) -> bool:
+        return tensor not in self._packed
+
+    def read_values(self, tensor: StoredTensor, reader: TensorReader) -> torch.Tensor | None:
+        name = self._packed.get(tensor)
+        if name is None:
+            return None
+        stored = {part: reader.read(each) for part, each in self._parts[name].items()}
+        return self._codes.unpack(name, stored)
+
+
+def _split_part(name: str) -> tuple[str, str]:
+    """(`a.weight`, the part's key) of a tensor that belongs to a layer's codes, else (name, "")."""
+    for mark in CODE_MARKS:
+        if name.endswith(mark):
+            return name.removesuffix(mark), f"weight{mark}"
+    if STATE_MARK in name:
+        layer, _, kind = name.partition(STATE_MARK)
+        return layer, f"weight{STATE_MARK}{kind}"
+    for mark in (SCALES_MARK, FORMAT_MARK):
+        if name.endswith(mark):
+            return f"{name.removesuffix(mark)}.weight", mark.removeprefix(".")
+    return name, ""
+
+
+def find_form(
+    base: BaseCheckpoint,
+    onto: str,
+    quantization: Mapping[str, Any] | None,
+    dtype: torch.dtype,
+    *,
+    trust_remote_code: bool = False,
+) -> BaseForm:
+    """The form that `onto` and the base's own storage make.
+
+    Raises: ExportError where the base is stored quantised in a way that cannot be unpacked here.
+    """
+    if base.stored_quantization is not None:
+        if base.stored_quantization != "bitsandbytes":
+            raise ExportError(
+                f"the base is stored quantised by {base.stored_quantization}, which cannot be "
+                "merged into",
+                base.location,
+                "name the unquantised base with --base PATH, or serve the adapter as an adapter",
+            )
+        return UnpackedForm(base, dtype, trust_remote_code=trust_remote_code)
+    if onto == "dequantized" and quantization:
+        names = ParameterNames(base, trust_remote_code=trust_remote_code)
+        return TrainedForm(names, quantization, dtype)
+    return StoredForm(base)

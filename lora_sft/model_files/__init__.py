@@ -1,0 +1,1 @@
+"""What the safetensors files of a model hold, read without loading it."""

@@ -1,0 +1,1 @@
+"""The processes of a run: which one this is, how they wait, watch each other, and stop."""

@@ -1,0 +1,1 @@
+"""Checkpoints on disk: sealed, found again, and known to be of the same run."""

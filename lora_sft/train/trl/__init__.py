@@ -1,0 +1,1 @@
+"""The door to TRL: its trainer, its arguments, its batches."""
