@@ -23,8 +23,8 @@ from transformers import (
     set_seed,
 )
 
+from lora_sft.cache_folder import find_cache_folder
 from lora_sft.data.corpus.account import render_account_table
-from lora_sft.data.corpus.arrow_files import find_cache_folder
 from lora_sft.data.corpus.building import Corpus
 from lora_sft.data.corpus.cache import CachedCorpus, load_or_build_corpus
 from lora_sft.data.templates.tokenizer import (
@@ -33,14 +33,12 @@ from lora_sft.data.templates.tokenizer import (
 )
 from lora_sft.errors import ModelError, RecipeError
 from lora_sft.evaluate.scoring import Evaluation, evaluate_split
-from lora_sft.export.adapter_files import (
-    AdapterOrigin,
-    write_adapter_folder,
-    write_validation_sample,
-)
+from lora_sft.export.adapter_files import write_adapter_folder, write_validation_sample
+from lora_sft.export.adapter_origin import AdapterOrigin
 from lora_sft.export.hub import check_can_push, push_folder
-from lora_sft.export.merging import make_merge_plan, merge
-from lora_sft.export.serving.model_card import make_public
+from lora_sft.export.merge_plan import make_merge_plan
+from lora_sft.export.merging import merge
+from lora_sft.export.public_text import make_public
 from lora_sft.export.staging import Owner, check_output_is_free
 from lora_sft.log import make_console, say
 from lora_sft.model.adapter import add_adapter, load_adapter
@@ -51,7 +49,7 @@ from lora_sft.model.base_model import (
 )
 from lora_sft.model.census import Census, take_census
 from lora_sft.model.untrained_tokens import find_untrained_tokens
-from lora_sft.model_files.base_checkpoint import fingerprint_location
+from lora_sft.model_files.fingerprint import fingerprint_location
 from lora_sft.plan.batch import BatchPlan, make_batch_plan
 from lora_sft.processes.first_process import first_one_builds
 from lora_sft.processes.full_disk import full_disk_named
@@ -73,7 +71,8 @@ from lora_sft.train.checkpoints.same_run import (
 )
 from lora_sft.train.fit import TrainResult, fit
 from lora_sft.train.packing import Packing, decide_packing
-from lora_sft.train.trl.trainer import make_collator, make_sft_config
+from lora_sft.train.trl.row_collator import make_collator
+from lora_sft.train.trl.sft_arguments import make_sft_config
 from lora_sft.versions import read_versions
 
 ROWS_LOOKED_AT = 200  # for the special tokens that a template uses

@@ -18,6 +18,8 @@ from typing import Any
 
 from lora_sft.errors import ModelError, RecipeError
 
+MANIFEST = "manifest.json"
+
 CHECKPOINT_PREFIX = "checkpoint-"
 ORIGIN_FILE = "lora_sft.json"  # beside an adapter: the base it was trained on, and how
 

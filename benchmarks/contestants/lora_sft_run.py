@@ -20,7 +20,8 @@ from lora_sft.plan.batch import make_batch_plan
 from lora_sft.recipe import Recipe, read_recipe
 from lora_sft.run_directory import RunDirectory
 from lora_sft.train.callbacks import MetricsFile, ProgressDisplay, StopOnSignal
-from lora_sft.train.trl.trainer import build_trainer, make_sft_config
+from lora_sft.train.trl.sft_arguments import make_sft_config
+from lora_sft.train.trl.trainer import build_trainer
 
 
 def build(job: Job) -> Run:

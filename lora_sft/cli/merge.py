@@ -65,9 +65,10 @@ def add_parser(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Merge, and print the report."""
-    from lora_sft.export import merging
+    from lora_sft.export.merge_plan import describe_merge_plan, make_merge_plan
+    from lora_sft.export.merging import merge
 
-    plan = merging.make_merge_plan(
+    plan = make_merge_plan(
         arguments.adapter,
         arguments.out,
         base=arguments.base,
@@ -78,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         trained_on=arguments.trained_on,
         allow_other_base=arguments.allow_other_base,
     )
-    report = merging.describe_merge_plan(plan) if arguments.dry_run else merging.merge(plan)
+    report = describe_merge_plan(plan) if arguments.dry_run else merge(plan)
     if arguments.json:
         print_json(report)
     else:

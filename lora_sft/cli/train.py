@@ -38,7 +38,7 @@ def add_parser(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, and return the contract's exit code."""
-    from lora_sft.launch.supervision import leave_outcome
+    from lora_sft.processes.outcome import leave_outcome
     from lora_sft.processes.stop_signal import Stopped, StopRequest
 
     with StopRequest().listening() as request:

@@ -17,7 +17,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from lora_sft.errors import CapabilityError, ExportError
-from lora_sft.export.serving.model_card import make_public
+from lora_sft.export.public_text import make_public
 from lora_sft.log import say
 
 WITH_LOCAL_PATHS = ("lora_sft.json", "merge_report.json", "adapter_config.json")

@@ -24,10 +24,10 @@ from typing import Any
 
 from lora_sft.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_RESUME_ME, EXIT_UNEXPECTED
 from lora_sft.launch.workers import end_orphans, find_workers, is_listening, send
+from lora_sft.processes.outcome import OUTCOME
 from lora_sft.processes.world import PLACE
 from lora_sft.run_directory import RunDirectory
 
-OUTCOME = "LORA_SFT_OUTCOME"  # names a file in which a worker leaves its exit code
 STATE_SAVED = "state saved"  # in the reason of a run that stopped at a step (`train.fit`)
 END_FILES = "processes/*/end.json"  # of the run directory
 # What a worker is told for each signal that comes here; it knows nothing of a lost terminal.
@@ -53,25 +53,6 @@ class Received:
     number: signal.Signals
     at: float
     told: set[int] = field(default_factory=set)
-
-
-def leave_outcome(
-    environment: Mapping[str, str], exit_code: int, *, was_told: bool = False
-) -> None:
-    """Called by a worker: keep its exit code for whoever started the launcher.
-
-    The first that is no success counts: the main process may fail after the others are done.
-    `was_told`: it left at once because of a signal. That is the run's end where somebody asked for
-    it; a launcher sends the same signal to whoever is left when a process has died.
-    """
-    path = environment.get(OUTCOME)
-    if path is None or exit_code == EXIT_DONE:
-        return
-    try:
-        with Path(path).open("x", encoding="utf-8") as file:
-            json.dump({"exit_code": exit_code, "was_told": was_told}, file)
-    except OSError:
-        return
 
 
 def supervise(command: Sequence[str], environment: Mapping[str, str], run: RunDirectory) -> int:

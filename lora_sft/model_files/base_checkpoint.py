@@ -6,7 +6,6 @@ that a merge knows another base by its content, whatever it is called.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,18 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from lora_sft.errors import ExportError, ModelError
-from lora_sft.log import say
-from lora_sft.model_files.stored_tensors import StoredTensor, TensorReader, read_header
+from lora_sft.errors import ModelError
+from lora_sft.model_files.stored_tensors import StoredTensor, read_header
 
 CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
 WEIGHTS_FILE = "model.safetensors"
-NUM_SAMPLED_TENSORS = 32  # whose hashes are kept one by one, to name what differs
-SAMPLED_BYTES = 4096  # from the begin, the middle and the end of each tensor
-HASH_DIGITS = 16
 
 
 @dataclass(frozen=True)
@@ -50,13 +43,14 @@ class BaseCheckpoint:
         return str(method)
 
     @cached_property
-    def main_dtype(self) -> torch.dtype:
-        """The dtype that most of the base's numbers have."""
-        counts: dict[torch.dtype, int] = {}
+    def main_dtype_name(self) -> str:
+        """torch's name of the dtype that most of the base's numbers have."""
+        counts: dict[str, int] = {}
         for tensor in self.tensors.values():
             if tensor.is_number:
-                counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.num_elements
-        return max(counts, key=lambda dtype: counts[dtype]) if counts else torch.float32
+                name = tensor.dtype_name
+                counts[name] = counts.get(name, 0) + tensor.num_elements
+        return max(counts, key=lambda name: counts[name]) if counts else "float32"
 
     @cached_property
     def num_bytes(self) -> int:
@@ -130,63 +124,3 @@ def _find_file(location: str, revision: str | None, name: str) -> Path | None:
     except (OSError, ValueError):
         return None
     return Path(found) if found else None
-
-
-def fingerprint_location(location: str, revision: str | None) -> dict[str, Any] | None:
-    """The fingerprint of the base there; None, and a warning, where its files are no safetensors
-    in the usual names (a merge will not find them either)."""
-    try:
-        return fingerprint_base(read_base_checkpoint(location, revision))
-    except (ModelError, ExportError) as error:
-        say(f"warning: the base's fingerprint is not kept with the adapter: {error.what}")
-        return None
-
-
-def fingerprint_base(base: BaseCheckpoint) -> dict[str, Any]:
-    """What tells this base from another: one hash over all, and some tensors' own.
-
-    Every tensor counts with its name, dtype, shape and three samples of its bytes, so that the
-    hash is the same however the files are cut, and costs no reading of the whole model.
-    """
-    whole = hashlib.sha256()
-    names = sorted(base.tensors)
-    step = max(1, len(names) // NUM_SAMPLED_TENSORS)
-    kept = set(names[::step][:NUM_SAMPLED_TENSORS])
-    samples = {}
-    with TensorReader() as reader:
-        for name in names:
-            digest = _hash_tensor(base.tensors[name], reader)
-            whole.update(f"{name} {digest}\n".encode())
-            if name in kept:
-                samples[name] = digest[:HASH_DIGITS]
-    return {"sha256": whole.hexdigest(), "tensors": len(names), "samples": samples}
-
-
-def _hash_tensor(tensor: StoredTensor, reader: TensorReader) -> str:
-    digest = hashlib.sha256(f"{tensor.dtype_code} {tensor.shape}".encode())
-    size = min(SAMPLED_BYTES, tensor.num_bytes)
-    for start in (0, (tensor.num_bytes - size) // 2, tensor.num_bytes - size):
-        digest.update(reader.read_bytes(tensor, start, size))
-    return digest.hexdigest()
-
-
-def check_fingerprint(base: BaseCheckpoint, recorded: Mapping[str, Any], where: str) -> None:
-    """Raises: ExportError, naming a tensor, where the adapter was trained on another base."""
-    found = fingerprint_base(base)
-    if found["sha256"] == recorded["sha256"]:
-        return
-    raise ExportError(
-        f"this is not the base that the adapter was trained on: {_name_difference(base, recorded)}",
-        f"{where} ({base.location})",
-        "give the base of the training with --base; --allow-other-base merges all the same",
-    )
-
-
-def _name_difference(base: BaseCheckpoint, recorded: Mapping[str, Any]) -> str:
-    with TensorReader() as reader:
-        for name, digest in recorded["samples"].items():
-            if name not in base.tensors:
-                return f"it has no tensor {name}"
-            if not _hash_tensor(base.tensors[name], reader).startswith(digest):
-                return f"{name} has other values, shape or dtype"
-    return f"it has {len(base.tensors)} tensors ({recorded['tensors']} then), or others differ"

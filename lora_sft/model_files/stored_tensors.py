@@ -9,46 +9,41 @@ touched counts as this process's; `pread` into a small buffer keeps a merge smal
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from types import TracebackType
 from typing import Any
-
-import torch
 
 from lora_sft.errors import ExportError
 
 METADATA = "__metadata__"
 LARGEST_HEADER_BYTES = 100_000_000  # the library's own bound
-COPY_CHUNK_BYTES = 16 << 20
-NUM_RECENT_TENSORS = 4
-DTYPES: Mapping[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F8_E8M0": torch.float8_e8m0fnu,
-    "C64": torch.complex64,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+# safetensors' code of a dtype -> torch's name of it,.
+DTYPE_NAMES: Mapping[str, str] = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu",
+    "C64": "complex64",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
 }
-DTYPE_CODES = {dtype: code for code, dtype in DTYPES.items()}
-# What a merge may round; float8 and integers are codes of a quantisation, or counts.
-NUMBERS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+DTYPE_CODES = {name: code for code, name in DTYPE_NAMES.items()}
+# The dtypes that a merge may round. float8 and integers are codes of a quantisation, or counts.
+NUMBERS = ("float64", "float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -62,13 +57,14 @@ class StoredTensor:
     offset: int
     num_bytes: int
 
-    @cached_property
-    def dtype(self) -> torch.dtype:
-        return DTYPES[self.dtype_code]
+    @property
+    def dtype_name(self) -> str:
+        """torch's name of the dtype, without `torch.`."""
+        return DTYPE_NAMES[self.dtype_code]
 
     @property
     def is_number(self) -> bool:
-        return self.dtype in NUMBERS
+        return self.dtype_name in NUMBERS
 
     @cached_property
     def num_elements(self) -> int:
@@ -103,7 +99,7 @@ def _parse_header(path: Path) -> dict[str, StoredTensor]:
         if name == METADATA:
             continue
         start, stop = entry["data_offsets"]
-        if entry["dtype"] not in DTYPES:
+        if entry["dtype"] not in DTYPE_NAMES:
             raise ValueError(f"the dtype {entry['dtype']} of {name} is not known here")
         if begin + stop > size:
             raise ValueError(f"it ends before {name} does")
@@ -132,114 +128,3 @@ def make_header(
         name: begin + entry["data_offsets"][0] for name, entry in header.items() if name != METADATA
     }
     return struct.pack("<Q", len(text)) + text, offsets
-
-
-class TensorReader:
-    """Reads tensors, or some of their rows, from open files; safe to share between threads."""
-
-    def __init__(self) -> None:
-        self._files: dict[Path, int] = {}
-        self._recent: dict[StoredTensor, torch.Tensor] = {}
-
-    def __enter__(self) -> TensorReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for descriptor in self._files.values():
-            os.close(descriptor)
-        self._files.clear()
-        self._recent.clear()
-
-    def open(self, path: Path) -> int:
-        """A descriptor for `path`, kept until the reader is closed."""
-        if path not in self._files:
-            self._files[path] = os.open(path, os.O_RDONLY)
-        return self._files[path]
-
-    def read(self, tensor: StoredTensor) -> torch.Tensor:
-        """The whole tensor in its own dtype."""
-        flat = self.read_elements(tensor, 0, tensor.num_elements)
-        return flat.reshape(tensor.shape)
-
-    def read_again(self, tensor: StoredTensor) -> torch.Tensor:
-        """The whole tensor in float32, the last few kept: experts share their factors."""
-        if tensor not in self._recent:
-            while len(self._recent) >= NUM_RECENT_TENSORS:
-                self._recent.pop(next(iter(self._recent)))
-            self._recent[tensor] = self.read(tensor).float()
-        return self._recent[tensor]
-
-    def read_bytes(self, tensor: StoredTensor, start: int, size: int) -> bytes:
-        """`size` bytes of the tensor from its byte `start` on."""
-        result = bytearray(size)
-        read_into(self.open(tensor.file), memoryview(result), tensor.offset + start, tensor.file)
-        return bytes(result)
-
-    def read_elements(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
-        """Elements `start` to `stop` of the flattened tensor, in its own dtype.
-
-        Raises: ExportError where the file ends early (it changed while it was read).
-        """
-        result = torch.empty(stop - start, dtype=tensor.dtype)
-        self.read_elements_into(result, tensor, start)
-        return result
-
-    def read_elements_into(self, result: torch.Tensor, tensor: StoredTensor, start: int) -> None:
-        """Fill a flat tensor of the same dtype from element `start` on."""
-        if result.numel():
-            offset = tensor.offset + start * tensor.dtype.itemsize
-            read_into(self.open(tensor.file), view_bytes(result), offset, tensor.file)
-
-
-def view_bytes(tensor: torch.Tensor) -> memoryview:
-    """The memory of a contiguous tensor."""
-    return memoryview(tensor.view(torch.uint8).numpy()).cast("B")  # type: ignore[arg-type]
-
-
-def read_into(descriptor: int, view: memoryview, offset: int, path: Path) -> None:
-    """Fill `view` from `offset` on.
-
-    Raises: ExportError where the file ends early.
-    """
-    done = 0
-    while done < len(view):
-        count = os.preadv(descriptor, [view[done:]], offset + done)
-        if count == 0:
-            raise ExportError("the file ended early", str(path), "it changed; start again")
-        done += count
-
-
-def write_from(descriptor: int, view: memoryview, offset: int) -> None:
-    """Write all of `view` at `offset`."""
-    done = 0
-    while done < len(view):
-        done += os.pwritev(descriptor, [view[done:]], offset + done)
-
-
-def copy_bytes(source: int, offset: int, target: int, place: int, num_bytes: int) -> None:
-    """Copy a range between two open files: inside the kernel where it can, else through a buffer.
-
-    On file systems that share blocks (xfs, btrfs) nothing is copied at all.
-    """
-    done = 0
-    while done < num_bytes:
-        try:
-            count = os.copy_file_range(
-                source, target, num_bytes - done, offset + done, place + done
-            )
-        except (AttributeError, OSError):  # no such call here, or not between these two files
-            break
-        if count == 0:
-            break
-        done += count
-    while done < num_bytes:
-        piece = os.pread(source, min(COPY_CHUNK_BYTES, num_bytes - done), offset + done)
-        if not piece:
-            raise ExportError("a file of the base ended early", "", "it changed; start again")
-        write_from(target, memoryview(piece), place + done)
-        done += len(piece)

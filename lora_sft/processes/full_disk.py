@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_sft.data.corpus.arrow_files import VARIABLE, find_cache_folder
+from lora_sft.cache_folder import VARIABLE, find_cache_folder
 from lora_sft.errors import LoraSftError, TrainingError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)

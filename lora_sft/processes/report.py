@@ -24,8 +24,7 @@ from lora_sft.processes.held_signals import signals_held
 from lora_sft.processes.stop_signal import Stopped, StopRequest
 from lora_sft.processes.this_process import Processes
 from lora_sft.processes.watch import FOLDER, STALL_SHARE, Watch
-from lora_sft.run_directory import CHECKPOINT_PREFIX, RunDirectory
-from lora_sft.train.checkpoints.sealing import MANIFEST
+from lora_sft.run_directory import CHECKPOINT_PREFIX, MANIFEST, RunDirectory
 
 SHARED_SECONDS = 10.0  # NFS keeps what it knows of a folder for a few seconds
 

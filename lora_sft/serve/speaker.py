@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from lora_sft.data.templates.tokenizer import find_saved_stop_token_ids, load_saved_tokenizer
 from lora_sft.errors import ModelError
 from lora_sft.evaluate.generation import AnswerStream, make_generation_config
-from lora_sft.export.adapter_files import AdapterOrigin, read_origin
+from lora_sft.export.adapter_origin import AdapterOrigin, read_origin
 from lora_sft.export.serving.serving_files import with_defaults
 from lora_sft.model.base_model import (
     CausalModel,

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_sft.errors import CapabilityError
-from lora_sft.export.adapter_files import AdapterOrigin
+from lora_sft.export.adapter_origin import AdapterOrigin
 from lora_sft.serve.speaker import Target
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

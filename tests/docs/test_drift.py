@@ -321,7 +321,7 @@ def test_the_reference_has_all_that_the_run_decides(tmp_path, monkeypatch):
 
     from lora_sft.plan.batch import make_batch_plan
     from lora_sft.run_directory import RunDirectory
-    from lora_sft.train.trl.trainer import make_sft_config
+    from lora_sft.train.trl.sft_arguments import make_sft_config
 
     monkeypatch.syspath_prepend(str(REPOSITORY / "tools"))
     tool = importlib.import_module("write_recipe_reference")

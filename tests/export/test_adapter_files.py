@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from lora_sft.errors import ExportError
 from lora_sft.export.adapter_files import check_adapter_file
-from lora_sft.export.serving.model_card import name_base
+from lora_sft.export.public_text import name_base
 
 A, B = "m.q_proj.lora_A.weight", "m.q_proj.lora_B.weight"
 

@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lora_sft.errors import ModelError
-from lora_sft.model_files.base_checkpoint import fingerprint_base, read_base_checkpoint
+from lora_sft.model_files.base_checkpoint import read_base_checkpoint
+from lora_sft.model_files.fingerprint import fingerprint_base
 from tests.export.adapters import make_adapter
 from tests.tiny import make_tiny_llama
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lora_sft.export.merging import make_merge_plan, merge
+from lora_sft.export.merge_plan import make_merge_plan
+from lora_sft.export.merging import merge
 from tests.export.adapters import KINDS, MAKERS, Kind, answer, make_adapter
 
 

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from lora_sft.export.merging import make_merge_plan, merge
+from lora_sft.export.merge_plan import make_merge_plan
+from lora_sft.export.merging import merge
 from lora_sft.export.proof.tensor_check import _count_ulps
 from lora_sft.export.weights.parameter_names import CONV1D_MODEL_TYPES
 from lora_sft.export.weights.shard_writing import ShardWriter

@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM
 from lora_sft.export.proof.verification import compare_logits, compute_logits
 from lora_sft.export.weights.base_form import TrainedForm
 from lora_sft.export.weights.parameter_names import ParameterNames
+from lora_sft.export.weights.tensor_reading import TensorReader
 from lora_sft.model.base_model import load_base_model
 from lora_sft.model.quantization import dequantize
 from lora_sft.model_files.base_checkpoint import read_base_checkpoint
-from lora_sft.model_files.stored_tensors import TensorReader
 from lora_sft.recipe import ModelSection
 from tests.export.adapters import IDS, answer, make_adapter, make_tiny_gpt2
 from tests.tiny import make_tiny_llama

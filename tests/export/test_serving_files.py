@@ -12,8 +12,9 @@ import trl
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, LlamaConfig
 
 from lora_sft.errors import ExportError
-from lora_sft.export.adapter_files import AdapterOrigin
-from lora_sft.export.serving.model_card import make_adapter_card, make_merged_card, make_public
+from lora_sft.export.adapter_origin import AdapterOrigin
+from lora_sft.export.public_text import make_public
+from lora_sft.export.serving.model_card import make_adapter_card, make_merged_card
 from lora_sft.export.serving.serving_files import (
     check_same_prompts,
     write_config,

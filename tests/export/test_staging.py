@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from lora_sft.errors import ExportError
-from lora_sft.export.merging import make_merge_plan, merge
+from lora_sft.export.merge_plan import make_merge_plan
+from lora_sft.export.merging import merge
 from lora_sft.export.staging import (
     Owner,
     check_output_is_free,

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from lora_sft.recipe import read_recipe
-from lora_sft.train.trl.trainer import default_optimizer
+from lora_sft.train.trl.sft_arguments import default_optimizer
 from tests.commands import read_metrics
 from tests.gpu.kinds import both_kinds
 from tests.tiny import make_tiny_llama

@@ -12,7 +12,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from lora_sft.model.isolation import Isolation
 from lora_sft.train import packing
-from lora_sft.train.trl.trainer import RowCollator
+from lora_sft.train.trl.row_collator import RowCollator
 from tests.commands import read_metrics, run_torchrun
 from tests.conftest import make_rows, write_rows
 

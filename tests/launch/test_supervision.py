@@ -17,8 +17,9 @@ import pytest
 
 from lora_sft.errors import DataError
 from lora_sft.launch import supervision
-from lora_sft.launch.supervision import OUTCOME, leave_outcome, supervise
+from lora_sft.launch.supervision import supervise
 from lora_sft.launch.workers import find_workers, is_listening
+from lora_sft.processes.outcome import OUTCOME, leave_outcome
 from lora_sft.processes.report import Report
 from lora_sft.processes.stop_signal import Stopped
 from lora_sft.processes.this_process import Processes
@@ -39,7 +40,7 @@ if "LATE" in __import__("os").environ:
     time.sleep(1)  # before it can hear
 import os, signal, subprocess, sys, time
 from pathlib import Path
-from lora_sft.launch.supervision import leave_outcome
+from lora_sft.processes.outcome import (leave_outcome)
 def stop(number, frame):
     code = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}[number]
     leave_outcome(os.environ, code, was_told=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_sft.data.corpus.arrow_files import find_cache_folder
+from lora_sft.cache_folder import find_cache_folder
 from lora_sft.errors import ExportError, TrainingError
 from lora_sft.processes import full_disk
 from lora_sft.processes.full_disk import Place, full_disk_named

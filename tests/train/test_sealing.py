@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from lora_sft.train.checkpoints.sealing import MANIFEST, find_damage, seal
+from lora_sft.run_directory import MANIFEST
+from lora_sft.train.checkpoints.sealing import find_damage, seal
 
 
 @pytest.fixture

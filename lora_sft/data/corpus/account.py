@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lora_sft.data.corpus.row_following import RowOutcome
+from lora_sft.data.corpus.row_outcomes import RowOutcome
 
 if TYPE_CHECKING:
     from rich.table import Table

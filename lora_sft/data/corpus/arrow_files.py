@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import time
@@ -13,15 +12,10 @@ from pathlib import Path
 import pyarrow as pa
 from datasets import Dataset
 
-VARIABLE = "LORA_SFT_CACHE"
+from lora_sft.cache_folder import find_cache_folder
+
 UNFINISHED = ".unfinished-"
 ABANDONED_SECONDS = 7 * 24 * 3600  # no data set takes that long
-
-
-def find_cache_folder() -> Path:
-    """`$LORA_SFT_CACHE`, else `lora-sft` in the user's cache folder."""
-    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get(VARIABLE) or Path(user) / "lora-sft")
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from lora_sft.data.corpus.account import Account
 from lora_sft.data.corpus.arrow_files import make_scratch_folder
-from lora_sft.data.corpus.row_following import RowFollower, RowOutcome
+from lora_sft.data.corpus.row_following import RowFollower
+from lora_sft.data.corpus.row_outcomes import RowOutcome
 from lora_sft.data.corpus.split_files import SplitWriter, WrittenSplit
 from lora_sft.data.corpus.splits import SplitByFraction, count_passes
 from lora_sft.data.drops import LEVERS

@@ -23,7 +23,8 @@ import transformers
 import xxhash
 from transformers import PreTrainedTokenizerBase
 
-from lora_sft.data.corpus.arrow_files import VARIABLE, find_cache_folder, make_unfinished_folder
+from lora_sft.cache_folder import VARIABLE, find_cache_folder
+from lora_sft.data.corpus.arrow_files import make_unfinished_folder
 from lora_sft.data.corpus.building import Corpus, build_corpus, open_corpus, write_corpus
 from lora_sft.data.labels.supervision import read_day
 from lora_sft.data.rows.local_files import find_local_files

@@ -20,7 +20,7 @@ from lora_sft.data.drops import Drop
 from lora_sft.errors import DataError
 
 if TYPE_CHECKING:
-    from lora_sft.data.corpus.row_following import RowOutcome
+    from lora_sft.data.corpus.row_outcomes import RowOutcome
     from lora_sft.data.rows.row_sources import SourceRow
     from lora_sft.recipe import DataSection, DatasetSection
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lora_sft.data.corpus.example_hash import ExampleHasher, hash_json
 from lora_sft.data.corpus.parallel_batches import map_batches
 from lora_sft.data.corpus.repeated_rows import HashedRow, RepeatedRows
+from lora_sft.data.corpus.row_outcomes import RowOutcome
 from lora_sft.data.corpus.splits import NOT_DRAWN, find_drawn_groups, is_drawn, make_row_hash
 from lora_sft.data.drops import Drop, RowDropped
 from lora_sft.data.examples.conversation import Conversation, Example
@@ -25,7 +26,6 @@ from lora_sft.data.labels.chat_rows import Notes
 from lora_sft.data.labels.length_policy import fit_length
 from lora_sft.data.labels.supervision import Supervised, Supervisor
 from lora_sft.data.rows.row_sources import SourceRow, read_rows
-from lora_sft.data.supervised_row import SupervisedRow
 from lora_sft.data.templates.template_keys import TemplateKeys
 
 if TYPE_CHECKING:
@@ -34,36 +34,6 @@ if TYPE_CHECKING:
 BATCH_ROWS = 1_000
 BATCH_CHARACTERS = 2_000_000  # some 20 MB of text, tokens and offsets
 FORMAT_PROBE_ROWS = 20
-
-
-@dataclass(frozen=True)
-class RowOutcome:
-    """One source row and what became of it: either `rows` or `drop` says so.
-
-    `supervised_lengths` are the tokens of each of its rows before the length policy.
-    `example_hash` tells rows that hold the same example, where the recipe wants them told.
-    """
-
-    source_row: SourceRow
-    row_hash: bytes
-    example_hash: bytes | None = None
-    rows: tuple[SupervisedRow, ...] = ()
-    drop: Drop | None = None
-    supervised_lengths: tuple[int, ...] = ()
-    is_truncated: bool = False
-
-    @property
-    def num_supervised(self) -> int:
-        return len(self.supervised_lengths)
-
-    @property
-    def is_expanded(self) -> bool:
-        """Whether the source row became several rows (also where only some of them fit)."""
-        return max(self.num_supervised, len(self.rows)) > 1
-
-    @property
-    def longest_tokens(self) -> int:
-        return max(self.supervised_lengths, default=0)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from datasets import Dataset
 
 from lora_sft.data.corpus.account import Account, AccountTally
 from lora_sft.data.corpus.arrow_files import map_tables
-from lora_sft.data.corpus.row_following import RowOutcome
+from lora_sft.data.corpus.row_outcomes import RowOutcome
 from lora_sft.data.supervised_row import SupervisedRow
 
 SCHEMA = pa.schema(

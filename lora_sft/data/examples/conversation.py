@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+TRAINED_ROLE = "assistant"
+
+
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 
 

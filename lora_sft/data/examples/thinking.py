@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lora_sft.data.examples.conversation import REASONING_KEYS, Message
-from lora_sft.data.labels.trained_messages import TRAINED_ROLE
+from lora_sft.data.examples.conversation import REASONING_KEYS, TRAINED_ROLE, Message
 
 # The marks that published templates put around reasoning.
 THINKING_MARKS = {

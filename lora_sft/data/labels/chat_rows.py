@@ -24,7 +24,7 @@ from itertools import chain
 from typing import Any
 
 from lora_sft.data.drops import RowDropped
-from lora_sft.data.examples.conversation import Conversation, Message
+from lora_sft.data.examples.conversation import TRAINED_ROLE, Conversation, Message
 from lora_sft.data.examples.messages import find_call_name
 from lora_sft.data.examples.thinking import has_thinking, without_thinking
 from lora_sft.data.labels.content_survival import (
@@ -36,36 +36,12 @@ from lora_sft.data.labels.content_survival import (
 )
 from lora_sft.data.labels.escaping import escape_special_tokens
 from lora_sft.data.labels.history_spans import RenderedText, find_shown_turn
+from lora_sft.data.labels.rendered_row import LearnedText, RenderedRow
 from lora_sft.data.labels.spliced_turn import splice_turn
 from lora_sft.data.labels.text_difference import find_first_difference
-from lora_sft.data.labels.trained_messages import TRAINED_ROLE, find_trained_messages
+from lora_sft.data.labels.trained_messages import find_trained_messages
 from lora_sft.data.templates.rendering import PROBE_QUESTION, ChatRenderer, OpenedChat
 from lora_sft.errors import DataError
-
-
-@dataclass(frozen=True)
-class LearnedText:
-    """One learned span in character positions of its row's text."""
-
-    role: str
-    message: int | None
-    start: int
-    end: int
-
-
-@dataclass(frozen=True)
-class RenderedRow:
-    """A text to be tokenised once, and the parts of it that are learned.
-
-    `built`: `rendered` where the text is the template's own, else `spliced` or `escaped`.
-    `stand_ins`: private characters of the text, and the strings that they stand for.
-    """
-
-    where: str
-    text: str
-    learned: tuple[LearnedText, ...]
-    built: str = "rendered"
-    stand_ins: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass

@@ -23,8 +23,9 @@ from lora_sft.data.examples.conversation import (
     PromptCompletion,
     TokenizedExample,
 )
-from lora_sft.data.examples.tokenized_rows import label_tokenized_row
-from lora_sft.data.labels.chat_rows import ChatLabelRule, Notes, RenderedRow, refuse_special_token
+from lora_sft.data.labels.chat_rows import ChatLabelRule, Notes, refuse_special_token
+from lora_sft.data.labels.given_tokens import label_tokenized_row
+from lora_sft.data.labels.rendered_row import RenderedRow
 from lora_sft.data.labels.text_rows import TextRow, TextTokenizer, write_text_row
 from lora_sft.data.labels.token_spans import SpanTokenizer
 from lora_sft.data.supervised_row import SupervisedRow

@@ -15,9 +15,9 @@ from itertools import pairwise
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
-from lora_sft.data.labels.chat_rows import LearnedText, RenderedRow
 from lora_sft.data.labels.continuation import ContinuationTokenizer
 from lora_sft.data.labels.escaping import STAND_INS
+from lora_sft.data.labels.rendered_row import LearnedText, RenderedRow
 from lora_sft.data.supervised_row import SupervisedRow, Turn, make_supervised_row
 from lora_sft.errors import DataError
 

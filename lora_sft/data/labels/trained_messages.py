@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from lora_sft.data.examples.conversation import Conversation
+from lora_sft.data.examples.conversation import TRAINED_ROLE, Conversation
 from lora_sft.errors import DataError
 
-TRAINED_ROLE = "assistant"
 SYSTEM_ROLES = ("system", "developer")
 
 

@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from lora_sft.data.corpus.account import Account, AccountTally
 from lora_sft.data.corpus.building import SplitSink, fill_splits, list_splits
 from lora_sft.data.corpus.cache import with_kept_day
-from lora_sft.data.corpus.row_following import RowFollower, RowOutcome
+from lora_sft.data.corpus.row_following import RowFollower
+from lora_sft.data.corpus.row_outcomes import RowOutcome
 from lora_sft.data.drops import LEVERS, Drop
 from lora_sft.data.labels.supervision import Supervisor
 from lora_sft.data.supervised_row import SupervisedRow, Turn

@@ -42,7 +42,7 @@ from lora_sft.model.base_model import load_base_model, parse_dtype
 from lora_sft.run_directory import RunDirectory
 
 if TYPE_CHECKING:
-    from lora_sft.export.merging import MergePlan, Onto, PreparedMerge
+    from lora_sft.export.merge_plan import MergePlan, Onto, PreparedMerge
 
 AS_TRAINED = "the model as trained"
 QUANTISED_BYTES_A_PARAMETER = 1.5  # codes, embeddings and the largest layer dequantised

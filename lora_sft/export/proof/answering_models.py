@@ -28,7 +28,7 @@ from lora_sft.recipe import ModelSection
 from lora_sft.run_directory import write_json
 
 if TYPE_CHECKING:
-    from lora_sft.export.merging import MergePlan, PreparedMerge
+    from lora_sft.export.merge_plan import MergePlan, PreparedMerge
 
 Logits = list[torch.Tensor]
 Ids = Sequence[Sequence[int]]

@@ -18,13 +18,9 @@ import torch
 
 from lora_sft.export.weights.base_form import BaseForm
 from lora_sft.export.weights.shard_writing import OutputFile, OutputTensor
+from lora_sft.export.weights.tensor_reading import COPY_CHUNK_BYTES, TensorReader, find_dtype
 from lora_sft.export.weights.weight_changes import LowRank
-from lora_sft.model_files.stored_tensors import (
-    COPY_CHUNK_BYTES,
-    StoredTensor,
-    TensorReader,
-    read_header,
-)
+from lora_sft.model_files.stored_tensors import StoredTensor, read_header
 
 COMPARED_ELEMENTS = 1 << 18
 MOST_ULPS = 1
@@ -91,7 +87,7 @@ def _compare(
 ) -> tuple[int, float, bool]:
     """(largest distance in units of the last place, largest difference, whether it is within)."""
     source = tensor.weight.source
-    if (written.dtype, written.shape) != (tensor.dtype, source.shape):
+    if (find_dtype(written), written.shape) != (tensor.dtype, source.shape):
         return 0, 0.0, False
     if tensor.is_copied:
         return 0, 0.0, _are_same_bytes(source, written, reader)

@@ -7,22 +7,19 @@ only the last name is written, and of an address neither a password nor a query,
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_sft.export.public_text import name_base
+
 if TYPE_CHECKING:
-    from lora_sft.export.adapter_files import AdapterOrigin
+    from lora_sft.export.adapter_origin import AdapterOrigin
 
 HOME = "https://pypi.org/project/lora-sft/"
 SECTIONS = ("quantization", "adapter", "data", "train")  # of the recipe, what decides the result
 # Decide nothing about the result, or are said elsewhere in the card.
 LEFT_OUT = ("train.logging_", "train.save_", "train.eval_", "train.report_to", "train.run_name")
 
-_ADDRESS = re.compile(r"(?<![\w+.-])([\w+.-]*://)(\S*)")
-_LINK = re.compile(r"::(?=~|/|[\w+.-]+:/)")  # of a chain, as fsspec writes it (and no IPv6 host)
-_LOCAL = re.compile(r"~|/|(file|local):/", re.IGNORECASE)
 
 ADAPTER_USE = """```python
 from peft import AutoPeftModelForCausalLM
@@ -40,40 +37,6 @@ folder = "."  # this folder, or its id on the hub
 model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
 tokenizer = AutoTokenizer.from_pretrained(folder)
 ```"""
-
-
-def name_base(model_name_or_path: str) -> str:
-    """A base's public name: the hub id, or only the folder's name for a local one."""
-    path = Path(model_name_or_path)
-    return path.name if path.is_absolute() or path.exists() else model_name_or_path
-
-
-def make_public(value: Any) -> Any:
-    """A part of a recipe (as plain data) in which every local path is cut to its last name.
-
-    Addresses lose what may let a stranger in: user and password, and all that a signed one ends in.
-    """
-    if isinstance(value, Mapping):
-        return {name: make_public(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [make_public(item) for item in value]
-    if not isinstance(value, str):
-        return value
-    return "::".join(map(_make_link_public, _LINK.split(value)))
-
-
-def _make_link_public(text: str) -> str:
-    return Path(text).name if _LOCAL.match(text) else _ADDRESS.sub(_strip_address, text)
-
-
-def _strip_address(address: re.Match[str]) -> str:
-    scheme, rest = address.groups()
-    kept = re.split("[?;&#]", rest, maxsplit=1)[0]
-    if scheme.lower() == "hf://":  # no user: what follows an @ is the revision
-        return scheme + kept
-    if "@" in rest[len(kept) :]:  # a password with such a sign, or a query with an @
-        return scheme
-    return scheme + kept.rpartition("@")[2]
 
 
 def make_adapter_card(origin: AdapterOrigin, licence: Mapping[str, str] | None = None) -> str:

@@ -28,7 +28,7 @@ from lora_sft.model_files.base_files import CARD, BaseFiles, read_json
 from lora_sft.run_directory import write_json
 
 if TYPE_CHECKING:
-    from lora_sft.export.adapter_files import AdapterOrigin
+    from lora_sft.export.adapter_origin import AdapterOrigin
 
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
 MODELFILE = "Modelfile"

@@ -16,8 +16,9 @@ import torch
 
 from lora_sft.errors import ExportError
 from lora_sft.export.weights.parameter_names import ParameterNames
+from lora_sft.export.weights.tensor_reading import TensorReader, name_dtype
 from lora_sft.model_files.base_checkpoint import BaseCheckpoint
-from lora_sft.model_files.stored_tensors import DTYPE_CODES, StoredTensor, TensorReader
+from lora_sft.model_files.stored_tensors import DTYPE_CODES, StoredTensor
 
 # What bitsandbytes stores beside a layer's `weight` (transformers 5.23 `serialized_names`).
 CODE_MARKS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
@@ -60,7 +61,7 @@ class TrainedForm:
 
         self.base = names.base
         self._dtype = dtype
-        self._main = names.base.main_dtype
+        self._rounds = names.base.main_dtype_name != name_dtype(dtype)
         self._codes = LayerCodes(names.model, fields, dtype)
         self._parameters = {
             piece.tensor: parameter
@@ -73,7 +74,7 @@ class TrainedForm:
 
     def _is_rounded(self, tensor: StoredTensor) -> bool:
         ours = self.base.tensors.get(tensor.name) == tensor
-        return ours and tensor.dtype == self._main and self._main != self._dtype
+        return self._rounds and ours and tensor.dtype_name == self.base.main_dtype_name
 
     def read_values(self, tensor: StoredTensor, reader: TensorReader) -> torch.Tensor | None:
         parameter = self._parameters.get(tensor)
@@ -112,7 +113,7 @@ class UnpackedForm:
                     "download the base again",
                 )
             shape = tuple(names.model.get_parameter(name).shape)
-            unpacked = replace(kept[name], shape=shape, dtype_code=DTYPE_CODES[dtype])
+            unpacked = replace(kept[name], shape=shape, dtype_code=DTYPE_CODES[name_dtype(dtype)])
             self._parts[name]["weight"] = kept[name]
             kept[name] = unpacked
             self._packed[unpacked] = name

@@ -13,8 +13,9 @@ import torch
 
 from lora_sft.errors import ExportError
 from lora_sft.export.weights.placing import Placer
+from lora_sft.export.weights.tensor_reading import TensorReader
 from lora_sft.export.weights.weight_changes import LowRank, Weight
-from lora_sft.model_files.stored_tensors import StoredTensor, TensorReader
+from lora_sft.model_files.stored_tensors import StoredTensor
 
 COMPARED_BYTES = 16 << 20
 

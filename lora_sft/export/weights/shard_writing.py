@@ -16,18 +16,18 @@ from pathlib import Path
 import torch
 
 from lora_sft.export.weights.base_form import BaseForm
-from lora_sft.export.weights.weight_changes import BlockBuffers, ComputedWeight, Panel, Weight
-from lora_sft.export.weights.weight_plan import WeightPlan
-from lora_sft.model_files.base_checkpoint import INDEX_FILE, WEIGHTS_FILE
-from lora_sft.model_files.stored_tensors import (
-    DTYPE_CODES,
-    StoredTensor,
+from lora_sft.export.weights.tensor_reading import (
     TensorReader,
     copy_bytes,
-    make_header,
+    find_dtype,
+    name_dtype,
     view_bytes,
     write_from,
 )
+from lora_sft.export.weights.weight_changes import BlockBuffers, ComputedWeight, Panel, Weight
+from lora_sft.export.weights.weight_plan import WeightPlan
+from lora_sft.model_files.base_checkpoint import INDEX_FILE, WEIGHTS_FILE
+from lora_sft.model_files.stored_tensors import DTYPE_CODES, StoredTensor, make_header
 from lora_sft.processes.held_signals import signals_held
 from lora_sft.run_directory import write_json
 
@@ -47,7 +47,7 @@ class OutputTensor:
 
     @property
     def dtype_code(self) -> str:
-        return DTYPE_CODES[self.dtype]
+        return DTYPE_CODES[name_dtype(self.dtype)]
 
     @property
     def num_bytes(self) -> int:
@@ -76,9 +76,9 @@ def lay_out_files(plan: WeightPlan, form: BaseForm, dtype: torch.dtype) -> tuple
     by_file: dict[Path, list[OutputTensor]] = {file: [] for file in base.files}
     for name, weight in plan.weights.items():
         stored = base.tensors.get(name)
-        keeps_its_own = stored is not None and stored.dtype != base.main_dtype
-        chosen = stored.dtype if stored is not None and keeps_its_own else dtype
-        as_stored = form.is_as_stored(weight.source) and weight.source.dtype == chosen
+        keeps_its_own = stored is not None and stored.dtype_name != base.main_dtype_name
+        chosen = find_dtype(stored) if stored is not None and keeps_its_own else dtype
+        as_stored = form.is_as_stored(weight.source) and find_dtype(weight.source) == chosen
         file = stored.file if stored is not None else base.files[0]
         is_copied = as_stored and not weight.is_changed
         by_file[file].append(OutputTensor(name, chosen, weight, is_copied))

@@ -20,7 +20,8 @@ from functools import cached_property
 import torch
 
 from lora_sft.errors import ExportError
-from lora_sft.model_files.stored_tensors import StoredTensor, TensorReader
+from lora_sft.export.weights.tensor_reading import TensorReader, find_dtype
+from lora_sft.model_files.stored_tensors import StoredTensor
 
 # Of a block: 1 MiB in float32, which stays in a core's own cache between the steps. Measured on one
 # core: 0.33 CPU seconds for 134 M weights with buffers that are used again, 0.7 with new ones.
@@ -235,10 +236,10 @@ class ComputedWeight:
         block = self._buffers.take("computed", torch.float32, last - first)
         if self._values is not None:
             block.copy_(self._values[first:last])
-        elif source.dtype == torch.float32:
+        elif source.dtype_name == "float32":
             self._reader.read_elements_into(block, source, first)
         else:
-            stored = self._buffers.take("stored", source.dtype, last - first)
+            stored = self._buffers.take("stored", find_dtype(source), last - first)
             self._reader.read_elements_into(stored, source, first)
             block.copy_(stored)
         return block.view(stop - start, panel.num_columns)

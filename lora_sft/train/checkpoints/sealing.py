@@ -15,9 +15,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lora_sft.run_directory import write_json
-
-MANIFEST = "manifest.json"
+from lora_sft.run_directory import MANIFEST, write_json
 
 
 def seal(checkpoint: Path, world_size: int) -> None:

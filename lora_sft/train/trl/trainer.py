@@ -9,10 +9,8 @@ in `RowCollator`.
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,68 +23,22 @@ from transformers import (
 )
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from lora_sft.data.supervised_row import IGNORED_LABEL
-from lora_sft.errors import CapabilityError, NonFiniteLoss, RecipeError, TrainingError
-from lora_sft.log import say
+from lora_sft.errors import CapabilityError, NonFiniteLoss, TrainingError
 from lora_sft.model.adapter import (
     find_fault_in_saved_adapter,
     list_adapter_shapes,
     restore_adapter_dtype,
 )
-from lora_sft.model.base_model import CausalModel, find_device
+from lora_sft.model.base_model import CausalModel
 from lora_sft.model.census import check_trained_dtype
-from lora_sft.plan.batch import BatchPlan
-from lora_sft.recipe import Recipe
-from lora_sft.run_directory import CHECKPOINT_PREFIX, ORIGIN_FILE, RunDirectory, write_json
-from lora_sft.train import zero
+from lora_sft.run_directory import CHECKPOINT_PREFIX, ORIGIN_FILE, write_json
 from lora_sft.train.callbacks import StopOnSignal
 from lora_sft.train.checkpoints.sealing import seal
 from lora_sft.train.even_shares import FilledSampler, fill_up
 from lora_sft.train.first_step import FirstStepRecord
 from lora_sft.train.packing import Packing
-
-# Fields of the recipe's `train` section that are ours, not SFTConfig's.
-OWN_FIELDS = frozenset({"global_batch_size", "early_stopping_patience"})
-
-
-@dataclass
-class RowCollator(DataCollatorForLanguageModeling):
-    """Batches of plain rows (padded, with a mask) or of packed rows (`seq_lengths`).
-
-    A packed row goes without a mask and with positions that start anew at each document:
-    transformers finds the borders in them (5.23 `masking_utils.find_packed_sequence_indices`), but
-    only where there is no mask, even of ones. The first token of a document is never learned, for
-    it would be predicted from the last of another.
-
-    All packed rows of a batch lie in one line, with the borders that flash attention reads, or,
-    where `keeps_rows_apart`, in a line each, filled up with documents of one token.
-    """
-
-    keeps_rows_apart: bool = False
-
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """One micro-batch."""
-        is_packed = "seq_lengths" in examples[0]
-        self.padding_free = is_packed and not self.keeps_rows_apart
-        self.return_position_ids = is_packed
-        batch: dict[str, Any] = super().torch_call(examples)
-        if is_packed and self.keeps_rows_apart:
-            del batch["attention_mask"]
-            batch["labels"][batch["position_ids"] == 0] = IGNORED_LABEL
-        return batch
-
-
-def make_collator(
-    tokenizer: PreTrainedTokenizerBase, arguments: Any, *, keeps_rows_apart: bool
-) -> RowCollator:
-    """The collator of a run's rows."""
-    return RowCollator(
-        pad_token_id=tokenizer.pad_token_id,
-        pad_to_multiple_of=arguments.pad_to_multiple_of,
-        keeps_rows_apart=keeps_rows_apart,
-    )
+from lora_sft.train.trl.row_collator import make_collator
 
 
 class LoraTrainer(SFTTrainer):
@@ -258,102 +210,6 @@ def _find_norm_of_step(engine: Any, norm: float | None) -> torch.Tensor | float:
         return norm
     trained = [each.detach() for each in engine.parameters() if each.requires_grad]
     return torch.stack([each.norm() for each in trained]).sum()
-
-
-def make_sft_config(
-    recipe: Recipe, batch: BatchPlan, run: RunDirectory, *, universal: bool = False
-) -> SFTConfig:
-    """The library's arguments for this recipe on this machine.
-
-    Building it starts the process group where a launcher asked for one, so it comes before the
-    model is loaded. `universal`: DeepSpeed goes on from states of another number of processes.
-
-    Raises: CapabilityError where the device lacks the dtype; RecipeError for settings that the
-    library itself refuses.
-    """
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.path / "tensorboard"))
-    written = {name: value for name, value in recipe.train.items() if name not in OWN_FIELDS}
-    if written.get("optim") is None:
-        written["optim"] = default_optimizer(recipe)
-    decided_elsewhere = {
-        "output_dir": str(run.checkpoints),
-        "gradient_accumulation_steps": batch.accumulation_steps,
-        "disable_tqdm": True,
-        "max_length": None,
-        "packing": False,
-        "dataset_kwargs": {"skip_prepare_dataset": True},
-    }
-    settings = {**_library_defaults(recipe), **written, **decided_elsewhere}
-    if (
-        settings["bf16"]
-        and torch.cuda.is_available()
-        and not torch.cuda.is_bf16_supported(including_emulation=False)
-    ):
-        raise CapabilityError(
-            f"bfloat16 is asked for, and {torch.cuda.get_device_name()} does not compute it",
-            recipe.where("model.dtype"),
-            "write model.dtype: float16 (or float32)",
-        )
-    deepspeed = zero.make_deepspeed_config(
-        recipe, autocast_bfloat16=settings["bf16"], universal=universal
-    )
-    if deepspeed is not None:  # which then owns precision
-        zero.enter()
-        settings |= {"deepspeed": deepspeed, "bf16": False}
-    try:
-        arguments = SFTConfig(**settings)
-    except (ValueError, TypeError) as error:  # the library's own cross-field rules
-        reason = " ".join(str(error).split())
-        raise RecipeError(
-            f"SFTConfig refuses these settings: {reason}",
-            recipe.where("train"),
-            "change the field that the message names (under train, without the dashes)",
-        ) from error
-    zero.join(deepspeed)
-    _use_one_gpu(arguments, batch)
-    return arguments
-
-
-def _use_one_gpu(arguments: SFTConfig, batch: BatchPlan) -> None:
-    """Keep the Trainer from multiplying the batch by the GPUs it sees without a launcher."""
-    if arguments.n_gpu > 1:
-        say(
-            f"{arguments.n_gpu} GPUs are visible and this process uses the first; to use them all: "
-            f"torchrun --nproc_per_node {arguments.n_gpu} -m lora_sft train RECIPE"
-        )
-        arguments._n_gpu = 1
-    assert arguments.train_batch_size == batch.micro_batch_size
-
-
-def _library_defaults(recipe: Recipe) -> dict[str, Any]:
-    """Defaults that depend on the model and the machine; the recipe may set each otherwise."""
-    on_cpu = find_device().type == "cpu"
-    mixed = not (recipe.train.get("fp16") or recipe.train.get("bf16"))
-    return {
-        "bf16": mixed and recipe.model.dtype == "bfloat16",
-        "fp16": mixed and recipe.model.dtype == "float16" and not on_cpu,
-        "activation_checkpointing": True,  # TRL's default, under its newer name
-        "use_cpu": on_cpu,
-        "report_to": "none",
-        "logging_nan_inf_filter": False,
-        "ddp_find_unused_parameters": False,
-        # Patience counted before an interruption counts after it.
-        "restore_callback_states_from_checkpoint": bool(
-            recipe.train.get("early_stopping_patience")
-        ),
-    }
-
-
-def default_optimizer(recipe: Recipe) -> str:
-    """Paged 8-bit AdamW for a 4-bit base on CUDA (QLoRA, section 3), else fused AdamW.
-
-    Under DeepSpeed the states are spread or offloaded instead, and can only then be taken up by
-    another number of processes.
-    """
-    four_bit = (recipe.quantization or {}).get("load_in_4bit")
-    if four_bit and recipe.train.get("deepspeed") is None and find_device().type == "cuda":
-        return "paged_adamw_8bit"
-    return "adamw_torch_fused"
 
 
 def build_trainer(

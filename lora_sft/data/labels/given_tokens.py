@@ -1,0 +1,55 @@
+"""Label rows that arrive as token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from lora_sft.data.drops import MalformedRow
+from lora_sft.data.examples.conversation import TokenizedExample
+from lora_sft.data.supervised_row import SupervisedRow, Turn, make_supervised_row
+from lora_sft.errors import DataError
+
+
+def label_tokenized_row(
+    example: TokenizedExample, num_tokens_known: int, loss_on: str, where: str
+) -> SupervisedRow:
+    """The row with its targets; its ids are `given`, no tokenizer of this run made them.
+
+    Raises: MalformedRow for an id that the tokenizer does not have; DataError where `loss_on` and
+    the row do not go together.
+    """
+    largest = max(example.input_ids)
+    if largest >= num_tokens_known:
+        raise MalformedRow(f"token id {largest} is not among the tokenizer's {num_tokens_known}")
+    _check_loss_on(example, loss_on, where)
+    is_target = example.is_target or (True,) * len(example.input_ids)
+    return make_supervised_row(
+        list(example.input_ids), _find_turns(is_target, example.role), "given"
+    )
+
+
+def _check_loss_on(example: TokenizedExample, loss_on: str, where: str) -> None:
+    if example.is_target is None and loss_on != "all":
+        raise DataError(
+            "the row has input_ids, and neither labels nor a mask that say what is learned",
+            where,
+            "add labels, completion_mask or assistant_masks, or set data.loss_on: all",
+        )
+    if example.is_target is not None and loss_on != "auto":
+        raise DataError(
+            f"loss_on: {loss_on}, but the row of tokens says itself what is learned",
+            where,
+            "set data.loss_on: auto",
+        )
+
+
+def _find_turns(is_target: Sequence[bool], role: str) -> list[Turn]:
+    """The stretches of learned tokens, in order."""
+    turns, position = [], 0
+    for learned, stretch in groupby(is_target):
+        end = position + len(list(stretch))
+        if learned:
+            turns.append(Turn(role, None, position, end))
+        position = end
+    return turns
