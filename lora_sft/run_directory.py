@@ -124,6 +124,12 @@ class RunDirectory:
         """`{"exit_code", "reason", "step"}` of the last start, or None before its end."""
         return self.read_json(self.status)
 
+    def read_template_date(self) -> str | None:
+        """The date that the run's chat template was shown, if it reads the clock."""
+        data = (self.read_json(self.manifest) or {}).get("data") or {}
+        date: str | None = data.get("template_date")
+        return date
+
     def write_status(self, exit_code: int, reason: str, step: int) -> None:
         """Say how the run ended; a foreign launcher reports only its own exit code."""
         write_json(self.status, {"exit_code": exit_code, "reason": reason, "step": step})

@@ -15,11 +15,14 @@ from transformers import set_seed
 
 from benchmarks.contestants.job import LORA_ALPHA, LORA_RANK, Job, Run, TrainerRun
 from lora_sft.data.templates.tokenizer import load_saved_tokenizer
-from lora_sft.pipeline import build_model, pack_rows
+from lora_sft.model.building import build_model
 from lora_sft.plan.batch import make_batch_plan
 from lora_sft.recipe import Recipe, read_recipe
 from lora_sft.run_directory import RunDirectory
-from lora_sft.train.callbacks import MetricsFile, ProgressDisplay, StopOnSignal
+from lora_sft.train.callbacks import StopOnSignal
+from lora_sft.train.fit import make_callbacks
+from lora_sft.train.packing import pack_rows
+from lora_sft.train.training_job import TrainingJob
 from lora_sft.train.trl.sft_arguments import make_sft_config
 from lora_sft.train.trl.trainer import build_trainer
 
@@ -32,11 +35,12 @@ def build(job: Job) -> Run:
     arguments = make_sft_config(recipe, batch, run)
     set_seed(recipe.train["seed"])
     model, _ = build_model(recipe)
-    callbacks = [MetricsFile(run), ProgressDisplay(), StopOnSignal()]
     rows = Dataset.from_list(job.documents.to_rows())
     tokenizer = load_saved_tokenizer(job.model_folder)
     packing = pack_rows(recipe, batch, rows, model, tokenizer, arguments)
-    return TrainerRun(build_trainer(arguments, model, tokenizer, packing, None, callbacks))
+    training = TrainingJob(recipe, run, arguments, model, tokenizer, packing)
+    stop = StopOnSignal()
+    return TrainerRun(build_trainer(training, [*make_callbacks(training, None), stop], stop))
 
 
 def _wants_packing(job: Job) -> bool:

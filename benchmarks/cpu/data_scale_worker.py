@@ -47,8 +47,8 @@ def _make_text(draw: random.Random) -> str:
 
 def prepare(path: Path, folder: Path) -> dict[str, dict[str, float]]:
     """The values and facts of one size."""
+    from lora_sft.data.corpus.loading import prepare_data
     from lora_sft.data.corpus.packing import count_tokens, lay_out_rows, pack_documents
-    from lora_sft.pipeline import prepare_data
     from lora_sft.recipe import read_recipe
 
     recipe_path = folder / "recipe.yaml"

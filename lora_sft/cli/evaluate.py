@@ -34,8 +34,8 @@ def add_parser(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the scores."""
+    from lora_sft.evaluate.run_evaluation import run_evaluation
     from lora_sft.log import make_result_console
-    from lora_sft.pipeline import run_evaluation
 
     evaluation = run_evaluation(arguments.folder, arguments.recipe, arguments.split, arguments.rows)
     if arguments.json:

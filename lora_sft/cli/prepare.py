@@ -23,8 +23,9 @@ def add_parser(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prepare and say where the result is kept."""
+    from lora_sft.data.corpus.account_table import show_accounts
+    from lora_sft.data.corpus.loading import prepare_data
     from lora_sft.log import say
-    from lora_sft.pipeline import prepare_data, show_accounts
     from lora_sft.recipe import read_recipe
 
     prepared = prepare_data(read_recipe(arguments.recipe, arguments.overrides))

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lora_sft.data.corpus.account import render_account_table
+from lora_sft.data.corpus.account_table import render_account_table
 from lora_sft.data.preview.shown_rows import (
     Preview,
     PreviewRow,

@@ -6,13 +6,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lora_sft.data.corpus.building import Corpus
+from lora_sft.export.public_text import make_public
 from lora_sft.export.weights.adapter_reading import read_adapter_config
-from lora_sft.run_directory import ORIGIN_FILE
-
-if TYPE_CHECKING:
-    pass
+from lora_sft.model_files.fingerprint import fingerprint_location
+from lora_sft.recipe import Recipe
+from lora_sft.run_directory import (
+    ORIGIN_FILE,
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,11 @@ class AdapterOrigin:
     recipe: Mapping[str, Any] | None = None
     account: Mapping[str, Any] | None = None
 
+    @property
+    def base_sha256(self) -> str:
+        """The fingerprint of the base's weights; empty if it has no safetensors files."""
+        return str((self.base_fingerprint or {}).get("sha256", ""))
+
 
 def read_origin(folder: Path) -> AdapterOrigin:
     """Where an adapter comes from: our own record, else what PEFT's config knows.
@@ -44,3 +52,22 @@ def read_origin(folder: Path) -> AdapterOrigin:
         known = {field.name for field in fields(AdapterOrigin)}
         return AdapterOrigin(**{name: record[name] for name in record.keys() & known})
     return AdapterOrigin(config.get("base_model_name_or_path") or "", config.get("revision"))
+
+
+def make_adapter_origin(recipe: Recipe, corpus: Corpus) -> AdapterOrigin:
+    """What the merge must know of this run."""
+    return AdapterOrigin(
+        model_name_or_path=recipe.model.location,
+        revision=recipe.model.revision,
+        dtype=recipe.model.dtype,
+        trust_remote_code=recipe.model.trust_remote_code,
+        quantization=recipe.quantization,
+        stop_token_ids=sorted(corpus.stop_token_ids),
+        chat_template_kwargs=recipe.data.chat_template_kwargs,
+        export_dtype=recipe.export.dtype,
+        base_fingerprint=fingerprint_location(recipe.model.location, recipe.model.revision),
+        template_date=recipe.data.template_date,
+        recipe=make_public(recipe.to_dict(absolute_paths=True)),
+        # for the card, which quotes no row and names no file
+        account={**corpus.accounts["train"].as_dict(), "examples": {}, "sources": {}},
+    )

@@ -21,6 +21,7 @@ from accelerate.utils import broadcast_object_list
 from lora_sft.errors import EXIT_INTERRUPTED, EXIT_UNEXPECTED, LoraSftError, RecipeError
 from lora_sft.log import say
 from lora_sft.processes.held_signals import signals_held
+from lora_sft.processes.meeting import leave_after_main
 from lora_sft.processes.stop_signal import Stopped, StopRequest
 from lora_sft.processes.this_process import Processes
 from lora_sft.processes.watch import FOLDER, STALL_SHARE, Watch
@@ -75,6 +76,11 @@ class Report:
                 f"{self.run.path}  output_dir",
                 "put it on a file system that all machines see",
             )
+
+    def leave(self) -> None:
+        """Wait for the main process's end, then stop watching the others."""
+        leave_after_main(self.watch)
+        self.stop_watching()
 
     def stop_watching(self) -> None:
         """Every process came to the end of the work they share."""

@@ -1,30 +1,20 @@
-"""Train: the last stage before export, and the only one that costs hours.
+"""Train an adapter: the last stage before export, and the only one that takes hours.
 
-Everything that decides the numbers is made before (rows, batch plan, model); here they are put
-together and watched, and a checkpoint is left whenever the run must stop.
+The job decides every number (rows, batch plan, model). Here the trainer is built, watched, and
+stopped at a step boundary with a checkpoint if a signal asks for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
-from transformers import (
-    EarlyStoppingCallback,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-)
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from lora_sft.errors import EXIT_DONE
 from lora_sft.log import say
-from lora_sft.model.base_model import CausalModel
 from lora_sft.processes.stop_signal import StopRequest, exit_code_of
 from lora_sft.processes.watch import Watch
-from lora_sft.recipe import Recipe
-from lora_sft.run_directory import RunDirectory
 from lora_sft.train.callbacks import (
     BestCheckpoint,
     MetricsFile,
@@ -33,14 +23,13 @@ from lora_sft.train.callbacks import (
     StopOnSignal,
 )
 from lora_sft.train.checkpoints.resume import find_best_checkpoint, read_checkpoint_state
-from lora_sft.train.first_step import FirstStepRecord
-from lora_sft.train.packing import Packing
-from lora_sft.train.trl.trainer import build_trainer
+from lora_sft.train.training_job import TrainingJob
+from lora_sft.train.trl.trainer import LoraTrainer, build_trainer
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How training ended: the step, the exit code it stands for, and why it stopped."""
+    """How training ended: the last step, the exit code, and the reason for a stop."""
 
     step: int
     exit_code: int = EXIT_DONE
@@ -52,64 +41,62 @@ class TrainResult:
         return self.exit_code == EXIT_DONE
 
 
-def fit(
-    recipe: Recipe,
-    arguments: Any,
-    model: CausalModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: tuple[Packing, Dataset | None],
-    run: RunDirectory,
-    origin: Mapping[str, Any],
-    request: StopRequest,
-    watch: Watch | None = None,
-    checkpoint: Path | None = None,
-) -> TrainResult:
-    """Train `model`'s adapter on `rows` (train, validation), from `checkpoint` if one is given.
+def fit(job: TrainingJob, request: StopRequest, watch: Watch | None = None) -> TrainResult:
+    """Train the job's adapter, from its checkpoint if it has one.
 
-    `origin` says what base the adapter belongs to; it is saved with every checkpoint. `watch` is
-    told of each step.
+    Args:
+        job: What to train.
+        request: Notes the signals that ask the run to stop.
+        watch: Is told of each step, so that a stalled run is noticed.
 
-    Raises: NonFiniteLoss before the step that would have used a loss or gradient that is none;
-    TrainingError where a saved adapter is not what was trained.
+    Raises:
+        NonFiniteLoss: Before a step that would use a loss or gradient which is not finite.
+        TrainingError: If a saved adapter differs from the one in memory.
     """
     stop = StopOnSignal(request)
-    callbacks: list[TrainerCallback] = [MetricsFile(run), ProgressDisplay()]
-    if watch is not None:
-        callbacks.append(ProgressForWatch(watch))
-    patience = recipe.train.get("early_stopping_patience")
-    if patience is not None:
-        callbacks.append(EarlyStoppingCallback(early_stopping_patience=patience))
-    callbacks.append(stop)  # the last: it looks at what the others ask of the trainer
-    trainer = build_trainer(arguments, model, tokenizer, *rows, callbacks)
-    trainer.origin, trainer.stop = origin, stop
-    trainer.first_step = FirstStepRecord(run)
-    trainer.add_callback(trainer.first_step)
-    if checkpoint is not None:
-        best = find_best_checkpoint(run, checkpoint)
-        if _has_nothing_left(checkpoint, trainer):
-            say(f"{checkpoint.name} is the last step already; nothing is left to train")
-            is_best_wanted = best is not None and trainer.args.load_best_model_at_end
-            trainer._load_from_checkpoint(str(best if is_best_wanted else checkpoint))
-            return TrainResult(read_checkpoint_state(checkpoint)["global_step"])
+    trainer = build_trainer(job, [*make_callbacks(job, watch), stop], stop)
+    if job.checkpoint is not None:
+        best = find_best_checkpoint(job.run, job.checkpoint)
+        if has_no_steps_left(trainer):
+            say(f"{job.checkpoint.name} is the last step already; nothing is left to train")
+            is_best_wanted = best is not None and job.arguments.load_best_model_at_end
+            trainer._load_from_checkpoint(str(best if is_best_wanted else job.checkpoint))
+            return TrainResult(read_checkpoint_state(job.checkpoint)["global_step"])
         trainer.add_callback(BestCheckpoint(best))
     with request.stepping():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return _make_result(trainer, stop)
+        trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
+    return make_result(trainer.state, stop)
 
 
-def _has_nothing_left(checkpoint: Path, trainer: Any) -> bool:
-    """Whether a run was killed between its last checkpoint and its end.
+def make_callbacks(job: TrainingJob, watch: Watch | None) -> list[TrainerCallback]:
+    """Return the callbacks of a run, without the one that stops it: that one must be last.
 
-    The stock trainer would train one step more than asked for (transformers 5.23 tests for the
-    end only after a step).
+    It looks at what the others ask of the trainer.
     """
-    arguments = trainer.args
-    steps = trainer.set_initial_training_values(arguments, trainer.get_train_dataloader())[-1]
-    return bool(read_checkpoint_state(checkpoint)["global_step"] >= steps)
+    callbacks: list[TrainerCallback] = [MetricsFile(job.run), ProgressDisplay()]
+    if watch is not None:
+        callbacks.append(ProgressForWatch(watch))
+    patience = job.recipe.train.get("early_stopping_patience")
+    if patience is not None:
+        callbacks.append(EarlyStoppingCallback(early_stopping_patience=patience))
+    return callbacks
 
 
-def _make_result(trainer: Any, stop: StopOnSignal) -> TrainResult:
-    state = trainer.state
+def has_no_steps_left(trainer: LoraTrainer) -> bool:
+    """Return whether the job's checkpoint is the last step of the run.
+
+    It is, if a run was killed between its last checkpoint and its end. The stock trainer would
+    train one step too many (transformers 5.23 compares with `max_steps` only after a step).
+    """
+    job = trainer.job
+    assert job.checkpoint is not None
+    batches = trainer.get_train_dataloader()
+    steps = trainer.set_initial_training_values(job.arguments, batches)[-1]
+    return bool(read_checkpoint_state(job.checkpoint)["global_step"] >= steps)
+
+
+def make_result(state: Any, stop: StopOnSignal) -> TrainResult:
+    """Return how training ended, from the trainer's state and the signal that came, if any."""
     if stop.received is None or state.global_step >= state.max_steps:
         return TrainResult(state.global_step)
     reason = f"stopped by {stop.received.name}, state saved"

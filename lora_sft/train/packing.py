@@ -17,6 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from transformers import (
+    PreTrainedTokenizerBase,
+)
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from lora_sft.data.corpus.packing import (
@@ -27,11 +30,16 @@ from lora_sft.data.corpus.packing import (
     pack_documents,
 )
 from lora_sft.errors import CapabilityError
-from lora_sft.model.base_model import CausalModel
+from lora_sft.log import say
+from lora_sft.model.base_model import (
+    CausalModel,
+)
 from lora_sft.model.isolation import Isolation, measure_isolation
 from lora_sft.plan.batch import BatchPlan
 from lora_sft.recipe import Recipe
 from lora_sft.train import zero
+from lora_sft.train.checkpoints.run_identity import PackedRows
+from lora_sft.train.trl.row_collator import make_collator
 
 # Packing makes fewer and larger steps. A small set needs its steps (warm-up, decay, the updates
 # themselves) more than the minutes that its padding costs.
@@ -62,9 +70,9 @@ class Packing:
     isolation: Isolation | None = None
 
     @property
-    def identity(self) -> tuple[bool, int]:
+    def identity(self) -> PackedRows:
         """What must be equal for a run to go on: packed or not, and into how many rows."""
-        return self.is_on, len(self.rows)
+        return PackedRows(self.is_on, len(self.rows), self.reason)
 
     def to_dict(self) -> dict[str, Any]:
         """The decision as plain data, for the manifest."""
@@ -239,3 +247,21 @@ def _refuse(fault: str, recipe: Recipe, model: CausalModel) -> None:
         "write data.packing: auto (it leaves such rows unpacked), or another "
         "model.attn_implementation",
     )
+
+
+def pack_rows(
+    recipe: Recipe,
+    batch: BatchPlan,
+    documents: Dataset,
+    model: CausalModel,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: Any,
+) -> Packing:
+    """The rows to train on, packed where the recipe and the model allow it; says which."""
+
+    def collate(rows: Sequence[Mapping[str, Any]], apart: bool) -> Mapping[str, Any]:
+        return make_collator(tokenizer, arguments, keeps_rows_apart=apart)(list(rows))
+
+    packing = decide_packing(recipe, batch, documents, model, arguments, collate)
+    say(packing.describe(batch))
+    return packing

@@ -114,7 +114,7 @@ def test_dropped_rows_stand_in_their_order_and_add_up(preview):
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_the_rows_are_those_of_training(command, write_recipe, split):
-    from lora_sft.pipeline import load_data
+    from lora_sft.data.corpus.loading import load_data
     from lora_sft.recipe import read_recipe
 
     fractions = {"validation": {"fraction": 0.25}, "test": {"fraction": 0.25}, "max_length": 30}

@@ -366,8 +366,9 @@ def test_a_step_of_another_size_is_refused_and_the_fix_goes_on(command, write_re
     manifest.write_text(json.dumps(document))
     refused = command("train", half)
     assert refused.code == 2
-    assert "a step of the checkpoint had 8 rows, and on 1 processes it would have 4" in (
-        refused.stderr
+    assert (
+        "a step of the checkpoint had 8 rows, and on this number of processes it would have 4"
+        in (refused.stderr)
     )
     assert "fix:   write train.global_batch_size: 8 in place of" in refused.stderr
     assert command("train", write_recipe(train={"global_batch_size": 4})).code == 2

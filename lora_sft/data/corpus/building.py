@@ -54,6 +54,11 @@ class Corpus:
     warnings: tuple[str, ...] = ()
     template_date: str | None = None
 
+    def get_split(self, name: str) -> Dataset | None:
+        """Return the rows of `train`, `validation` or `test`, or None if there is no such split."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        return splits[name]
+
     @property
     def fingerprint(self) -> str:
         """Of the rows that are trained on."""

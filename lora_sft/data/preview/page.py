@@ -24,7 +24,7 @@ from lora_sft.data.preview.shown_rows import (
 )
 from lora_sft.data.preview.token_pieces import TokenPieces, make_visible
 
-TEMPLATE_FILE = "preview.html.jinja"
+TEMPLATE_FILE = "page.html.jinja"
 EXCERPT_CHARACTERS = 600
 CHART_BARS = 80
 CHART_HEADROOM = 1.04  # the longest row is not glued to the edge

@@ -48,6 +48,11 @@ class StartingPoint:
             return False
         return (read_manifest(self.checkpoint) or {}).get("world_size") != world_size
 
+    @property
+    def template_date(self) -> str | None:
+        """The date that the template was shown when the run began, if it reads the clock."""
+        return self.get_recorded("data").get("template_date")
+
     def get_recorded(self, section: str) -> Mapping[str, Any]:
         """A section of that manifest; empty where there is none, or no checkpoint."""
         return self.recorded.get(section) or {}

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 import torch
-from trl import SFTConfig
+from trl import SFTConfig as SFTConfig  # read by `TrainingJob`; trl has one door
 
 from lora_sft.errors import CapabilityError, RecipeError
 from lora_sft.log import say
@@ -31,6 +31,8 @@ def make_sft_config(
     Raises: CapabilityError where the device lacks the dtype; RecipeError for settings that the
     library itself refuses.
     """
+    if universal:
+        zero.check_can_convert(recipe, batch.world_size)
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.path / "tensorboard"))
     written = {name: value for name, value in recipe.train.items() if name not in OWN_FIELDS}
     if written.get("optim") is None:

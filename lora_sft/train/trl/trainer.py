@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from transformers import (
-    PreTrainedTokenizerBase,
     PrinterCallback,
     TrainerCallback,
 )
 from transformers.trainer_utils import rotate_checkpoints
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
 from lora_sft.errors import CapabilityError, NonFiniteLoss, TrainingError
 from lora_sft.model.adapter import (
@@ -37,23 +35,47 @@ from lora_sft.train.callbacks import StopOnSignal
 from lora_sft.train.checkpoints.sealing import seal
 from lora_sft.train.even_shares import FilledSampler, fill_up
 from lora_sft.train.first_step import FirstStepRecord
-from lora_sft.train.packing import Packing
+from lora_sft.train.training_job import TrainingJob
 from lora_sft.train.trl.row_collator import make_collator
 
 
 class LoraTrainer(SFTTrainer):
-    """SFTTrainer that leaves nothing behind but what a run directory promises."""
+    """SFTTrainer on rows that are already tokens, which leaves only what a run directory promises.
 
-    origin: Mapping[str, Any] = {}  # the base that the adapter belongs to, saved beside it
-    first_step: FirstStepRecord | None = None
-    stop: StopOnSignal | None = None
-    num_rows: int | None = None  # of the training rows; what follows them only fills up
+    Adapter weights train in float32 (PEFT's `autocast_adapter_dtype`), whatever TRL cast them to.
+    """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, job: TrainingJob, callbacks: Sequence[TrainerCallback], stop: StopOnSignal
+    ) -> None:
+        self.job = job
+        self.stop = stop
+        self.first_step = FirstStepRecord(job.run)
         self._step_losses: list[torch.Tensor] = []  # of the micro-batches since the last step
         self._uncounted_tokens = 0
-        super().__init__(*args, **kwargs)
-        self.adapter_shapes: Mapping[str, torch.Size] = {}  # what a saved adapter must hold
+        arguments, rows = job.arguments, job.packing.rows
+        self.num_rows = len(rows)  # rows after these only fill up the last batches
+        if arguments.world_size > 1:
+            rows = fill_up(rows, arguments.world_size * arguments.per_device_train_batch_size)
+        evaluates = arguments.eval_strategy != "no" or arguments.eval_on_start
+        super().__init__(
+            model=job.model,
+            args=arguments,
+            train_dataset=rows,
+            eval_dataset=job.validation if evaluates else None,
+            processing_class=job.tokenizer,
+            callbacks=list(callbacks),
+        )
+        # Set afterwards: given a collator, TRL leaves the model without a padding token.
+        self.data_collator = make_collator(
+            job.tokenizer, arguments, keeps_rows_apart=job.packing.keeps_rows_apart
+        )
+        restore_adapter_dtype(job.model)
+        check_trained_dtype(job.model)
+        self.adapter_shapes = list_adapter_shapes(job.model)  # what a saved adapter must hold
+        self.remove_callback(PrinterCallback)  # it writes to stdout, which is not ours to fill
+        self.add_callback(SaveProbe(self))
+        self.add_callback(self.first_step)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Save adapter and tokenizer; the stock method also pickles the arguments.
@@ -67,13 +89,13 @@ class LoraTrainer(SFTTrainer):
         model.save_pretrained(folder, state_dict=state_dict)
         assert self.processing_class is not None
         self.processing_class.save_pretrained(folder)
-        write_json(folder / ORIGIN_FILE, self.origin)
+        write_json(folder / ORIGIN_FILE, self.job.origin)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's placeholder card
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """The stock order of the rows, then those that fill up the last round of batches."""
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
-        if self.num_rows is None or self.num_rows == len(rows):
+        if self.num_rows == len(rows):
             return super()._get_train_sampler(rows)
         order = super()._get_train_sampler(rows.select(range(self.num_rows)))
         data_seed = self.accelerator.dataloader_config.data_seed
@@ -105,7 +127,7 @@ class LoraTrainer(SFTTrainer):
         A run that was stopped goes on from its last one (transformers 5.23).
         """
         limit = self.args.save_total_limit
-        if self.stop is not None and self.stop.received is not None:
+        if self.stop.received is not None:
             self.args.save_total_limit = None
         try:
             return super()._finalize_training(*args, **kwargs)
@@ -139,8 +161,7 @@ class LoraTrainer(SFTTrainer):
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One micro-batch, forward and backward; its loss is looked at before the next step."""
-        if self.first_step is not None:
-            self.first_step.note(inputs)
+        self.first_step.note(inputs)
         if "position_ids" in inputs:  # TRL counts one row of a batch without a mask (trl 1.16)
             positions = inputs["position_ids"]
             self._uncounted_tokens += positions.numel() - positions.size(1)
@@ -213,27 +234,14 @@ def _find_norm_of_step(engine: Any, norm: float | None) -> torch.Tensor | float:
 
 
 def build_trainer(
-    arguments: SFTConfig,
-    model: CausalModel,
-    tokenizer: PreTrainedTokenizerBase,
-    packing: Packing,
-    validation: Dataset | None,
-    callbacks: Sequence[TrainerCallback],
+    job: TrainingJob, callbacks: Sequence[TrainerCallback], stop: StopOnSignal
 ) -> LoraTrainer:
-    """The trainer over tokenised rows (`input_ids`, `labels`), its adapter weights in float32."""
-    evaluates = arguments.eval_strategy != "no" or arguments.eval_on_start
-    rows = packing.rows
-    if arguments.world_size > 1:
-        rows = fill_up(rows, arguments.world_size * arguments.per_device_train_batch_size)
+    """Build the trainer of a job.
+
+    Raises: CapabilityError if a library that the recipe asks for is not installed.
+    """
     try:
-        trainer = LoraTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=rows,
-            eval_dataset=validation if evaluates else None,
-            processing_class=tokenizer,
-            callbacks=list(callbacks),
-        )
+        return LoraTrainer(job, callbacks, stop)
     except (ImportError, RuntimeError) as error:
         if "install" not in str(error):
             raise
@@ -242,17 +250,6 @@ def build_trainer(
             "train",
             "install it, for instance with pip install 'lora-sft[track]', or leave it out",
         ) from error
-    # Set afterwards: given a collator, TRL leaves the model without a padding token.
-    trainer.data_collator = make_collator(
-        tokenizer, arguments, keeps_rows_apart=packing.keeps_rows_apart
-    )
-    trainer.remove_callback(PrinterCallback)  # it writes to stdout, which is not ours to fill
-    restore_adapter_dtype(model)
-    check_trained_dtype(model)
-    trainer.adapter_shapes = list_adapter_shapes(model)
-    trainer.num_rows = len(packing.rows)
-    trainer.add_callback(SaveProbe(trainer))
-    return trainer
 
 
 class SaveProbe(TrainerCallback):

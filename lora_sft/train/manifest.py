@@ -1,0 +1,39 @@
+"""Describe a run in its manifest: all that tells two runs apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lora_sft.data.corpus.building import Corpus
+from lora_sft.model.census import Census
+from lora_sft.plan.batch import BatchPlan
+from lora_sft.recipe import Recipe
+from lora_sft.train.packing import Packing
+from lora_sft.versions import read_versions
+
+
+def make_manifest(
+    recipe: Recipe, batch: BatchPlan, corpus: Corpus, census: Census, packing: Packing
+) -> dict[str, Any]:
+    """What is needed to tell two runs apart, written before step one."""
+    return {
+        "versions": read_versions(),
+        "seed": recipe.train["seed"],
+        "world_size": batch.world_size,
+        "plan": {
+            "micro_batch_size": batch.micro_batch_size,
+            "accumulation_steps": batch.accumulation_steps,
+            "global_batch_size": batch.global_batch_size,
+            **packing.count_a_step(batch),
+            "packing": packing.to_dict(),
+        },
+        "data": {
+            "fingerprint": corpus.fingerprint,
+            "template_sha256": corpus.template_sha256,
+            "stop_token_ids": sorted(corpus.stop_token_ids),
+            "template_date": corpus.template_date,
+        },
+        "account": {split: account.as_dict() for split, account in corpus.accounts.items()},
+        "census": census.to_dict(),
+        "recipe": recipe.to_dict(absolute_paths=True),
+    }

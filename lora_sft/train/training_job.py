@@ -1,0 +1,46 @@
+"""Everything that training needs, decided before its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_sft.model.base_model import CausalModel
+from lora_sft.recipe import Recipe
+from lora_sft.run_directory import RunDirectory
+from lora_sft.train.packing import Packing
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+    from lora_sft.train.trl.sft_arguments import SFTConfig
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """One training run, ready to begin.
+
+    Attributes:
+        recipe: The resolved recipe.
+        run: The directory that the run writes.
+        arguments: TRL's arguments, made from the recipe and the batch plan.
+        model: The base with its adapter.
+        tokenizer: Its padding token fills up batches; it is saved beside the adapter.
+        packing: The training rows, packed or not.
+        validation: The held-out rows, or None.
+        origin: What `lora_sft.json` records of the base. It is saved with every checkpoint.
+        checkpoint: The checkpoint to continue from, or None to begin at step 0.
+    """
+
+    recipe: Recipe
+    run: RunDirectory
+    arguments: SFTConfig
+    model: CausalModel
+    tokenizer: PreTrainedTokenizerBase
+    packing: Packing
+    validation: Dataset | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: Path | None = None
