@@ -1,3 +1,51 @@
-"""lora-sft: parameter-efficient fine-tuning of causal language models, proved step by step."""
+"""lora-sft: parameter-efficient fine-tuning of causal language models, proved step by step.
+
+The public names are imported when they are first used: `import lora_sft` and `read_recipe` import
+no torch. `docs/python.md` shows them at work.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lora_sft.api import (
+        evaluate_run,
+        merge_adapter,
+        preview_rows,
+        train_recipe,
+    )
+    from lora_sft.recipe import Recipe, read_recipe
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Recipe",
+    "__version__",
+    "evaluate_run",
+    "merge_adapter",
+    "preview_rows",
+    "read_recipe",
+    "train_recipe",
+]
+
+_MODULES = {
+    "Recipe": "lora_sft.recipe",
+    "read_recipe": "lora_sft.recipe",
+    "evaluate_run": "lora_sft.api",
+    "merge_adapter": "lora_sft.api",
+    "preview_rows": "lora_sft.api",
+    "train_recipe": "lora_sft.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on its first use (PEP 562)."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def format_report(report: dict[str, Any]) -> str:
+def format_report(report: Mapping[str, Any]) -> str:
     """The report (or, of a dry run, the plan) as a person reads it."""
     if "seconds" not in report:
         return "\n".join(f"{name}: {format_value(value)}" for name, value in report.items())

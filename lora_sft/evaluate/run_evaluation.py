@@ -17,19 +17,21 @@ from lora_sft.run_directory import RunDirectory, is_run
 
 
 def run_evaluation(
-    path: Path, recipe_path: Path | None, split: str, max_rows: int | None = None
+    path: Path, recipe_path: Path | None, split: str | None, max_rows: int | None = None
 ) -> Evaluation:
     """Score what `path` holds on a split of a recipe's data.
 
     Args:
         path: A run directory or a model folder.
         recipe_path: Whose data and metrics to use; None: the run's own recipe.
-        split: `train`, `validation` or `test`.
+        split: `train`, `validation` or `test`; None: `test` if the recipe has one, else
+            `validation`.
         max_rows: Score only this many rows, the first of the split.
 
     Raises: RecipeError if the recipe has no such split, or if a model comes without a recipe.
     """
     recipe = read_recipe(recipe_path or _find_recipe(path))
+    split = split or ("validation" if recipe.data.test is None else "test")
     tokenizer, corpus = load_data(recipe, RunDirectory(path).read_template_date())
     rows = _select_rows(recipe, corpus, split, max_rows)
     model = _load_scored_model(recipe, path)

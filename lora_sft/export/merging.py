@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from lora_sft.errors import CapabilityError, VerificationError
 from lora_sft.export.adapter_files import let_others_read
@@ -38,7 +38,43 @@ from lora_sft.run_directory import write_json
 REPORT_FILE = "merge_report.json"
 
 
-def merge(plan: MergePlan) -> dict[str, Any]:
+class Verified(TypedDict, total=False):
+    """What the verification of a merge found; empty if there was none.
+
+    Attributes:
+        correctness: The merged model against base and adapter; it decides the exit code.
+        shift: What the choice of base costs against the model as it was trained.
+    """
+
+    correctness: dict[str, Any]
+    shift: dict[str, Any]
+
+
+class MergeReport(Verified, total=False):
+    """What a merge did: the document of `merge --json` and of `merge_report.json`.
+
+    Attributes:
+        output: The folder that was written.
+        onto: The form of the base, `dequantized` or `original`.
+        dtype: The dtype of the merged weights.
+        tensors_merged: How many tensors of the base were changed.
+        adapter_tensors_used: How many tensors of the adapters went into them.
+        adapter_tensors_total: How many tensors the adapters hold.
+        seconds: How long the merge took, verification included.
+        peak_rss_bytes: The largest memory of this process.
+    """
+
+    output: str
+    onto: str
+    dtype: str
+    tensors_merged: int
+    adapter_tensors_used: int
+    adapter_tensors_total: int
+    seconds: float
+    peak_rss_bytes: int
+
+
+def merge(plan: MergePlan) -> MergeReport:
     """Write the merged model to `plan.output` and return the report (also a file in it).
 
     The folder is made beside its place and renamed when it is complete and verified; one that
@@ -48,23 +84,24 @@ def merge(plan: MergePlan) -> dict[str, Any]:
     """
     started = time.monotonic()
     plan, prepared = prepare_merge(plan)
-    report: dict[str, Any] = {
-        "output": str(plan.output),
-        "onto": plan.onto,
-        "dtype": plan.dtype,
-        "tensors_merged": prepared.weights.num_changed,
-        "adapter_tensors_used": prepared.weights.adapter_tensors,
-        "adapter_tensors_total": prepared.weights.adapter_tensors,
-    }
     with staged_output(plan.output) as staged:
         with byte_progress("merging", prepared.num_bytes) as advance:
             ShardWriter(staged, prepared.form, advance).write(prepared.files)
         seconds = time.monotonic() - started
         say(f"{prepared.num_bytes / 1e6:,.1f} MB written in {seconds:.1f} s")
         write_companions(plan, prepared, staged)
-        report.update(_verify(plan, prepared, staged))
-        report["seconds"] = round(time.monotonic() - started, 2)
-        report["peak_rss_bytes"] = measure_peak_rss()
+        verified = _verify(plan, prepared, staged)
+        report: MergeReport = {
+            "output": str(plan.output),
+            "onto": plan.onto,
+            "dtype": plan.dtype,
+            "tensors_merged": prepared.weights.num_changed,
+            "adapter_tensors_used": prepared.weights.adapter_tensors,
+            "adapter_tensors_total": prepared.weights.adapter_tensors,
+            **verified,
+            "seconds": round(time.monotonic() - started, 2),
+            "peak_rss_bytes": measure_peak_rss(),
+        }
         finish_companions(plan, report, staged)
         if plan.owner is not None:
             mark_as_made_by(staged, plan.owner)
@@ -114,7 +151,7 @@ def make_config(
     return made
 
 
-def _verify(plan: MergePlan, prepared: PreparedMerge, staged: Path) -> dict[str, Any]:
+def _verify(plan: MergePlan, prepared: PreparedMerge, staged: Path) -> Verified:
     """The report's `correctness` and `shift`."""
     if plan.verify == "none":
         return {}
@@ -139,7 +176,7 @@ def _verify(plan: MergePlan, prepared: PreparedMerge, staged: Path) -> dict[str,
         checked = report["correctness"]
         checked["tensors"] = tensors.to_dict()
         checked["passed"] = checked["passed"] and tensors.passed
-    return report
+    return cast(Verified, report)
 
 
 def describe_tensor_check(tensors: TensorDifference) -> dict[str, Any]:

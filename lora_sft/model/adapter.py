@@ -20,6 +20,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from lora_sft.errors import ModelError
+from lora_sft.model.model_kind import find_model_kind
 from lora_sft.model.partitioning import find_shape
 from lora_sft.recipe import Recipe
 
@@ -41,7 +42,9 @@ def add_adapter(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
         check_targets(model, fields.get(name), recipe, f"adapter.{name}")
     _sort_targets(fields)
     try:
-        return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **fields))
+        return get_peft_model(
+            model, LoraConfig(task_type=find_model_kind().peft_task_type, **fields)
+        )
     except (ValueError, TypeError) as error:
         raise ModelError(
             f"PEFT refuses this adapter: {' '.join(str(error).split())[:300]}",

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from lora_sft.errors import CapabilityError, ModelError
+from lora_sft.model.model_kind import find_model_kind
 from lora_sft.model.partitioning import find_shape, is_partitioned, partitioned_in
 from lora_sft.model.quantization import (
     is_quantized,
@@ -83,6 +84,35 @@ def load_base_model(
     return model
 
 
+def load_in_float32(
+    location: str | Path,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    offload_folder: Path | None = None,
+) -> PreTrainedModel:
+    """Load a model folder or hub id as anybody would, computing in float32.
+
+    Args:
+        location: A folder, or a hub id.
+        revision: Of the hub id.
+        trust_remote_code: Run the model's own Python files.
+        offload_folder: Keep the weights on disk, there, and load a layer when it is computed.
+    """
+    placement: dict[str, Any] = {}
+    if offload_folder is not None:
+        placement = {"device_map": {"": "disk"}, "offload_folder": str(offload_folder)}
+    model: PreTrainedModel = find_model_kind().auto_class.from_pretrained(
+        location,
+        revision=revision,
+        dtype=torch.float32,
+        trust_remote_code=trust_remote_code,
+        use_safetensors=True,
+        **placement,
+    )
+    return model.eval()
+
+
 def build_without_weights(
     location: str,
     revision: str | None,
@@ -107,7 +137,9 @@ def build_without_weights(
         if num_tokens is not None:
             loaded.get_text_config().vocab_size = num_tokens
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(loaded, trust_remote_code=trust_remote_code)
+            return find_model_kind().auto_class.from_config(
+                loaded, trust_remote_code=trust_remote_code
+            )
 
 
 def map_checkpoint_names(
@@ -182,7 +214,7 @@ def _load(section: ModelSection, arguments: dict[str, Any], where: str) -> PreTr
             "write quantization: null to train on it as stored",
         )
     with _as_model_error(section, where):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = find_model_kind().auto_class.from_pretrained(
             section.location,
             revision=section.revision,
             trust_remote_code=section.trust_remote_code,
@@ -225,9 +257,9 @@ def _as_model_error(section: ModelSection, where: str) -> Iterator[None]:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         folder = Path(section.location).is_dir()
         raise ModelError(
-            f"cannot load a causal language model: {lines[0]}",
+            f"cannot load a {find_model_kind().name}: {lines[0]}",
             f"{where} ({section.model_name_or_path})",
-            "the folder needs config.json and *.safetensors of a causal language model"
+            f"the folder needs config.json and *.safetensors of a {find_model_kind().name}"
             if folder
             else "give an existing folder, or a hub id that this machine can reach "
             "(HF_TOKEN if gated)",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def _all_learned(ids: list[int]) -> dict[str, list[int]]:
     return {"input_ids": ids, "labels": [IGNORED_LABEL, *ids[1:]]}
 
 
-def _merge_once(run: Path, merged: Path) -> dict[str, Any]:
+def _merge_once(run: Path, merged: Path) -> Mapping[str, Any]:
     if (merged / REPORT_FILE).exists():
         say(f"{merged}: merged already")
         report: dict[str, Any] = json.loads((merged / REPORT_FILE).read_text())
@@ -74,7 +75,7 @@ def _merge_once(run: Path, merged: Path) -> dict[str, Any]:
     return merge(make_merge_plan(run, merged))
 
 
-def _show(evaluation: Evaluation, report: dict[str, Any], folder: Path, seconds: float) -> None:
+def _show(evaluation: Evaluation, report: Mapping[str, Any], folder: Path, seconds: float) -> None:
     console = make_result_console()
     console.print()
     console.print(evaluation.to_table())

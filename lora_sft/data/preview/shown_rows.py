@@ -180,6 +180,12 @@ class Preview:
             template_date=supervisor.template_date,
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the selected rows and the account as the contract's JSON document has them."""
+        rows: list[dict[str, Any]] = []
+        summary = self.follow(lambda row: rows.append(row.as_dict(self.tokenizer)))
+        return {"rows": rows, **summary.as_dict()}
+
 
 def open_preview(recipe: Recipe, selection: Selection) -> Preview:
     """Load the recipe's tokenizer; rows are read when they are followed.

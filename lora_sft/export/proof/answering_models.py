@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from lora_sft.export.proof.verification import compute_logits
 from lora_sft.export.weights.shard_writing import ShardWriter, lay_out_files
@@ -21,7 +20,7 @@ from lora_sft.export.weights.weight_changes import Weight
 from lora_sft.export.weights.weight_plan import WeightPlan
 from lora_sft.machine_room import find_free_memory
 from lora_sft.model.adapter import attach_adapters, attach_adapters_to_layers
-from lora_sft.model.base_model import CausalModel, load_base_model, parse_dtype
+from lora_sft.model.base_model import CausalModel, load_base_model, load_in_float32, parse_dtype
 from lora_sft.model.quantization import dequantize, find_quantizing_device, is_quantized
 from lora_sft.model_files.base_checkpoint import CONFIG_FILE
 from lora_sft.recipe import ModelSection
@@ -81,9 +80,7 @@ class WholeModels:
 
     def load_folder(self, folder: Path) -> CausalModel:
         trust = self._plan.origin.trust_remote_code
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, trust_remote_code=trust
-        )
+        return load_in_float32(folder, trust_remote_code=trust)
 
     def answer(self, model: CausalModel, ids: Ids) -> Logits:
         return compute_logits(model, ids)
@@ -122,15 +119,12 @@ class LayeredModels:
 
     def _load(self, location: str | Path) -> CausalModel:
         local = Path(location).is_dir()
-        return AutoModelForCausalLM.from_pretrained(
+        return load_in_float32(
             location,
             revision=None if local else self._plan.origin.revision,
-            dtype=torch.float32,
-            device_map={"": "disk"},
-            offload_folder=str(self._workspace / "offloaded"),
             trust_remote_code=self._plan.origin.trust_remote_code,
-            use_safetensors=True,
-        ).eval()
+            offload_folder=self._workspace / "offloaded",
+        )
 
     @torch.inference_mode()
     def answer(self, model: CausalModel, ids: Ids) -> Logits:
