@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from lora_sft.evaluate.generation import generate_answers, make_generation_config
 from lora_sft.evaluate.held_out import Question, make_questions
-from lora_sft.evaluate.metrics import METRICS, compute_loss
+from lora_sft.evaluate.metrics import load_metric
+from lora_sft.evaluate.token_loss import compute_loss
 from lora_sft.model.base_model import CausalModel
 from lora_sft.recipe import EvaluateSection
 
@@ -70,6 +71,7 @@ def evaluate_split(
     stop_token_ids: Sequence[int],
 ) -> Evaluation:
     """Score `model` on tokenised `rows`; an adapter is scored beside its own base."""
+    metrics = {key: load_metric(key) for key in section.metrics}
     questions = make_questions(rows)
     references = _decode(tokenizer, [question.reference_ids for question in questions])
     scores: dict[str, Scores] = {}
@@ -78,7 +80,7 @@ def evaluate_split(
         with model.disable_adapter() if name == "base" else nullcontext():
             loss = compute_loss(model, rows, section.batch_size, tokenizer.pad_token_id or 0)
             answers[name] = _answer(model, tokenizer, questions, section, stop_token_ids)
-        task = {key: METRICS[key](answers[name], references) for key in section.metrics}
+        task = {key: metric(answers[name], references) for key, metric in metrics.items()}
         scores[name] = {"loss": loss, **task}
     return Evaluation(
         split,

@@ -16,9 +16,9 @@ from rich.table import Table
 from lora_sft.data.supervised_row import IGNORED_LABEL
 from lora_sft.data.templates.tokenizer import load_saved_tokenizer
 from lora_sft.errors import EXIT_DONE
-from lora_sft.evaluate.metrics import compute_loss
 from lora_sft.evaluate.run_evaluation import run_evaluation
 from lora_sft.evaluate.scoring import Evaluation
+from lora_sft.evaluate.token_loss import compute_loss
 from lora_sft.export.merge_plan import make_merge_plan
 from lora_sft.export.merging import REPORT_FILE, merge
 from lora_sft.log import make_result_console, say

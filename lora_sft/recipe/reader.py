@@ -11,7 +11,7 @@ from lora_sft.recipe.fault_list import FaultList
 from lora_sft.recipe.locations import describe_missing, locate
 from lora_sft.recipe.other_names import write_line
 from lora_sft.recipe.resolved import Recipe
-from lora_sft.recipe.rules import find_rule_faults
+from lora_sft.recipe.rules.table import find_rule_faults
 from lora_sft.recipe.schema import (
     ADAPTER_DEFAULTS,
     QUANTIZATION_PRESETS,

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from lora_sft.evaluate.generation import cut_at_stop, generate_answers, make_generation_config
 from lora_sft.evaluate.held_out import Question, make_questions
-from lora_sft.evaluate.metrics import compute_loss, exact_match
+from lora_sft.evaluate.token_loss import compute_loss
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,3 @@ def test_an_answer_ends_at_its_first_stop_token():
     config = GenerationConfig(eos_token_id=[7, 9])
     assert cut_at_stop([5, 6, 9, 3, 7], config) == [5, 6, 9]
     assert cut_at_stop([5, 6], config) == [5, 6]
-
-
-def test_exact_match_forgives_outer_white_space_only():
-    assert exact_match(["a b", " a b\n", "a  b", "A b"], ["a b"] * 4) == 0.5

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.export.adapters import answer, make_adapter
-from tests.export.test_merged_files import make_shards
+from tests.export.weights.test_merged_files import make_shards
 
 # The real command, in small steps that each take a moment, so that a kill can fall between them.
 SLOW_MERGE = """

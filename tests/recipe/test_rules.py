@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
+
 import pytest
 
 from lora_sft.recipe import rules
 from lora_sft.recipe.fault_list import FaultList
+from lora_sft.recipe.rules import table
 from tests.recipe.recipes import SMALLEST, fault_of, faults_of, read_smallest
 
 VALIDATION = "data.validation={fraction: 0.1}"
@@ -266,15 +271,29 @@ def test_breaking_a_rule_says_how_to_keep_it(tmp_path, rule, overrides, fix):
 
 @pytest.mark.parametrize(("rule", "overrides", "fix"), CASES)
 def test_only_the_rule_that_is_named_speaks(tmp_path, monkeypatch, rule, overrides, fix):
-    monkeypatch.setattr(rules, "RULES", ())
+    monkeypatch.setattr(table, "RULES", ())
     recipe = read_smallest(tmp_path, *overrides)
     monkeypatch.undo()
-    assert [one.__name__ for one in rules.RULES if list(one(recipe))] == [rule]
+    assert [one.__name__ for one in table.RULES if list(one(recipe))] == [rule]
 
 
 def test_every_rule_has_a_case_and_a_reason():
-    assert {rule for rule, _, _ in CASES} | WITH_A_FILE == {rule.__name__ for rule in rules.RULES}
-    assert all(rule.__doc__ for rule in rules.RULES)
+    assert {rule for rule, _, _ in CASES} | WITH_A_FILE == {rule.__name__ for rule in table.RULES}
+    assert all(rule.__doc__ for rule in table.RULES)
+
+
+def test_every_function_of_the_rule_files_is_in_the_table():
+    names = [module.name for module in pkgutil.iter_modules(rules.__path__)]
+    files = [importlib.import_module(f"{rules.__name__}.{name}") for name in names]
+    functions = {
+        function
+        for file in files
+        if file.__name__.endswith("_rules")
+        for name, function in inspect.getmembers(file, inspect.isfunction)
+        if function.__module__ == file.__name__ and not name.startswith("_")
+    }
+    assert functions == set(table.RULES)
+    assert len(functions) >= 39
 
 
 GOOD = [
@@ -331,5 +350,5 @@ def test_a_rule_is_silent_about_what_already_has_a_fault(tmp_path):
 
 def test_rules_find_nothing_in_the_smallest_recipe(tmp_path):
     recipe, faults = read_smallest(tmp_path), FaultList()
-    rules.find_rule_faults(recipe, faults)
+    table.find_rule_faults(recipe, faults)
     faults.raise_if_any()

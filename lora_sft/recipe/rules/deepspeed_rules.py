@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator
 
 from lora_sft.recipe.deepspeed_policy import Policy, list_contradictions, read_policy
-from lora_sft.recipe.finding import Finding, Rule
 from lora_sft.recipe.resolved import Recipe
+from lora_sft.recipe.rules.finding import Finding
 
 # From here on a process holds only its share of the parameters themselves.
 PARTITIONED_STAGE = 3
@@ -116,19 +116,6 @@ def one_way_to_spread_the_model(recipe: Recipe) -> Iterator[Finding]:
     if recipe.train.get("deepspeed") is not None and recipe.train.get("fsdp"):
         what = "train.fsdp and train.deepspeed both spread the model"
         yield Finding(("train.fsdp", "train.deepspeed"), what, "delete train.fsdp")
-
-
-DEEPSPEED_RULES: tuple[Rule, ...] = (
-    a_policy_is_json,
-    a_policy_leaves_the_numbers_to_the_recipe,
-    float16_needs_a_loss_scale_that_is_shared,
-    eight_bit_weights_are_not_partitioned,
-    four_bit_storage_is_the_dtype,
-    checkpointing_is_reentrant,
-    single_tokens_are_not_partitioned,
-    an_optimizer_may_see_flat_shares,
-    one_way_to_spread_the_model,
-)
 
 
 def _read_policy(recipe: Recipe) -> Policy | None:

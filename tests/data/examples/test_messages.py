@@ -11,8 +11,8 @@ from lora_sft.data.drops import Drop, RowDropped
 from lora_sft.data.examples.row_formats import FORMATS
 from lora_sft.data.labels.supervision import Supervisor
 from tests import tiny
+from tests.data.labels.test_template_oracle import CHATML_STOPS, FAMILIES, STOPS, load_family
 from tests.data.sections import make_chat, make_data, make_dataset, write_jsonl
-from tests.data.test_template_oracle import CHATML_STOPS, FAMILIES, STOPS, load_family
 
 PARIS = {"city": "Paris"}
 ANSWER = {"role": "assistant", "content": "4"}

@@ -9,8 +9,8 @@ from lora_sft.data.rows.row_sources import read_rows
 from lora_sft.data.templates.template_keys import TemplateKeys
 from lora_sft.errors import DataError
 from tests import tiny
+from tests.data.labels.test_template_oracle import load_family
 from tests.data.sections import make_chat, make_data, make_dataset, make_split, write_jsonl
-from tests.data.test_template_oracle import load_family
 
 
 def make_row(index, **columns):

@@ -1,8 +1,8 @@
-"""Numbers for answers: the loss on learned tokens, and task metrics on generated text."""
+"""The loss of a model on the learned tokens of held-out rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,22 +12,11 @@ from lora_sft.data.supervised_row import IGNORED_LABEL
 from lora_sft.model.base_model import CausalModel
 
 
-def exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
-    """Share of answers equal to their reference, outer white space aside (0 to 1)."""
-    pairs = zip(answers, references, strict=True)
-    return sum(answer.strip() == reference.strip() for answer, reference in pairs) / len(answers)
-
-
-METRICS: Mapping[str, Callable[[Sequence[str], Sequence[str]], float]] = {
-    "exact_match": exact_match,
-}
-
-
 @torch.inference_mode()
 def compute_loss(
     model: CausalModel, rows: Sequence[Mapping[str, Any]], batch_size: int, pad_id: int
 ) -> float:
-    """Mean cross-entropy in nats over every learned token of `rows`.
+    """Return the mean cross-entropy in nats over every learned token of `rows`.
 
     Weighted by tokens, not by rows or batches, so it does not depend on `batch_size`.
     """

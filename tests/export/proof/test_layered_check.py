@@ -8,7 +8,7 @@ import pytest
 
 from lora_sft.export.proof import answering_models
 from tests.export.adapters import MAKERS, make_adapter
-from tests.export.test_qlora_merge import NF4
+from tests.export.weights.test_qlora_merge import NF4
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,18 @@
+"""What must hold together in `evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_sft.recipe.metric_names import METRIC_FAMILIES
+from lora_sft.recipe.resolved import Recipe
+from lora_sft.recipe.rules.finding import Finding
+
+
+def metrics_are_known(recipe: Recipe) -> Iterator[Finding]:
+    """Found out after training, a misspelt metric would cost the whole evaluation."""
+    for index, metric in enumerate(recipe.evaluate.metrics):
+        if metric not in METRIC_FAMILIES:
+            what = f'no metric "{metric}"; there are: {", ".join(METRIC_FAMILIES)}'
+            fix = f"write evaluate.metrics: [{next(iter(METRIC_FAMILIES))}]"
+            yield Finding((f"evaluate.metrics.{index}",), what, fix)
