@@ -112,7 +112,8 @@ def run_training(
             if processes.is_main:
                 if result.is_complete:
                     _export(recipe, run, owner)
-                run.write_status(result.exit_code, result.reason, result.step)
+                code, saved = result.exit_code, result.state_saved
+                run.write_status(code, result.reason, result.step, state_saved=saved)
             leave_after_main(report.watch)
             report.stop_watching()
         request.finish()

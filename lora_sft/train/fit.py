@@ -40,11 +40,15 @@ from lora_sft.train.trl.trainer import build_trainer
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How training ended: the step, the exit code it stands for, and why it stopped."""
+    """How training ended: the step, the exit code it stands for, and why it stopped.
+
+    `state_saved`: the work up to `step` is on disk, as an adapter or as a checkpoint.
+    """
 
     step: int
     exit_code: int = EXIT_DONE
     reason: str = ""
+    state_saved: bool = True
 
     @property
     def is_complete(self) -> bool:
@@ -113,4 +117,4 @@ def _make_result(trainer: Any, stop: StopOnSignal) -> TrainResult:
     if stop.received is None or state.global_step >= state.max_steps:
         return TrainResult(state.global_step)
     reason = f"stopped by {stop.received.name}, state saved"
-    return TrainResult(state.global_step, exit_code_of(stop.received), reason)
+    return TrainResult(state.global_step, exit_code_of(stop.received), reason, state_saved=True)
