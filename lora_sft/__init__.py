@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lora_sft.versions import __version__
+
 if TYPE_CHECKING:
     from lora_sft.api import (
         evaluate_run,
@@ -17,8 +19,6 @@ if TYPE_CHECKING:
         train_recipe,
     )
     from lora_sft.recipe import Recipe, read_recipe
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Recipe",

@@ -78,7 +78,7 @@ def run_training(
             if processes.is_main:
                 if result.is_complete:
                     export_run(recipe, run, start.run_id)
-                run.write_status(result.exit_code, result.reason, result.step)
+                run.write_status(**asdict(result))
             report.leave()
         request.finish()
     say(describe_end(run, result))
@@ -111,20 +111,20 @@ def prepare_training(
     set_seed(recipe.train["seed"])  # the adapter's random A matrices come from it
     model, census = build_model(recipe)
     check_vocabulary(recipe, model, tokenizer, corpus)
-    packing = pack_rows(recipe, batch, corpus.train, model, tokenizer, arguments)
-    check_same_run(start, replace(identity, packing=packing.identity))
+    rows = pack_rows(recipe, batch, corpus.train, model, tokenizer, arguments)
+    check_same_run(start, replace(identity, packing=rows.identity))
     job = TrainingJob(
         recipe=recipe,
         run=run,
         arguments=arguments,
         model=model,
         tokenizer=tokenizer,
-        packing=packing,
+        rows=rows,
         validation=corpus.validation,
         origin=asdict(origin),
         checkpoint=start.checkpoint,
     )
-    manifest = make_manifest(recipe, batch, corpus, census, packing)
+    manifest = make_manifest(recipe, batch, corpus, census, rows)
     begin_run(job, start, manifest, watch, processes)
     return job
 

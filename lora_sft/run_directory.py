@@ -121,7 +121,7 @@ class RunDirectory:
         return document if isinstance(document, dict) else None
 
     def read_status(self) -> dict[str, Any] | None:
-        """`{"exit_code", "reason", "step"}` of the last start, or None before its end."""
+        """Return what `write_status` wrote at the end of the last start; None before its end."""
         return self.read_json(self.status)
 
     def read_template_date(self) -> str | None:
@@ -130,9 +130,22 @@ class RunDirectory:
         date: str | None = data.get("template_date")
         return date
 
-    def write_status(self, exit_code: int, reason: str, step: int) -> None:
-        """Say how the run ended; a foreign launcher reports only its own exit code."""
-        write_json(self.status, {"exit_code": exit_code, "reason": reason, "step": step})
+    def write_status(self, exit_code: int, reason: str, step: int, *, state_saved: bool) -> None:
+        """Write how this start ended; a foreign launcher reports only its own exit code.
+
+        Args:
+            exit_code: The exit code of the command.
+            reason: Why it ended, for a person; empty where the run is finished.
+            step: The optimizer step up to which the work is on disk. The same command goes on
+                from there. 0 where there is no intact checkpoint.
+            state_saved: Whether this start saved its state as it ended. True where the run is
+                finished, and where a signal stopped it at a step that it saved. False after an
+                error, and after a signal before or after the training loop: then `step` is that
+                of the last intact checkpoint, and the training since then is lost. `launch`
+                reads it: a stop that saved nothing may be a launcher ending its processes.
+        """
+        status = {"exit_code": exit_code, "reason": reason, "step": step}
+        write_json(self.status, {**status, "state_saved": state_saved})
 
     def clear_status(self) -> None:
         """Forget the end of an earlier start: this one has not ended yet."""

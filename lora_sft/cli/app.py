@@ -17,7 +17,6 @@ import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 
-from lora_sft import __version__
 from lora_sft.cli import (
     chat,
     evaluate,
@@ -42,6 +41,7 @@ from lora_sft.errors import (
 )
 from lora_sft.log import is_main_process, outlive_readers
 from lora_sft.processes.stop_signal import Stopped, StopRequest
+from lora_sft.versions import __version__
 
 COMMANDS = (
     quickstart,

@@ -28,7 +28,6 @@ from lora_sft.processes.outcome import OUTCOME
 from lora_sft.processes.world import PLACE
 from lora_sft.run_directory import RunDirectory
 
-STATE_SAVED = "state saved"  # in the reason of a run that stopped at a step (`train.fit`)
 END_FILES = "processes/*/end.json"  # of the run directory
 # What a worker is told for each signal that comes here; it knows nothing of a lost terminal.
 TOLD_AS = {
@@ -236,8 +235,8 @@ def _read_outcome(outcome: Path, is_asked: bool) -> int:
 def _read_status(status: Path, started: float, is_asked: bool) -> int:
     """The exit code in `status.json`, if this start wrote it.
 
-    That of a stopped run counts where we were asked to stop it, or where its state was saved: a
-    main process that the launcher ended while it loaded says "stopped" too.
+    The code of a stopped run (75 or 130) counts where we were asked to stop it, or where it saved
+    its state: a main process that the launcher ended while it loaded leaves the same code.
     """
     try:
         is_ours = status.stat().st_mtime >= started
@@ -246,5 +245,5 @@ def _read_status(status: Path, started: float, is_asked: bool) -> int:
     document = _read_document(status)
     code = _read_code(document)
     if code in (EXIT_RESUME_ME, EXIT_INTERRUPTED) and not is_asked:
-        is_ours = is_ours and STATE_SAVED in str(document.get("reason"))
+        is_ours = is_ours and document.get("state_saved") is True
     return code if is_ours else EXIT_DONE

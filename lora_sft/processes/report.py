@@ -116,7 +116,7 @@ class Report:
             return  # its end stands until this start has cleared it: so far nothing was changed
         checkpoints = [each for each in self.run.list_checkpoints() if (each / MANIFEST).exists()]
         step = int(checkpoints[-1].name.removeprefix(CHECKPOINT_PREFIX)) if checkpoints else 0
-        self.run.write_status(exit_code, reason, step)
+        self.run.write_status(exit_code, reason, step, state_saved=False)
 
     def _remove_unfinished(self) -> None:
         """Make room on a full disk: what was never sealed is of no use to anyone."""

@@ -29,11 +29,19 @@ from lora_sft.train.trl.trainer import LoraTrainer, build_trainer
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How training ended: the last step, the exit code, and the reason for a stop."""
+    """How training ended.
+
+    Attributes:
+        step: The last optimizer step.
+        exit_code: What the command returns.
+        reason: Why it stopped; empty if the run is complete.
+        state_saved: Whether the work up to `step` is on disk, as an adapter or as a checkpoint.
+    """
 
     step: int
     exit_code: int = EXIT_DONE
     reason: str = ""
+    state_saved: bool = True
 
     @property
     def is_complete(self) -> bool:
@@ -100,4 +108,4 @@ def make_result(state: Any, stop: StopOnSignal) -> TrainResult:
     if stop.received is None or state.global_step >= state.max_steps:
         return TrainResult(state.global_step)
     reason = f"stopped by {stop.received.name}, state saved"
-    return TrainResult(state.global_step, exit_code_of(stop.received), reason)
+    return TrainResult(state.global_step, exit_code_of(stop.received), reason, state_saved=True)

@@ -8,12 +8,12 @@ from lora_sft.data.corpus.building import Corpus
 from lora_sft.model.census import Census
 from lora_sft.plan.batch import BatchPlan
 from lora_sft.recipe import Recipe
-from lora_sft.train.packing import Packing
+from lora_sft.train.training_rows import TrainingRows
 from lora_sft.versions import read_versions
 
 
 def make_manifest(
-    recipe: Recipe, batch: BatchPlan, corpus: Corpus, census: Census, packing: Packing
+    recipe: Recipe, batch: BatchPlan, corpus: Corpus, census: Census, rows: TrainingRows
 ) -> dict[str, Any]:
     """What is needed to tell two runs apart, written before step one."""
     return {
@@ -24,8 +24,8 @@ def make_manifest(
             "micro_batch_size": batch.micro_batch_size,
             "accumulation_steps": batch.accumulation_steps,
             "global_batch_size": batch.global_batch_size,
-            **packing.count_a_step(batch),
-            "packing": packing.to_dict(),
+            **rows.count_a_step(batch),
+            "packing": rows.to_dict(),
         },
         "data": {
             "fingerprint": corpus.fingerprint,

@@ -11,7 +11,7 @@ batches would give another number for the same model.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ from lora_sft.model.isolation import Isolation, measure_isolation
 from lora_sft.plan.batch import BatchPlan
 from lora_sft.recipe import Recipe
 from lora_sft.train import zero
-from lora_sft.train.checkpoints.run_identity import PackedRows
+from lora_sft.train.training_rows import TrainingRows
 from lora_sft.train.trl.row_collator import make_collator
 
 # Packing makes fewer and larger steps. A small set needs its steps (warm-up, decay, the updates
@@ -51,64 +51,6 @@ PROBED_TOKENS = 64  # of each of two documents
 Collate = Callable[[Sequence[Mapping[str, Any]], bool], Mapping[str, Any]]
 
 
-@dataclass(frozen=True)
-class Packing:
-    """The rows to train on, and what was decided about them.
-
-    `reason` says why they are not packed. `keeps_rows_apart`: a micro-batch has a line a row,
-    instead of all its rows in one line.
-    """
-
-    rows: Dataset
-    num_documents: int
-    tokens: int
-    learned_tokens: int
-    is_on: bool = False
-    reason: str = ""
-    utilisation: float | None = None
-    keeps_rows_apart: bool = False
-    isolation: Isolation | None = None
-
-    @property
-    def identity(self) -> PackedRows:
-        """What must be equal for a run to go on: packed or not, and into how many rows."""
-        return PackedRows(self.is_on, len(self.rows), self.reason)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The decision as plain data, for the manifest."""
-        decided: dict[str, Any] = {
-            "on": self.is_on,
-            "reason": self.reason,
-            "documents": self.num_documents,
-            "rows": len(self.rows),
-            "utilisation": self.utilisation,
-        }
-        if self.isolation is not None and not self.isolation.refusal:
-            decided["leak"] = self.isolation.leak
-            decided["rounding"] = self.isolation.rounding
-            decided["loss_change"] = self.isolation.loss_change
-        return decided
-
-    def count_a_step(self, batch: BatchPlan) -> dict[str, int]:
-        """Tokens of the mean optimizer step, and how many of them are learned."""
-        share = min(1.0, batch.global_batch_size / len(self.rows))
-        return {
-            "tokens_a_step": round(self.tokens * share),
-            "learned_tokens_a_step": round(self.learned_tokens * share),
-        }
-
-    def describe(self, batch: BatchPlan) -> str:
-        """The decision as one line for a person."""
-        tokens, learned = self.count_a_step(batch).values()
-        step = f"about {tokens:,} tokens a step, {learned:,} of them learned"
-        if not self.is_on:
-            return f"packing: off, {self.reason}; {step}"
-        return (
-            f"packing: {self.num_documents:,} rows in {len(self.rows):,} packed ones, "
-            f"{self.utilisation:.1%} full; {step}"
-        )
-
-
 def decide_packing(
     recipe: Recipe,
     batch: BatchPlan,
@@ -116,7 +58,7 @@ def decide_packing(
     model: CausalModel,
     arguments: Any,
     collate: Collate,
-) -> Packing:
+) -> TrainingRows:
     """Pack the training rows, or leave them as they are.
 
     `collate` makes a batch of packed rows as the trainer will.
@@ -125,7 +67,7 @@ def decide_packing(
     """
     lengths = count_tokens(documents)
     learned = count_learned_tokens(documents)
-    plain = Packing(documents, len(documents), int(lengths.sum()), learned)
+    plain = TrainingRows(documents, len(documents), int(lengths.sum()), learned)
     if recipe.data.packing is False:
         return replace(plain, reason="data.packing is false")
     layout = lay_out_rows(lengths, recipe.data.max_length)
@@ -142,7 +84,7 @@ def decide_packing(
         return replace(plain, reason=fault, isolation=isolation)
     return replace(
         plain,
-        rows=pack_documents(documents, layout),
+        dataset=pack_documents(documents, layout),
         is_on=True,
         utilisation=layout.utilisation,
         keeps_rows_apart=apart,
@@ -256,7 +198,7 @@ def pack_rows(
     model: CausalModel,
     tokenizer: PreTrainedTokenizerBase,
     arguments: Any,
-) -> Packing:
+) -> TrainingRows:
     """The rows to train on, packed where the recipe and the model allow it; says which."""
 
     def collate(rows: Sequence[Mapping[str, Any]], apart: bool) -> Mapping[str, Any]:

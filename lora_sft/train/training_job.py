@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any
 from lora_sft.model.base_model import CausalModel
 from lora_sft.recipe import Recipe
 from lora_sft.run_directory import RunDirectory
-from lora_sft.train.packing import Packing
+from lora_sft.train.training_rows import TrainingRows
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
-
-    from lora_sft.train.trl.sft_arguments import SFTConfig
 
 
 @dataclass(frozen=True)
@@ -26,10 +24,10 @@ class TrainingJob:
     Attributes:
         recipe: The resolved recipe.
         run: The directory that the run writes.
-        arguments: TRL's arguments, made from the recipe and the batch plan.
+        arguments: TRL's `SFTConfig`, made from the recipe and the batch plan.
         model: The base with its adapter.
         tokenizer: Its padding token fills up batches; it is saved beside the adapter.
-        packing: The training rows, packed or not.
+        rows: The training rows, packed or not.
         validation: The held-out rows, or None.
         origin: What `lora_sft.json` records of the base. It is saved with every checkpoint.
         checkpoint: The checkpoint to continue from, or None to begin at step 0.
@@ -37,10 +35,10 @@ class TrainingJob:
 
     recipe: Recipe
     run: RunDirectory
-    arguments: SFTConfig
+    arguments: Any
     model: CausalModel
     tokenizer: PreTrainedTokenizerBase
-    packing: Packing
+    rows: TrainingRows
     validation: Dataset | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: Path | None = None

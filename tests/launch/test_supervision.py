@@ -25,7 +25,7 @@ from lora_sft.processes.stop_signal import Stopped
 from lora_sft.processes.this_process import Processes
 from lora_sft.processes.watch import FOLDER, Watch
 from lora_sft.run_directory import RunDirectory
-from lora_sft.train.fit import _make_result
+from lora_sft.train.fit import make_result
 
 # A launcher as torchrun is: dies of signals itself, returns 1 when a worker fails.
 LAUNCHER = """
@@ -247,7 +247,7 @@ def test_a_worker_that_was_told_to_stop_by_another_than_us_is_not_believed(
 ):
     """torchrun tells whoever is left when a process dies; a saved state is a stop."""
     worker = (
-        "import os, sys; from lora_sft.launch.supervision import leave_outcome;"
+        "import os, sys; from lora_sft.processes.outcome import leave_outcome;"
         f"leave_outcome(os.environ, 75, was_told={was_told}); sys.exit(75)"
     )
     assert run(worker, tmp_path) == code
@@ -274,10 +274,38 @@ def test_a_run_that_was_stopped_elsewhere_with_its_state_saved_is_to_be_resumed(
     """By SLURM, say, on the other machine of a hostfile: the status is all there is."""
     state = SimpleNamespace(global_step=2, max_steps=4)
     stop = SimpleNamespace(received=signal.SIGUSR1)
-    result = _make_result(SimpleNamespace(state=state), stop)
+    result = make_result(state, stop)
     written = RunDirectory(tmp_path / "written").create()
-    written.write_status(result.exit_code, result.reason, result.step)
+    written.write_status(
+        result.exit_code, result.reason, result.step, state_saved=result.state_saved
+    )
     assert run(f"import shutil; {copy_status(written, tmp_path)}; exit(9)", tmp_path) == 75
+
+
+@pytest.mark.parametrize("code", [75, 130])
+@pytest.mark.parametrize("reason", ["stopped by SIGTERM, state saved", "in other words"])
+@pytest.mark.parametrize("step", [0, 4])
+def test_a_field_of_the_status_and_not_its_words_says_whether_a_stop_counts(
+    code, reason, step, tmp_path
+):
+    """Step 4: an older checkpoint is intact, which says nothing of this stop."""
+    written = RunDirectory(tmp_path / "written").create()
+    for state_saved, expected in ((True, code), (False, 1)):
+        written.write_status(code, reason, step, state_saved=state_saved)
+        worker = f"import shutil; {copy_status(written, tmp_path)}; exit(9)"
+        assert run(worker, tmp_path) == expected
+
+
+@pytest.mark.parametrize("stop", [Stopped(signal.SIGTERM), DataError("no rows")])
+def test_a_start_that_failed_saved_no_state_though_an_older_checkpoint_is_intact(stop, tmp_path):
+    written = RunDirectory(tmp_path).create()
+    checkpoint = written.checkpoints / "checkpoint-4"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "manifest.json").write_text("{}")
+    Report(written, Processes(0, 1)).fail(stop)
+    status = written.read_status()
+    assert status is not None
+    assert (status["step"], status["state_saved"]) == (4, False)
 
 
 def copy_status(source, folder):

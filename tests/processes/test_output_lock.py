@@ -87,3 +87,4 @@ def test_a_signal_before_the_first_step_ends_the_run_with_its_code(
     assert "Traceback" not in error
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert (status["exit_code"], status["step"]) == (code, 0)
+    assert status["state_saved"] is False

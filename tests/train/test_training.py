@@ -51,6 +51,7 @@ def test_a_run_directory_has_what_the_contract_says(command, write_recipe, tmp_p
         "exit_code": 0,
         "reason": "",
         "step": 4,
+        "state_saved": True,
     }
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["world_size"] == 1
@@ -116,6 +117,7 @@ def test_a_loss_that_is_no_number_stops_before_the_step(command, write_recipe, t
     assert not (tmp_path / "run" / "adapter").exists()
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["exit_code"] == 6
+    assert status["state_saved"] is False
 
 
 def test_the_best_checkpoint_is_what_is_exported(command, write_recipe, tmp_path):
@@ -228,6 +230,7 @@ def test_a_signalled_run_saves_its_state_and_goes_on_to_the_same_end(
     assert code == (130 if number == signal.SIGINT else 75)
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["exit_code"] == code
+    assert status["state_saved"] is True
     assert 1 <= status["step"] < 40
     assert command("train", recipe).code == 0
     assert command("train", straight).code == 0

@@ -1,9 +1,10 @@
 """Keep the finished corpus on disk, under a key made of everything that decides its tokens.
 
 The key covers the bytes of every file, the tokenizer, the template's text, every data setting,
-the stop tokens and this room's own code: an edited line is never missed, and nothing has to be
-cleared by hand. Data that is not in local files has no bytes to look at and is not kept. An entry
-is written beside its place and moved there in one step: two processes cannot spoil each other's.
+the stop tokens and the code that makes a corpus (`code_hash`): an edited line is never missed, and
+nothing has to be cleared by hand. Data that is not in local files has no bytes to look at and is
+not kept. An entry is written beside its place and moved there in one step: two processes cannot
+spoil each other's.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from lora_sft.cache_folder import VARIABLE, find_cache_folder
 from lora_sft.data.corpus.arrow_files import make_unfinished_folder
 from lora_sft.data.corpus.building import Corpus, build_corpus, open_corpus, write_corpus
+from lora_sft.data.corpus.code_hash import PACKAGE, hash_deciding_code
 from lora_sft.data.labels.supervision import read_day
 from lora_sft.data.rows.local_files import find_local_files
 from lora_sft.data.templates.rendering import hash_template, reads_clock
@@ -132,7 +134,7 @@ def make_key(
         },
         "template": hash_template(tokenizer),
         "stop_token_ids": sorted(stop_token_ids),
-        "code": _hash_code(),
+        "code": hash_deciding_code(PACKAGE),
         "versions": [transformers.__version__, tokenizers.__version__],
     }
     return _hash_text(json.dumps(decides, sort_keys=True, default=str))
@@ -163,13 +165,6 @@ def _hash_file(path: Path) -> str:
 
 def _hash_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-@cache
-def _hash_code() -> str:
-    """This room's own files: another rule, another corpus."""
-    room = sorted(Path(__file__).parent.glob("*.*"))
-    return _hash_text("".join(_hash_file(path) for path in room if path.is_file()))
 
 
 # --- one entry: what `write_corpus` leaves, and the hash of each of its files --------------------

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 import torch
-from trl import SFTConfig as SFTConfig  # read by `TrainingJob`; trl has one door
+from trl import SFTConfig
 
 from lora_sft.errors import CapabilityError, RecipeError
 from lora_sft.log import say

@@ -53,7 +53,7 @@ class LoraTrainer(SFTTrainer):
         self.first_step = FirstStepRecord(job.run)
         self._step_losses: list[torch.Tensor] = []  # of the micro-batches since the last step
         self._uncounted_tokens = 0
-        arguments, rows = job.arguments, job.packing.rows
+        arguments, rows = job.arguments, job.rows.dataset
         self.num_rows = len(rows)  # rows after these only fill up the last batches
         if arguments.world_size > 1:
             rows = fill_up(rows, arguments.world_size * arguments.per_device_train_batch_size)
@@ -68,7 +68,7 @@ class LoraTrainer(SFTTrainer):
         )
         # Set afterwards: given a collator, TRL leaves the model without a padding token.
         self.data_collator = make_collator(
-            job.tokenizer, arguments, keeps_rows_apart=job.packing.keeps_rows_apart
+            job.tokenizer, arguments, keeps_rows_apart=job.rows.keeps_rows_apart
         )
         restore_adapter_dtype(job.model)
         check_trained_dtype(job.model)
