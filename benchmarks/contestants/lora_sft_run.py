@@ -33,7 +33,7 @@ def build(job: Job) -> Run:
     set_seed(recipe.train["seed"])
     model, _ = build_model(recipe)
     callbacks = [MetricsFile(run), ProgressDisplay(), StopOnSignal()]
-    rows = Dataset.from_list(job.documents.to_rows())
+    rows = Dataset.from_list(job.documents.to_labelled_rows())
     tokenizer = load_saved_tokenizer(job.model_folder)
     packing = pack_rows(recipe, batch, rows, model, tokenizer, arguments)
     return TrainerRun(build_trainer(arguments, model, tokenizer, packing, None, callbacks))

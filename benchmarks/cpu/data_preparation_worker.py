@@ -42,18 +42,18 @@ STAGE_OF_FILE = {
     "rendering.py": "render",
     "template_environment.py": "render",
     "tokenization_utils_tokenizers.py": "tokenise",
-    "chat_rows.py": "check",
+    "chat_label_rule.py": "check",
     "content_survival.py": "check",
     "token_spans.py": "label",
-    "supervised_row.py": "label",
+    "labelled_row.py": "label",
     "split_files.py": "write",
 }
 
-# A file of rows, and whether the tokenizer's own template is used, which rewrites history.
+# A file of source rows, and whether the tokenizer's own template is used, which rewrites history.
 Prepare: TypeAlias = Callable[[Path, bool], Sample]
 Array: TypeAlias = NDArray[Any]
-# Token ids of a row, and its labels where there are any.
-Row: TypeAlias = tuple[Sequence[int], Sequence[int] | None]
+# The token ids of a labelled row, and its labels where there are any.
+LabelledRow: TypeAlias = tuple[Sequence[int], Sequence[int] | None]
 
 
 def main(kind: str, tokenizer: str, template: str, *subjects: str) -> None:
@@ -135,7 +135,7 @@ def make_lora_sft_stages(tokenizer: Path, template: Path, folder: Path, few: Pat
 
 
 def make_trl_prepare(tokenizer_folder: Path, template: Path, folder: Path, few: Path) -> Prepare:
-    """TRL: the trainer's own preparation; the trainer is made with the rows to warm up."""
+    """TRL: the trainer's own preparation; the trainer is made with the source rows to warm up."""
     from datasets import Dataset, load_dataset
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
     from trl import SFTConfig, SFTTrainer
@@ -247,7 +247,7 @@ def _describe(cost: OwnCost, dataset: Any, tokenizer: Any, **facts: int) -> Samp
     return Sample(sample.values, {**facts, **sample.facts})
 
 
-def _make_sample(cost: OwnCost, rows: Iterable[Row], tokenizer: Any) -> Sample:
+def _make_sample(cost: OwnCost, rows: Iterable[LabelledRow], tokenizer: Any) -> Sample:
     """The cost, and what was made: counts, and digests of ids and labels."""
     stop = tokenizer.convert_tokens_to_ids(STOP)
     newline = tokenizer.encode(NEWLINE, add_special_tokens=False)[-1]
@@ -287,7 +287,7 @@ def _count_learned(labels: Array) -> int:
 
 
 def _hash(rows: Sequence[Array]) -> str:
-    """One digest of all rows, whatever their order."""
+    """One digest of all labelled rows, whatever their order."""
     digests = sorted(hashlib.sha256(row.astype(np.int64).tobytes()).digest() for row in rows)
     return hashlib.sha256(b"".join(digests)).hexdigest()[:16]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
-from lora_sft.data.supervised_row import IGNORED_LABEL
+from lora_sft.data.labelled_row import IGNORED_LABEL
 from lora_sft.data.templates.tokenizer import load_saved_tokenizer
 from lora_sft.errors import EXIT_DONE
 from lora_sft.evaluate.metrics import compute_loss

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from lora_sft.data.corpus.account import Account, render_account_table
 from lora_sft.data.corpus.building import build_corpus
-from lora_sft.data.supervised_row import IGNORED_LABEL
+from lora_sft.data.labelled_row import IGNORED_LABEL
 from lora_sft.errors import DataError
 from tests import tiny
 from tests.data.sections import (

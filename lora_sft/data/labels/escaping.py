@@ -31,8 +31,8 @@ class EscapedConversation:
 def escape_special_tokens(
     conversation: Conversation, special: re.Pattern[str]
 ) -> EscapedConversation:
-    """Replace every special-token string in the messages, tools and template kwargs of the row:
-    all that the row writes and the template may render, roles included.
+    """Replace every special-token string in a conversation's messages, tools and template kwargs:
+    all that it writes and the template may render, roles included.
 
     Raises: RowDropped where the content uses private characters itself.
     """

@@ -1,4 +1,4 @@
-"""Cut a row's text at its tokens, for eyes: every piece visible, and together the whole text.
+"""Cut a labelled row's text at its tokens, for eyes: every piece visible, together the whole text.
 
 The vocabulary's own spelling (`Ġquick`, `▁quick`, `<0xC3>`) is no text, and a character may be
 several tokens. Control characters become pictures of themselves: content is not trusted, and a
@@ -27,7 +27,7 @@ PICTURES = {"\n": "↵\n", "\t": "⇥", chr(DELETE): "␡"}
 
 
 class TokenPieces:
-    """Cuts rows of one tokenizer into the text of each token."""
+    """Cuts labelled rows of one tokenizer into the text of each token."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
