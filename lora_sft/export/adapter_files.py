@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from lora_sft.errors import ExportError
 from lora_sft.export.adapter_origin import AdapterOrigin
-from lora_sft.run_directory import ORIGIN_FILE, RunDirectory, write_json
+from lora_sft.file_names import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, ORIGIN_FILE
+from lora_sft.run_directory import RunDirectory, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,9 +42,9 @@ def write_adapter_folder(
 
     model.save_pretrained(folder)
     write_adapter_serving_files(folder, tokenizer, origin)
-    _sort_adapter_config(folder / "adapter_config.json")
+    _sort_adapter_config(folder / ADAPTER_CONFIG_FILE)
     write_json(folder / ORIGIN_FILE, asdict(origin))
-    check_adapter_file(folder / "adapter_model.safetensors")
+    check_adapter_file(folder / ADAPTER_WEIGHTS_FILE)
     let_others_read(folder)
 
 

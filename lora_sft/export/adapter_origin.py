@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_sft.export.weights.adapter_reading import read_adapter_config
-from lora_sft.run_directory import ORIGIN_FILE
+from lora_sft.file_names import ORIGIN_FILE
 
 if TYPE_CHECKING:
     pass

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from lora_sft.errors import ModelError
+from lora_sft.file_names import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from lora_sft.model.partitioning import find_shape
 from lora_sft.recipe import Recipe
 
@@ -121,10 +122,10 @@ def load_adapter(
     says nothing: an adapter of a two-layer model loads on a three-layer one).
     """
     where = where or str(folder)
-    path = Path(folder) / "adapter_model.safetensors"
+    path = Path(folder) / ADAPTER_WEIGHTS_FILE
     if not path.exists():
         raise ModelError(
-            "no adapter here (adapter_config.json with adapter_model.safetensors)",
+            f"no adapter here ({ADAPTER_CONFIG_FILE} with {ADAPTER_WEIGHTS_FILE})",
             where,
             "give the folder of a PEFT adapter; pickled adapter_model.bin files are not loaded",
         )
@@ -134,7 +135,7 @@ def load_adapter(
         raise ModelError(
             f"the adapter does not fit the base: {' '.join(str(error).split())[:300]}",
             where,
-            "use the base that the adapter was trained on (adapter_config.json names it)",
+            f"use the base that the adapter was trained on ({ADAPTER_CONFIG_FILE} names it)",
         ) from error
     _check_all_tensors_used(adapted, path, where)
     return adapted
@@ -181,7 +182,7 @@ def attach_adapters_to_layers(model: PreTrainedModel, folders: Sequence[str | Pa
 def _read_layer_state(folder: Path, adapter_name: str) -> dict[str, torch.Tensor]:
     """A and B by the names that they have in the model; the base's own copies are left out."""
     state = {}
-    with safe_open(str(folder / "adapter_model.safetensors"), framework="pt") as file:
+    with safe_open(str(folder / ADAPTER_WEIGHTS_FILE), framework="pt") as file:
         for key in file.keys():  # noqa: SIM118 (no mapping)
             found = re.search(r"\.lora_(embedding_)?[AB](?=\.|$)", key)
             if found:
@@ -193,7 +194,7 @@ def _read_layer_state(folder: Path, adapter_name: str) -> dict[str, torch.Tensor
 def _resize_for(model: PreTrainedModel, folder: Path) -> None:
     embedding: Any = model.get_input_embeddings()
     name = next(name for name, module in model.named_modules() if module is embedding)
-    with safe_open(str(folder / "adapter_model.safetensors"), framework="pt") as file:
+    with safe_open(str(folder / ADAPTER_WEIGHTS_FILE), framework="pt") as file:
         rows = {
             file.get_slice(key).get_shape()[0]
             for key in file.keys()  # noqa: SIM118 (no mapping)
@@ -220,7 +221,7 @@ def _check_all_tensors_used(adapted: PeftModel, path: Path, where: str) -> None:
     raise ModelError(
         "the adapter does not fit the base: " + "; ".join(detail),
         where,
-        "use the base that the adapter was trained on (adapter_config.json names it)",
+        f"use the base that the adapter was trained on ({ADAPTER_CONFIG_FILE} names it)",
     )
 
 

@@ -18,7 +18,8 @@ from lora_sft.errors import EXIT_DONE
 from lora_sft.evaluate.metrics import compute_loss
 from lora_sft.evaluate.scoring import Evaluation
 from lora_sft.export.merge_plan import make_merge_plan
-from lora_sft.export.merging import REPORT_FILE, merge
+from lora_sft.export.merging import merge
+from lora_sft.file_names import MERGE_REPORT_FILE
 from lora_sft.log import make_result_console, say
 from lora_sft.model.base_model import load_base_model
 from lora_sft.pipeline import run_evaluation, run_training
@@ -66,9 +67,9 @@ def _all_learned(ids: list[int]) -> dict[str, list[int]]:
 
 
 def _merge_once(run: Path, merged: Path) -> dict[str, Any]:
-    if (merged / REPORT_FILE).exists():
+    if (merged / MERGE_REPORT_FILE).exists():
         say(f"{merged}: merged already")
-        report: dict[str, Any] = json.loads((merged / REPORT_FILE).read_text())
+        report: dict[str, Any] = json.loads((merged / MERGE_REPORT_FILE).read_text())
         return report
     return merge(make_merge_plan(run, merged))
 

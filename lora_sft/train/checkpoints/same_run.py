@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_sft.errors import ResumeMismatch
+from lora_sft.file_names import ORIGIN_FILE
 from lora_sft.plan.batch import BatchPlan
-from lora_sft.run_directory import ORIGIN_FILE
 from lora_sft.train.checkpoints.resume import StartingPoint
 from lora_sft.train.packing import Packing
 
