@@ -25,9 +25,9 @@ from benchmarks.cpu.data_folder import MAX_LENGTH_TOKENS
 from benchmarks.cpu.own_cost import OwnCost
 from benchmarks.cpu.sampling import Sample
 from benchmarks.cpu.stages import OTHER, StageClock
+from benchmarks.documents import IGNORED_LABEL
 
 NUM_WARM_UP_ROWS = 8
-NOT_LEARNED = -100
 STOP, NEWLINE = "<|im_end|>", "\n"
 
 # Which of lora-sft's files does what; the tokenizer's is transformers' door to it.
@@ -279,11 +279,11 @@ def _describe_labels(
 def _unlearn_newlines(ids: Array, labels: Array, stop: int, newline: int) -> Array:
     """The labels without those newlines that follow a stop token at once."""
     follows_stop = np.concatenate([[False], ids[:-1] == stop])
-    return np.where(follows_stop & (labels == newline), NOT_LEARNED, labels)
+    return np.where(follows_stop & (labels == newline), IGNORED_LABEL, labels)
 
 
 def _count_learned(labels: Array) -> int:
-    return int((labels != NOT_LEARNED).sum())
+    return int((labels != IGNORED_LABEL).sum())
 
 
 def _hash(rows: Sequence[Array]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-IGNORED_LABEL = -100
+IGNORED_LABEL = -100  # of a token that is not learned; torch's cross-entropy leaves it out
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class LabelledRow:
-    """Ids and unshifted labels: `labels[i] == input_ids[i]` where learned, else -100.
+    """Ids and unshifted labels: `labels[i] == input_ids[i]` where learned, else `IGNORED_LABEL`.
 
     `built` says how the ids came about: `rendered` (one tokenisation of the whole text),
     `boundary` (prompt and target apart, because a token would have crossed their border),

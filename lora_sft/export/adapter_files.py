@@ -82,21 +82,21 @@ def check_adapter_file(path: Path) -> None:
     Raises: ExportError naming the first such tensor. (Sharded training setups save zero-sized
     tensors without an error; an adapter at zero is the base.)
     """
-    import torch
     from safetensors import safe_open
+
+    from lora_sft.model.saved_adapter import has_learned_nothing
 
     with safe_open(str(path), framework="pt") as file:
         names = sorted(file.keys())
         empty = [name for name in names if 0 in file.get_slice(name).get_shape()]
-        b_names = [name for name in names if ".lora_B." in name or "lora_embedding_B" in name]
-        still = b_names and not any(torch.any(file.get_tensor(name)) for name in b_names)
+        learned_nothing = has_learned_nothing(file)
     if not names or empty:
         raise ExportError(
             f"the saved adapter is empty{f' ({empty[0]} has no elements)' if empty else ''}",
             str(path),
             "this is a fault of the saving, not of the recipe; the last checkpoint is intact",
         )
-    if still:
+    if learned_nothing:
         raise ExportError(
             "every lora_B of the saved adapter is zero: nothing was learned",
             str(path),

@@ -250,28 +250,3 @@ def list_adapter_shapes(model: torch.nn.Module) -> dict[str, torch.Size]:
     """Name and whole shape of every tensor that a saved adapter of this model must hold."""
     tensors = get_peft_model_state_dict(model)
     return {name: find_shape(tensor) for name, tensor in tensors.items()}
-
-
-def find_fault_in_saved_adapter(
-    path: Path, shapes: Mapping[str, torch.Size], *, has_stepped: bool
-) -> str:
-    """What is wrong with an adapter on disk; nothing where it is the one in memory.
-
-    Sharded set-ups save tensors without elements, or none, and no library says so. The headers
-    tell. `has_stepped`: the optimizer has moved, so that some B matrix must have left zero.
-    """
-    if not path.exists():
-        return f"{path.name} was not written"
-    with safe_open(str(path), framework="pt") as file:
-        found = {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        b_names = [name for name in found if ".lora_B." in name or "lora_embedding_B" in name]
-        still = b_names and not any(torch.any(file.get_tensor(name)) for name in b_names)
-    missing, strange = sorted(shapes.keys() - found), sorted(found.keys() - shapes)
-    if missing:
-        return f"{len(missing)} tensors are missing (first: {missing[0]})"
-    if strange:
-        return f"{len(strange)} tensors belong to no module (first: {strange[0]})"
-    for name, shape in shapes.items():
-        if found[name] != shape:
-            return f"{name} has the shape {list(found[name])} instead of {list(shape)}"
-    return "every lora_B is zero: nothing was learned" if has_stepped and still else ""

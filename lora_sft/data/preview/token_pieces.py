@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
-UNFINISHED = "\ufffd"  # what decoders put for part of a character
+REPLACEMENT_CHARACTER = "\ufffd"  # what decoders put for part of a character
 CACHED_WINDOWS = 65_536
 
 CONTROL_PICTURES = 0x2400  # U+2400 pictures U+0000, and so on to U+2420
@@ -44,7 +44,7 @@ class TokenPieces:
             before = self._decode(tuple(input_ids[start:done]))
             after = self._decode(tuple(input_ids[start:end]))
             added = after.removeprefix(before)
-            if end < len(input_ids) and (not added or after.endswith(UNFINISHED)):
+            if end < len(input_ids) and (not added or after.endswith(REPLACEMENT_CHARACTER)):
                 pieces.append("")
                 continue
             pieces.append(added)

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
-from lora_sft.data.templates.rendering import TEMPLATE_FAULTS
+from lora_sft.data.templates.rendering import TEMPLATE_FAULTS, reads_clock
 from lora_sft.data.templates.tokenizer import load_saved_tokenizer
 from lora_sft.errors import ExportError
 from lora_sft.export.serving.model_card import make_adapter_card, make_merged_card
 from lora_sft.export.serving.ollama import make_modelfile
-from lora_sft.export.serving.template_defaults import reads_clock, set_template_defaults
+from lora_sft.export.serving.template_defaults import set_template_defaults
 from lora_sft.file_names import (
     CARD_FILE,
     GENERATION_CONFIG_FILE,
@@ -100,7 +100,7 @@ def write_answering_files(
     write_generation_config(folder, tokenizer, origin.stop_token_ids, inherited)
     write_tokenizer(folder, tokenizer, origin)
     check_same_prompts(folder, tokenizer, origin.chat_template_kwargs or {}, origin.template_date)
-    if origin.template_date is None and any(map(reads_clock, list_templates(tokenizer))):
+    if origin.template_date is None and reads_clock(tokenizer):
         say(
             "note: the chat template tells the day; served, it tells the day of the request, and "
             "training saw one day (data.template_date in the recipe keeps that day)"
@@ -212,12 +212,6 @@ def with_defaults(template: Any, kwargs: Mapping[str, Any] | None, day: str | No
     if isinstance(template, dict):
         return {name: set_template_defaults(text, kwargs, day) for name, text in template.items()}
     return set_template_defaults(template, kwargs, day) if template else template
-
-
-def list_templates(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The text of every chat template; most tokenizers have one, some several by name."""
-    template = tokenizer.chat_template
-    return list(template.values()) if isinstance(template, dict) else [template] if template else []
 
 
 def check_same_prompts(

@@ -31,7 +31,7 @@ from lora_sft.model_files.stored_tensors import DTYPE_CODES, StoredTensor, make_
 from lora_sft.processes.held_signals import signals_held
 from lora_sft.run_directory import write_json
 
-UNFINISHED = ".unfinished"  # at the end of a file's name until it is whole
+UNFINISHED_SUFFIX = ".unfinished"  # at the end of a file's name until it is whole
 COPY_BYTES = 64 << 20  # a piece of a copy, so that progress shows and Ctrl-C is heard
 MOST_WORKERS = 8  # beyond, reading and writing are the limit, and blocks add up in memory
 
@@ -119,7 +119,7 @@ class ShardWriter:
     ) -> None:
         sizes = ((t.name, t.dtype_code, t.weight.source.shape, t.num_bytes) for t in file.tensors)
         header, offsets = make_header(sizes, {"format": "pt"})
-        path = self._folder / f"{file.name}{UNFINISHED}"
+        path = self._folder / f"{file.name}{UNFINISHED_SUFFIX}"
         target = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o666)
         try:
             _reserve(target, len(header) + file.num_bytes)

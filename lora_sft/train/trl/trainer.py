@@ -26,13 +26,10 @@ from trl import SFTConfig, SFTTrainer
 
 from lora_sft.errors import CapabilityError, NonFiniteLoss, TrainingError
 from lora_sft.file_names import ADAPTER_WEIGHTS_FILE, CARD_FILE, CHECKPOINT_PREFIX, ORIGIN_FILE
-from lora_sft.model.adapter import (
-    find_fault_in_saved_adapter,
-    list_adapter_shapes,
-    restore_adapter_dtype,
-)
+from lora_sft.model.adapter import list_adapter_shapes, restore_adapter_dtype
 from lora_sft.model.base_model import CausalModel
 from lora_sft.model.census import check_trained_dtype
+from lora_sft.model.saved_adapter import find_fault_in_saved_adapter
 from lora_sft.run_directory import write_json
 from lora_sft.train.callbacks import StopOnSignal
 from lora_sft.train.checkpoints.sealing import seal
