@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from lora_sft.data.drops import Drop
 from lora_sft.data.labelled_row import LabelledRow
 from lora_sft.data.rows.row_sources import SourceRow
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

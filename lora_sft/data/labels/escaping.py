@@ -17,7 +17,7 @@ from lora_sft.data.drops import RowDropped
 from lora_sft.data.examples.conversation import Conversation
 
 FIRST_STAND_IN, LAST_STAND_IN = 0xE000, 0xF8FF  # Unicode's private use area
-STAND_INS = re.compile("[\ue000-\uf8ff]")
+STAND_INS = re.compile(f"[{chr(FIRST_STAND_IN)}-{chr(LAST_STAND_IN)}]")
 
 
 @dataclass(frozen=True)
