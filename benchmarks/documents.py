@@ -62,8 +62,8 @@ class Documents:
         """How many tokens of a document are learned."""
         return max(1, round(len(self.ids[number]) * LEARNED_SHARE))
 
-    def to_rows(self) -> list[dict[str, Any]]:
-        """Rows of `input_ids` and unshifted `labels`, as every contestant takes them."""
+    def to_labelled_rows(self) -> list[dict[str, Any]]:
+        """Labelled rows (`input_ids`, unshifted `labels`), as every contestant takes them."""
         rows = []
         for number, ids in enumerate(self.ids):
             context = len(ids) - self.count_learned(number)

@@ -4,7 +4,7 @@
 
 Every JSON document is staged beside its place, flushed to disk and renamed, so that a reader
 (a monitor, a scheduler, the next start of the same run) never sees half of one. What the files
-mean is known by the rooms that write them; this file only keeps the names in one place.
+mean is known by the rooms that write them; this file only keeps their places.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from lora_sft.errors import ModelError, RecipeError
-
-MANIFEST = "manifest.json"
-
-CHECKPOINT_PREFIX = "checkpoint-"
-ORIGIN_FILE = "lora_sft.json"  # beside an adapter: the base it was trained on, and how
+from lora_sft.file_names import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHTS_FILE,
+    CHECKPOINT_PREFIX,
+    MANIFEST_FILE,
+)
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -51,7 +52,7 @@ class RunDirectory:
 
     @property
     def manifest(self) -> Path:
-        return self.path / "manifest.json"
+        return self.path / MANIFEST_FILE
 
     @property
     def metrics(self) -> Path:
@@ -79,13 +80,13 @@ class RunDirectory:
 
         A directory without either is not a run and may be used by another recipe.
         """
-        return bool(self.list_checkpoints()) or (self.adapter / "adapter_config.json").exists()
+        return bool(self.list_checkpoints()) or (self.adapter / ADAPTER_CONFIG_FILE).exists()
 
     @property
     def is_finished(self) -> bool:
         """Whether the last start of this run reached its end and left an adapter."""
         status = self.read_status()
-        adapter = self.adapter / "adapter_model.safetensors"
+        adapter = self.adapter / ADAPTER_WEIGHTS_FILE
         return status is not None and status.get("exit_code") == 0 and adapter.exists()
 
     def list_checkpoints(self) -> list[Path]:
@@ -160,7 +161,7 @@ def is_run(path: Path) -> bool:
     if not path.exists():
         raise ModelError("no such folder", str(path), "give a run directory or a model folder")
     run = RunDirectory(path)
-    if run.manifest.exists() and not (run.adapter / "adapter_config.json").exists():
+    if run.manifest.exists() and not (run.adapter / ADAPTER_CONFIG_FILE).exists():
         raise ModelError(
             "this run has no adapter yet: its training has not come to an end",
             str(path),

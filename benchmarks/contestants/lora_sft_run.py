@@ -35,7 +35,7 @@ def build(job: Job) -> Run:
     arguments = make_sft_config(recipe, batch, run)
     set_seed(recipe.train["seed"])
     model, _ = build_model(recipe)
-    rows = Dataset.from_list(job.documents.to_rows())
+    rows = Dataset.from_list(job.documents.to_labelled_rows())
     tokenizer = load_saved_tokenizer(job.model_folder)
     packing = pack_rows(recipe, batch, rows, model, tokenizer, arguments)
     training = TrainingJob(recipe, run, arguments, model, tokenizer, packing)

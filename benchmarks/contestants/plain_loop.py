@@ -71,7 +71,7 @@ class _PlainRun:
         return dict(next(self._make_batches()))
 
     def _make_batches(self) -> Iterator[dict[str, torch.Tensor]]:
-        rows = self.job.documents.to_rows()
+        rows = self.job.documents.to_labelled_rows()
         for start in range(0, len(rows) - self.rows + 1, self.rows):
             chosen = rows[start : start + self.rows]
             yield {

@@ -79,7 +79,7 @@ def _build(
     trainer = SFTTrainer(
         model=str(job.model_folder),
         args=arguments,
-        train_dataset=Dataset.from_list(job.documents.to_rows()),
+        train_dataset=Dataset.from_list(job.documents.to_labelled_rows()),
         peft_config=lora,
     )
     return TrainerRun(trainer)

@@ -74,6 +74,6 @@ def _make_trainer(job: Job, model: Any, tokenizer: Any, options: dict[str, Any])
     return SFTTrainer(
         model=model,
         processing_class=tokenizer,
-        train_dataset=Dataset.from_list(job.documents.to_rows()),
+        train_dataset=Dataset.from_list(job.documents.to_labelled_rows()),
         args=SFTConfig(**settings),
     )

@@ -25,9 +25,9 @@ from benchmarks.cpu.data_folder import MAX_LENGTH_TOKENS
 from benchmarks.cpu.own_cost import OwnCost
 from benchmarks.cpu.sampling import Sample
 from benchmarks.cpu.stages import OTHER, StageClock
+from benchmarks.documents import IGNORED_LABEL
 
 NUM_WARM_UP_ROWS = 8
-NOT_LEARNED = -100
 STOP, NEWLINE = "<|im_end|>", "\n"
 
 # Which of lora-sft's files does what; the tokenizer's is transformers' door to it.
@@ -42,18 +42,18 @@ STAGE_OF_FILE = {
     "rendering.py": "render",
     "template_environment.py": "render",
     "tokenization_utils_tokenizers.py": "tokenise",
-    "chat_rows.py": "check",
+    "chat_label_rule.py": "check",
     "content_survival.py": "check",
     "token_spans.py": "label",
-    "supervised_row.py": "label",
+    "labelled_row.py": "label",
     "split_files.py": "write",
 }
 
-# A file of rows, and whether the tokenizer's own template is used, which rewrites history.
+# A file of source rows, and whether the tokenizer's own template is used, which rewrites history.
 Prepare: TypeAlias = Callable[[Path, bool], Sample]
 Array: TypeAlias = NDArray[Any]
-# Token ids of a row, and its labels where there are any.
-Row: TypeAlias = tuple[Sequence[int], Sequence[int] | None]
+# The token ids of a labelled row, and its labels where there are any.
+LabelledRow: TypeAlias = tuple[Sequence[int], Sequence[int] | None]
 
 
 def main(kind: str, tokenizer: str, template: str, *subjects: str) -> None:
@@ -135,7 +135,7 @@ def make_lora_sft_stages(tokenizer: Path, template: Path, folder: Path, few: Pat
 
 
 def make_trl_prepare(tokenizer_folder: Path, template: Path, folder: Path, few: Path) -> Prepare:
-    """TRL: the trainer's own preparation; the trainer is made with the rows to warm up."""
+    """TRL: the trainer's own preparation; the trainer is made with the source rows to warm up."""
     from datasets import Dataset, load_dataset
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
     from trl import SFTConfig, SFTTrainer
@@ -247,7 +247,7 @@ def _describe(cost: OwnCost, dataset: Any, tokenizer: Any, **facts: int) -> Samp
     return Sample(sample.values, {**facts, **sample.facts})
 
 
-def _make_sample(cost: OwnCost, rows: Iterable[Row], tokenizer: Any) -> Sample:
+def _make_sample(cost: OwnCost, rows: Iterable[LabelledRow], tokenizer: Any) -> Sample:
     """The cost, and what was made: counts, and digests of ids and labels."""
     stop = tokenizer.convert_tokens_to_ids(STOP)
     newline = tokenizer.encode(NEWLINE, add_special_tokens=False)[-1]
@@ -279,15 +279,15 @@ def _describe_labels(
 def _unlearn_newlines(ids: Array, labels: Array, stop: int, newline: int) -> Array:
     """The labels without those newlines that follow a stop token at once."""
     follows_stop = np.concatenate([[False], ids[:-1] == stop])
-    return np.where(follows_stop & (labels == newline), NOT_LEARNED, labels)
+    return np.where(follows_stop & (labels == newline), IGNORED_LABEL, labels)
 
 
 def _count_learned(labels: Array) -> int:
-    return int((labels != NOT_LEARNED).sum())
+    return int((labels != IGNORED_LABEL).sum())
 
 
 def _hash(rows: Sequence[Array]) -> str:
-    """One digest of all rows, whatever their order."""
+    """One digest of all labelled rows, whatever their order."""
     digests = sorted(hashlib.sha256(row.astype(np.int64).tobytes()).digest() for row in rows)
     return hashlib.sha256(b"".join(digests)).hexdigest()[:16]
 

@@ -48,7 +48,7 @@ def _make_text(draw: random.Random) -> str:
 def prepare(path: Path, folder: Path) -> dict[str, dict[str, float]]:
     """The values and facts of one size."""
     from lora_sft.data.corpus.loading import prepare_data
-    from lora_sft.data.corpus.packing import count_tokens, lay_out_rows, pack_documents
+    from lora_sft.data.corpus.packing import count_tokens, lay_out_documents, pack_documents
     from lora_sft.recipe import read_recipe
 
     recipe_path = folder / "recipe.yaml"
@@ -65,7 +65,7 @@ def prepare(path: Path, folder: Path) -> dict[str, dict[str, float]]:
     second_seconds = time.perf_counter() - started
     assert again.is_hit, "the second preparation finds the first"
     started = time.perf_counter()
-    layout = lay_out_rows(count_tokens(corpus.train), MAX_LENGTH_TOKENS)
+    layout = lay_out_documents(count_tokens(corpus.train), MAX_LENGTH_TOKENS)
     pack_documents(corpus.train, layout)
     values = {
         **cost.values,

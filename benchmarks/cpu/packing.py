@@ -1,4 +1,4 @@
-"""How many token slots hold a real token once documents are put into rows, and what that costs.
+"""How many token slots hold a real token once documents are packed into rows, and what that costs.
 
 Packed rows are of one length, the cap; a padded batch is as wide as its longest document. Every
 set is 10,000 seeded documents of log-normal length; one longer than the cap is cut there, and its
@@ -27,7 +27,7 @@ REPEATS = 3
 
 
 def name_subject(name: str, cap: int) -> str:
-    """A set of documents in rows of one length."""
+    """A set of documents in packed rows of one length."""
     return f"{name} (mean {MEAN_TOKENS[name]} tokens), rows of {cap}"
 
 

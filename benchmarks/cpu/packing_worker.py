@@ -1,4 +1,4 @@
-"""One contestant's rows for every set of documents, measured inside its own process.
+"""One contestant's packed rows for every set of documents, measured inside its own process.
 
 `python -m benchmarks.cpu.packing_worker lora-sft|trl|padding|least-rows NUM_DOCUMENTS` prints
 `{subject: {"values": ..., "facts": ...}}`. Only lengths matter, so every token is the same.
@@ -32,7 +32,7 @@ Lengths: TypeAlias = Sequence[int]
 
 
 def main(kind: str, num_documents: int) -> None:
-    """Put the documents of every set into rows of every cap and print what came of it."""
+    """Put the documents of every set into packed rows of every cap and print what came of it."""
     makers: dict[str, Callable[[Lengths], list[Sample]]] = {
         "lora-sft": pack_with_lora_sft,
         "trl": pack_with_trl,
@@ -53,10 +53,10 @@ def main(kind: str, num_documents: int) -> None:
 
 def pack_with_lora_sft(lengths: Lengths) -> list[Sample]:
     """lora-sft's packing of a data set whose documents its length policy has cut."""
-    from lora_sft.data.corpus.packing import count_tokens, lay_out_rows, pack_documents
+    from lora_sft.data.corpus.packing import count_tokens, lay_out_documents, pack_documents
 
     def pack(documents: Any, cap: int) -> Any:
-        return pack_documents(documents, lay_out_rows(count_tokens(documents), cap))
+        return pack_documents(documents, lay_out_documents(count_tokens(documents), cap))
 
     samples = []
     for cap in CAPS_TOKENS:
@@ -91,12 +91,12 @@ def _pack_once(
 ) -> Sample:
     with OwnCost() as cost:
         packed = pack(documents, cap)
-    row_lengths = [sum(row) for row in packed["seq_lengths"]]
-    assert sum(row_lengths) == _count_kept(lengths, cap), "no token is lost or doubled"
+    packed_row_lengths = [sum(row) for row in packed["seq_lengths"]]
+    assert sum(packed_row_lengths) == _count_kept(lengths, cap), "no token is lost or doubled"
     per_100k = cost.values["cpu_seconds"] * 100_000 / len(lengths)
     values = {**cost.values, "cpu_seconds_per_100k_documents": per_100k}
-    used = sum(row_lengths) / (len(row_lengths) * cap)
-    return Sample({"utilisation": used, **values}, {"rows": len(row_lengths)})
+    used = sum(packed_row_lengths) / (len(packed_row_lengths) * cap)
+    return Sample({"utilisation": used, **values}, {"rows": len(packed_row_lengths)})
 
 
 def pad(lengths: Lengths, cap: int) -> Sample:
@@ -109,7 +109,7 @@ def pad(lengths: Lengths, cap: int) -> Sample:
 
 
 def count_least_rows(lengths: Lengths, cap: int) -> Sample:
-    """No way of packing needs fewer rows than this (it may need more)."""
+    """No way of packing needs fewer packed rows than this (it may need more)."""
     tokens = _count_kept(lengths, cap)
     rows = math.ceil(tokens / cap)
     return Sample({"utilisation": tokens / (rows * cap)}, {"rows": rows})

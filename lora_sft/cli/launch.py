@@ -78,7 +78,7 @@ def _launch(arguments: argparse.Namespace) -> int:
     _refuse_what_would_be_ignored(arguments)
     recipe = read_recipe(arguments.recipe, arguments.overrides)
     hosts = read_hostfile(arguments.hostfile) if arguments.hostfile is not None else {}
-    world = World(arguments.nodes or len(hosts) or 1, arguments.gpus or _count_gpus(arguments))
+    world = World(arguments.nodes or len(hosts) or 1, arguments.gpus or _count_gpus())
     train = _list_train_arguments(arguments)
     if arguments.write is not None or arguments.slurm:
         _refuse_what_a_requeue_would_repeat(arguments)
@@ -162,7 +162,7 @@ def _list_train_arguments(arguments: argparse.Namespace) -> list[str]:
     return [str(arguments.recipe), *arguments.overrides, *options]
 
 
-def _count_gpus(arguments: argparse.Namespace) -> int:
+def _count_gpus() -> int:
     """Raises: CapabilityError where there is none to count: a number is then to be given."""
     import torch
 

@@ -23,7 +23,7 @@ from lora_sft.data.preview.shown_rows import (
 from lora_sft.data.preview.token_pieces import TokenPieces, make_visible
 
 if TYPE_CHECKING:
-    from lora_sft.data.supervised_row import SupervisedRow, Turn
+    from lora_sft.data.labelled_row import LabelledRow, Turn
 
 FILE_COLUMNS = 100
 OPENING, CLOSING = "⟦", "⟧"
@@ -70,18 +70,18 @@ class PreviewPrinter:
 
     def _print_row(self, row: PreviewRow) -> None:
         self._print_line(_describe_row(row, self._preview.data.max_length))
-        if row.supervised is None:
+        if row.labelled is None:
             self._print_dropped(row)
             return
-        pieces = [make_visible(piece) for piece in self._pieces.cut(row.supervised.input_ids)]
+        pieces = [make_visible(piece) for piece in self._pieces.cut(row.labelled.input_ids)]
         text = Text()
-        for segment in find_segments(row.supervised):
-            self._append_segment(text, segment, row.supervised, pieces)
+        for segment in find_segments(row.labelled):
+            self._append_segment(text, segment, row.labelled, pieces)
         text.rstrip()
         self._print_line(text)
         self._print_line("")
         if self._is_one_row:
-            self._console.print(self._make_token_table(row.supervised, pieces))
+            self._console.print(self._make_token_table(row.labelled, pieces))
 
     def _print_dropped(self, row: PreviewRow) -> None:
         fix = find_lever(row.outcome, self._preview.data.max_length)
@@ -90,7 +90,7 @@ class PreviewPrinter:
         self._print_line(Text(f"fix: {fix}\n"))
 
     def _append_segment(
-        self, text: Text, segment: Segment, row: SupervisedRow, pieces: list[str]
+        self, text: Text, segment: Segment, row: LabelledRow, pieces: list[str]
     ) -> None:
         if segment.turn is not None:
             text.append(OPENING, BRACKET_STYLE)
@@ -112,12 +112,12 @@ class PreviewPrinter:
         yield None
         yield from range(segment.end - SEGMENT_END_TOKENS, segment.end)
 
-    def _find_style(self, row: SupervisedRow, position: int, turn: Turn | None) -> str:
+    def _find_style(self, row: LabelledRow, position: int, turn: Turn | None) -> str:
         style = UNLEARNED_STYLE if turn is None else LEARNED_STYLES[position % 2]
         is_special = row.input_ids[position] in self._special_ids
         return f"{SPECIAL_STYLE} {style}" if is_special else style
 
-    def _make_token_table(self, row: SupervisedRow, pieces: list[str]) -> Table:
+    def _make_token_table(self, row: LabelledRow, pieces: list[str]) -> Table:
         """One line a token: where, which, and in which turn it is learned."""
         table = Table("position", "id", "token", "text", "learned in")
         tokens = self._preview.tokenizer.convert_ids_to_tokens(row.input_ids)
@@ -149,13 +149,13 @@ def _describe_row(row: PreviewRow, max_length: int) -> Text:
         text.append(f"  dropped: {row.drop.reason}", DROPPED_STYLE)
         text.append(f" ({make_visible(row.drop.detail)})" if row.drop.detail else "")
         return text
-    assert row.supervised is not None, "what is not dropped has tokens"
-    learned, tokens = row.supervised.num_target_tokens, len(row.supervised.input_ids)
+    assert row.labelled is not None, "what is not dropped has tokens"
+    learned, tokens = row.labelled.num_target_tokens, len(row.labelled.input_ids)
     text.append(f"  {learned:,} of {tokens:,} tokens learned")
-    notes = [] if row.supervised.built == "rendered" else [row.supervised.built]
+    notes = [] if row.labelled.built == "rendered" else [row.labelled.built]
     if row.is_expanded:
         overlong = f" ({row.num_overlong} more are overlong)" if row.num_overlong else ""
-        notes.append(f"part {row.position + 1} of {len(row.outcome.rows)}{overlong}")
+        notes.append(f"part {row.position + 1} of {len(row.outcome.labelled_rows)}{overlong}")
     if row.outcome.is_truncated and tokens == max_length:
         notes.append("cut at max_length")
     text.append("".join(f", {note}" for note in notes))

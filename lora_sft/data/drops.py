@@ -1,4 +1,4 @@
-"""Why a row is not learned from: the reasons, each with what a person can do about it."""
+"""Why a source row is not learned from: the reasons, each with what a person can do about it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lora_sft.data.one_line import make_one_line
 
-# reason -> the lever that brings such rows back. `{longest}` and `{max_length}` are filled in.
+# reason -> the lever that brings such source rows back; `{longest}`, `{max_length}` are filled in.
 LEVERS = {
     "malformed": "mend the rows, or choose another format or rename_columns",
     "template_refused": "change what the template refuses, or name another data.chat_template",
@@ -25,14 +25,14 @@ LEVERS = {
 
 @dataclass(frozen=True)
 class Drop:
-    """Why one row was left out: the reason it is counted under, and what was seen."""
+    """Why one source row was left out: the reason it is counted under, and what was seen."""
 
     reason: str
     detail: str = ""
 
 
 class RowDropped(ValueError):
-    """Raised where a row turns out to be unusable; caught where rows are counted."""
+    """Raised where a source row turns out to be unusable; caught where they are counted."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         self.drop = Drop(reason, make_one_line(detail))
@@ -40,7 +40,7 @@ class RowDropped(ValueError):
 
 
 class MalformedRow(RowDropped):
-    """A row that its format cannot read. It is counted and shown, and the others go on."""
+    """A source row that its format cannot read. It is counted and shown, and the others go on."""
 
     def __init__(self, detail: str) -> None:
         super().__init__("malformed", detail)

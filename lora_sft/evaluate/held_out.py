@@ -1,7 +1,7 @@
 """Prompts and reference answers out of tokenised rows.
 
-A row's labels say where the model must speak (`labels[i] != -100`), so the prompt of an answer
-is everything before it and the reference is the learned span itself: evaluation asks exactly
+A row's labels say where the model must speak (`labels[i] != IGNORED_LABEL`), so the prompt of an
+answer is everything before it and the reference is the learned span itself: evaluation asks exactly
 what training taught, with no second rendering that could differ.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lora_sft.data.supervised_row import IGNORED_LABEL
+from lora_sft.data.labelled_row import IGNORED_LABEL
 
 
 @dataclass(frozen=True)

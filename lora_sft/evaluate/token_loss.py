@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from lora_sft.data.supervised_row import IGNORED_LABEL
+from lora_sft.data.labelled_row import IGNORED_LABEL
 from lora_sft.model.base_model import CausalModel
 
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from lora_sft.errors import ExportError
 from lora_sft.export.adapter_origin import AdapterOrigin
-from lora_sft.run_directory import ORIGIN_FILE, RunDirectory, write_json
+from lora_sft.file_names import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, ORIGIN_FILE
+from lora_sft.run_directory import RunDirectory, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,9 +42,9 @@ def write_adapter_folder(
 
     model.save_pretrained(folder)
     write_adapter_serving_files(folder, tokenizer, origin)
-    _sort_adapter_config(folder / "adapter_config.json")
+    _sort_adapter_config(folder / ADAPTER_CONFIG_FILE)
     write_json(folder / ORIGIN_FILE, asdict(origin))
-    check_adapter_file(folder / "adapter_model.safetensors")
+    check_adapter_file(folder / ADAPTER_WEIGHTS_FILE)
     let_others_read(folder)
 
 
@@ -81,21 +82,21 @@ def check_adapter_file(path: Path) -> None:
     Raises: ExportError naming the first such tensor. (Sharded training setups save zero-sized
     tensors without an error; an adapter at zero is the base.)
     """
-    import torch
     from safetensors import safe_open
+
+    from lora_sft.model.saved_adapter import has_learned_nothing
 
     with safe_open(str(path), framework="pt") as file:
         names = sorted(file.keys())
         empty = [name for name in names if 0 in file.get_slice(name).get_shape()]
-        b_names = [name for name in names if ".lora_B." in name or "lora_embedding_B" in name]
-        still = b_names and not any(torch.any(file.get_tensor(name)) for name in b_names)
+        learned_nothing = has_learned_nothing(file)
     if not names or empty:
         raise ExportError(
             f"the saved adapter is empty{f' ({empty[0]} has no elements)' if empty else ''}",
             str(path),
             "this is a fault of the saving, not of the recipe; the last checkpoint is intact",
         )
-    if still:
+    if learned_nothing:
         raise ExportError(
             "every lora_B of the saved adapter is zero: nothing was learned",
             str(path),

@@ -11,11 +11,9 @@ from typing import Any
 from lora_sft.data.corpus.building import Corpus
 from lora_sft.export.public_text import make_public
 from lora_sft.export.weights.adapter_reading import read_adapter_config
+from lora_sft.file_names import ORIGIN_FILE
 from lora_sft.model_files.fingerprint import fingerprint_location
 from lora_sft.recipe import Recipe
-from lora_sft.run_directory import (
-    ORIGIN_FILE,
-)
 
 
 @dataclass(frozen=True)

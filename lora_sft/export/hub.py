@@ -18,9 +18,10 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from lora_sft.errors import CapabilityError, ExportError
 from lora_sft.export.public_text import make_public
+from lora_sft.file_names import ADAPTER_CONFIG_FILE, MERGE_REPORT_FILE, ORIGIN_FILE
 from lora_sft.log import say
 
-WITH_LOCAL_PATHS = ("lora_sft.json", "merge_report.json", "adapter_config.json")
+WITH_LOCAL_PATHS = (ORIGIN_FILE, MERGE_REPORT_FILE, ADAPTER_CONFIG_FILE)
 
 
 def check_can_push(repo_id: str, where: str) -> None:

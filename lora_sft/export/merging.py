@@ -31,11 +31,9 @@ from lora_sft.export.staging import (
     staged_output,
 )
 from lora_sft.export.weights.shard_writing import ShardWriter
+from lora_sft.file_names import MERGE_REPORT_FILE, MODEL_CONFIG_FILE, TOKENIZER_CONFIG_FILE
 from lora_sft.log import say
-from lora_sft.model_files.base_checkpoint import CONFIG_FILE
 from lora_sft.run_directory import write_json
-
-REPORT_FILE = "merge_report.json"
 
 
 class Verified(TypedDict, total=False):
@@ -116,14 +114,14 @@ def write_companions(plan: MergePlan, prepared: PreparedMerge, folder: Path) -> 
     from lora_sft.export.serving.serving_files import write_serving_files
 
     origin = plan.origin
-    if (plan.adapter / "tokenizer_config.json").exists():
+    if (plan.adapter / TOKENIZER_CONFIG_FILE).exists():
         tokenizer = load_saved_tokenizer(plan.adapter)
     else:
         tokenizer = load_saved_tokenizer(
             origin.model_name_or_path, origin.revision, trust_remote_code=origin.trust_remote_code
         )
     config = make_config(prepared.base.config, plan.dtype, prepared.weights.config_changes)
-    write_json(folder / CONFIG_FILE, config)
+    write_json(folder / MODEL_CONFIG_FILE, config)
     write_serving_files(folder, tokenizer, origin)
 
 
@@ -131,7 +129,7 @@ def finish_companions(plan: MergePlan, report: Mapping[str, Any], folder: Path) 
     """What tells of the verification: the report and the card."""
     from lora_sft.export.serving.serving_files import write_merged_card
 
-    write_json(folder / REPORT_FILE, report)
+    write_json(folder / MERGE_REPORT_FILE, report)
     write_merged_card(folder, plan.origin, report)
 
 
@@ -205,7 +203,8 @@ def _judge_and_place(plan: MergePlan, staged: Path, report: Mapping[str, Any]) -
     raise VerificationError(
         f"the merged model is not {AGAINST}: {describe_failure(judged)}",
         str(failed),
-        f"the report is in {failed / REPORT_FILE}; try --dtype float32 to tell rounding from error",
+        f"the report is in {failed / MERGE_REPORT_FILE}; "
+        "try --dtype float32 to tell rounding from error",
     )
 
 

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from lora_sft.errors import ModelError
+from lora_sft.file_names import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from lora_sft.model.model_kind import find_model_kind
 from lora_sft.model.partitioning import find_shape
 from lora_sft.recipe import Recipe
@@ -124,10 +125,10 @@ def load_adapter(
     says nothing: an adapter of a two-layer model loads on a three-layer one).
     """
     where = where or str(folder)
-    path = Path(folder) / "adapter_model.safetensors"
+    path = Path(folder) / ADAPTER_WEIGHTS_FILE
     if not path.exists():
         raise ModelError(
-            "no adapter here (adapter_config.json with adapter_model.safetensors)",
+            f"no adapter here ({ADAPTER_CONFIG_FILE} with {ADAPTER_WEIGHTS_FILE})",
             where,
             "give the folder of a PEFT adapter; pickled adapter_model.bin files are not loaded",
         )
@@ -137,7 +138,7 @@ def load_adapter(
         raise ModelError(
             f"the adapter does not fit the base: {' '.join(str(error).split())[:300]}",
             where,
-            "use the base that the adapter was trained on (adapter_config.json names it)",
+            f"use the base that the adapter was trained on ({ADAPTER_CONFIG_FILE} names it)",
         ) from error
     _check_all_tensors_used(adapted, path, where)
     return adapted
@@ -184,7 +185,7 @@ def attach_adapters_to_layers(model: PreTrainedModel, folders: Sequence[str | Pa
 def _read_layer_state(folder: Path, adapter_name: str) -> dict[str, torch.Tensor]:
     """A and B by the names that they have in the model; the base's own copies are left out."""
     state = {}
-    with safe_open(str(folder / "adapter_model.safetensors"), framework="pt") as file:
+    with safe_open(str(folder / ADAPTER_WEIGHTS_FILE), framework="pt") as file:
         for key in file.keys():  # noqa: SIM118 (no mapping)
             found = re.search(r"\.lora_(embedding_)?[AB](?=\.|$)", key)
             if found:
@@ -196,7 +197,7 @@ def _read_layer_state(folder: Path, adapter_name: str) -> dict[str, torch.Tensor
 def _resize_for(model: PreTrainedModel, folder: Path) -> None:
     embedding: Any = model.get_input_embeddings()
     name = next(name for name, module in model.named_modules() if module is embedding)
-    with safe_open(str(folder / "adapter_model.safetensors"), framework="pt") as file:
+    with safe_open(str(folder / ADAPTER_WEIGHTS_FILE), framework="pt") as file:
         rows = {
             file.get_slice(key).get_shape()[0]
             for key in file.keys()  # noqa: SIM118 (no mapping)
@@ -223,7 +224,7 @@ def _check_all_tensors_used(adapted: PeftModel, path: Path, where: str) -> None:
     raise ModelError(
         "the adapter does not fit the base: " + "; ".join(detail),
         where,
-        "use the base that the adapter was trained on (adapter_config.json names it)",
+        f"use the base that the adapter was trained on ({ADAPTER_CONFIG_FILE} names it)",
     )
 
 
@@ -252,28 +253,3 @@ def list_adapter_shapes(model: torch.nn.Module) -> dict[str, torch.Size]:
     """Name and whole shape of every tensor that a saved adapter of this model must hold."""
     tensors = get_peft_model_state_dict(model)
     return {name: find_shape(tensor) for name, tensor in tensors.items()}
-
-
-def find_fault_in_saved_adapter(
-    path: Path, shapes: Mapping[str, torch.Size], *, has_stepped: bool
-) -> str:
-    """What is wrong with an adapter on disk; nothing where it is the one in memory.
-
-    Sharded set-ups save tensors without elements, or none, and no library says so. The headers
-    tell. `has_stepped`: the optimizer has moved, so that some B matrix must have left zero.
-    """
-    if not path.exists():
-        return f"{path.name} was not written"
-    with safe_open(str(path), framework="pt") as file:
-        found = {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        b_names = [name for name in found if ".lora_B." in name or "lora_embedding_B" in name]
-        still = b_names and not any(torch.any(file.get_tensor(name)) for name in b_names)
-    missing, strange = sorted(shapes.keys() - found), sorted(found.keys() - shapes)
-    if missing:
-        return f"{len(missing)} tensors are missing (first: {missing[0]})"
-    if strange:
-        return f"{len(strange)} tensors belong to no module (first: {strange[0]})"
-    for name, shape in shapes.items():
-        if found[name] != shape:
-            return f"{name} has the shape {list(found[name])} instead of {list(shape)}"
-    return "every lora_B is zero: nothing was learned" if has_stepped and still else ""

@@ -16,6 +16,7 @@ import torch
 from transformers import AutoConfig, PreTrainedModel
 
 from lora_sft.errors import CapabilityError, ModelError
+from lora_sft.file_names import MODEL_CONFIG_FILE
 from lora_sft.model.model_kind import find_model_kind
 from lora_sft.model.partitioning import find_shape, is_partitioned, partitioned_in
 from lora_sft.model.quantization import (
@@ -228,7 +229,7 @@ def _load(section: ModelSection, arguments: dict[str, Any], where: str) -> PreTr
         raise ModelError(  # transformers fills them with random numbers and goes on
             f"{len(lost)} tensors of the model are not in its files (first: {lost[0]})",
             f"{where} ({section.model_name_or_path})",
-            "download the model again, or name the model that config.json describes",
+            f"download the model again, or name the model that {MODEL_CONFIG_FILE} describes",
         )
     return model
 
@@ -259,7 +260,7 @@ def _as_model_error(section: ModelSection, where: str) -> Iterator[None]:
         raise ModelError(
             f"cannot load a {find_model_kind().name}: {lines[0]}",
             f"{where} ({section.model_name_or_path})",
-            f"the folder needs config.json and *.safetensors of a {find_model_kind().name}"
+            f"the folder needs {MODEL_CONFIG_FILE} and *.safetensors of a {find_model_kind().name}"
             if folder
             else "give an existing folder, or a hub id that this machine can reach "
             "(HF_TOKEN if gated)",

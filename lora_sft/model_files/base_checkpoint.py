@@ -14,11 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_sft.errors import ModelError
+from lora_sft.file_names import MODEL_CONFIG_FILE, MODEL_WEIGHTS_FILE, MODEL_WEIGHTS_INDEX_FILE
 from lora_sft.model_files.stored_tensors import StoredTensor, read_header
-
-CONFIG_FILE = "config.json"
-INDEX_FILE = "model.safetensors.index.json"
-WEIGHTS_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -66,10 +63,10 @@ def read_base_checkpoint(location: str, revision: str | None = None) -> BaseChec
 
     Raises: ModelError where there is none, or none in safetensors.
     """
-    config_path = _find_file(location, revision, CONFIG_FILE)
+    config_path = _find_file(location, revision, MODEL_CONFIG_FILE)
     if config_path is None:
         raise ModelError(
-            "cannot find the base: no config.json there",
+            f"cannot find the base: no {MODEL_CONFIG_FILE} there",
             location,
             "name its folder with --base PATH, or a hub id that this machine can reach",
         )
@@ -82,7 +79,7 @@ def read_base_checkpoint(location: str, revision: str | None = None) -> BaseChec
 
 
 def _find_files(location: str, revision: str | None) -> list[Path]:
-    index = _find_file(location, revision, INDEX_FILE)
+    index = _find_file(location, revision, MODEL_WEIGHTS_INDEX_FILE)
     if index is not None:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
         found = {name: _find_file(location, revision, name) for name in dict.fromkeys(names)}
@@ -94,10 +91,10 @@ def _find_files(location: str, revision: str | None) -> list[Path]:
                 "download the model again",
             )
         return [path for path in found.values() if path is not None]
-    single = _find_file(location, revision, WEIGHTS_FILE)
+    single = _find_file(location, revision, MODEL_WEIGHTS_FILE)
     if single is None:
         raise ModelError(
-            f"the base has no weights in safetensors ({WEIGHTS_FILE} or its index)",
+            f"the base has no weights in safetensors ({MODEL_WEIGHTS_FILE} or its index)",
             location,
             "convert it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)",
         )

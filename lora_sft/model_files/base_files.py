@@ -18,9 +18,15 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-CARD = "README.md"
-CONFIGS = ("config.json", "generation_config.json")
-CARRIED_OVER = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "tokenizer.model")
+from lora_sft.file_names import (
+    CARD_FILE,
+    GENERATION_CONFIG_FILE,
+    MODEL_CONFIG_FILE,
+    SENTENCEPIECE_FILE,
+)
+
+CONFIGS = (MODEL_CONFIG_FILE, GENERATION_CONFIG_FILE)
+CARRIED_OVER = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", SENTENCEPIECE_FILE)
 CODE = "*.py"  # of a base with classes of its own, which its config names in `auto_map`
 LICENCE_KEYS = ("license", "license_name", "license_link")
 
@@ -37,7 +43,7 @@ class BaseFiles:
         if Path(location).is_dir():
             return cls(Path(location))
         try:
-            wanted = [*CARRIED_OVER, *CONFIGS, CARD, CODE]
+            wanted = [*CARRIED_OVER, *CONFIGS, CARD_FILE, CODE]
             return cls(Path(snapshot_download(location, revision=revision, allow_patterns=wanted)))
         except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
             return cls(None)
@@ -50,7 +56,7 @@ class BaseFiles:
         """Copy licence, notices, sentencepiece model and own classes; the names, in order."""
         if self.folder is None:
             return []
-        has_code = "auto_map" in self.read_json("config.json")
+        has_code = "auto_map" in self.read_json(MODEL_CONFIG_FILE)
         patterns = (*CARRIED_OVER, CODE) if has_code else CARRIED_OVER
         found = sorted({path for each in patterns for path in self.folder.glob(each)})
         found = [path for path in found if path.is_file()]
@@ -64,7 +70,7 @@ class BaseFiles:
         Only plain scalars are read (a list of licences stays with the base's own card), so no
         YAML reader is needed here.
         """
-        card = self.folder / CARD if self.folder is not None else None
+        card = self.folder / CARD_FILE if self.folder is not None else None
         if card is None or not card.is_file():
             return {}
         head = re.match(r"---\s*\n(.*?)\n---\s*\n", card.read_text(encoding="utf-8"), re.DOTALL)

@@ -19,13 +19,14 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from lora_sft.errors import EXIT_INTERRUPTED, EXIT_UNEXPECTED, LoraSftError, RecipeError
+from lora_sft.file_names import CHECKPOINT_PREFIX, MANIFEST_FILE
 from lora_sft.log import say
 from lora_sft.processes.held_signals import signals_held
 from lora_sft.processes.meeting import leave_after_main
 from lora_sft.processes.stop_signal import Stopped, StopRequest
 from lora_sft.processes.this_process import Processes
 from lora_sft.processes.watch import FOLDER, STALL_SHARE, Watch
-from lora_sft.run_directory import CHECKPOINT_PREFIX, MANIFEST, RunDirectory
+from lora_sft.run_directory import RunDirectory
 
 SHARED_SECONDS = 10.0  # NFS keeps what it knows of a folder for a few seconds
 
@@ -114,14 +115,16 @@ class Report:
     def _try_to_write(self, exit_code: int, reason: str) -> None:
         if self.run.is_finished:
             return  # its end stands until this start has cleared it: so far nothing was changed
-        checkpoints = [each for each in self.run.list_checkpoints() if (each / MANIFEST).exists()]
+        checkpoints = [
+            each for each in self.run.list_checkpoints() if (each / MANIFEST_FILE).exists()
+        ]
         step = int(checkpoints[-1].name.removeprefix(CHECKPOINT_PREFIX)) if checkpoints else 0
         self.run.write_status(exit_code, reason, step, state_saved=False)
 
     def _remove_unfinished(self) -> None:
         """Make room on a full disk: what was never sealed is of no use to anyone."""
         for folder in (*self.run.list_checkpoints(), self.run.checkpoints / "_probe"):
-            if folder.exists() and not (folder / MANIFEST).exists():
+            if folder.exists() and not (folder / MANIFEST_FILE).exists():
                 say(f"removed {folder}: it was not finished")
                 shutil.rmtree(folder, ignore_errors=True)
 

@@ -13,14 +13,15 @@ from typing import Any
 
 from rich.table import Table
 
-from lora_sft.data.supervised_row import IGNORED_LABEL
+from lora_sft.data.labelled_row import IGNORED_LABEL
 from lora_sft.data.templates.tokenizer import load_saved_tokenizer
 from lora_sft.errors import EXIT_DONE
 from lora_sft.evaluate.run_evaluation import run_evaluation
 from lora_sft.evaluate.scoring import Evaluation
 from lora_sft.evaluate.token_loss import compute_loss
 from lora_sft.export.merge_plan import make_merge_plan
-from lora_sft.export.merging import REPORT_FILE, merge
+from lora_sft.export.merging import merge
+from lora_sft.file_names import MERGE_REPORT_FILE
 from lora_sft.log import make_result_console, say
 from lora_sft.model.base_model import load_base_model
 from lora_sft.pipeline import run_training
@@ -68,9 +69,9 @@ def _all_learned(ids: list[int]) -> dict[str, list[int]]:
 
 
 def _merge_once(run: Path, merged: Path) -> Mapping[str, Any]:
-    if (merged / REPORT_FILE).exists():
+    if (merged / MERGE_REPORT_FILE).exists():
         say(f"{merged}: merged already")
-        report: dict[str, Any] = json.loads((merged / REPORT_FILE).read_text())
+        report: dict[str, Any] = json.loads((merged / MERGE_REPORT_FILE).read_text())
         return report
     return merge(make_merge_plan(run, merged))
 

@@ -66,12 +66,6 @@ def read_policy(recipe: Recipe) -> Policy | None:
     return Policy(settings, path.name)
 
 
-def find_zero_stage(recipe: Recipe) -> int | None:
-    """The ZeRO stage of the run, or None without DeepSpeed."""
-    policy = read_policy(recipe)
-    return policy.zero_stage if policy is not None else None
-
-
 def list_contradictions(policy: Policy, recipe: Recipe) -> Iterator[tuple[str, str, Any]]:
     """Settings of the policy that the recipe owns: (name there, path here, value there).
 

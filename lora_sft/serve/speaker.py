@@ -18,6 +18,7 @@ from lora_sft.errors import ModelError
 from lora_sft.evaluate.generation import AnswerStream, make_generation_config
 from lora_sft.export.adapter_origin import AdapterOrigin, read_origin
 from lora_sft.export.serving.serving_files import with_defaults
+from lora_sft.file_names import ADAPTER_CONFIG_FILE, MODEL_CONFIG_FILE, TOKENIZER_CONFIG_FILE
 from lora_sft.model.base_model import (
     CausalModel,
     load_base_model,
@@ -119,14 +120,14 @@ def find_target(path: Path) -> Target:
         adapter = RunDirectory(path).adapter
         return Target(path.resolve().name, adapter, read_origin(adapter))
     folder = path.resolve()
-    if (path / "adapter_config.json").exists():
+    if (path / ADAPTER_CONFIG_FILE).exists():
         of_run = folder.name == "adapter" and RunDirectory(folder.parent).recipe.exists()
         return Target(folder.parent.name if of_run else folder.name, path, read_origin(path))
-    if not (path / "config.json").exists():
+    if not (path / MODEL_CONFIG_FILE).exists():
         raise ModelError(
             "neither a run, an adapter nor a model is here",
             str(path),
-            "give a run directory, its adapter/ folder, or a folder with config.json",
+            f"give a run directory, its adapter/ folder, or a folder with {MODEL_CONFIG_FILE}",
         )
     return Target(folder.name, path, None)
 
@@ -183,7 +184,7 @@ def _load_adapted(target: Target, origin: AdapterOrigin) -> CausalModel:
 def _load_tokenizer(target: Target) -> PreTrainedTokenizerBase:
     """The tokenizer beside the weights, else (an adapter trained elsewhere) the base's."""
     origin = target.origin
-    if origin is None or (target.folder / "tokenizer_config.json").exists():
+    if origin is None or (target.folder / TOKENIZER_CONFIG_FILE).exists():
         tokenizer = load_saved_tokenizer(target.folder)
     else:
         tokenizer = load_saved_tokenizer(

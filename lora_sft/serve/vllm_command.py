@@ -21,6 +21,7 @@ from typing import Any
 
 from lora_sft.errors import CapabilityError
 from lora_sft.export.adapter_origin import AdapterOrigin
+from lora_sft.file_names import ADAPTER_CONFIG_FILE, CHAT_TEMPLATE_FILE
 from lora_sft.serve.speaker import Target
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -68,7 +69,7 @@ def find_rank(target: Target) -> int:
 
     Raises: CapabilityError where it has more than plain LoRA matrices.
     """
-    config = json.loads((target.folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config = json.loads((target.folder / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8"))
     more = [name for name, plain in PLAIN_LORA if config.get(name) not in (plain, None)]
     rank = next((limit for limit in RANKS if limit >= config["r"]), None)
     if not more and rank is not None:
@@ -87,7 +88,7 @@ def _list_values(config: Mapping[str, Any], names: list[str]) -> str:
 
 def _describe_base(target: Target, origin: AdapterOrigin) -> list[str]:
     """The base as the adapter was trained on it; vLLM packs NF4 with double quantisation itself."""
-    template = target.folder / "chat_template.jinja"
+    template = target.folder / CHAT_TEMPLATE_FILE
     stored = dict(origin.quantization or {})
     return [
         *(["--chat-template", str(template)] if template.exists() else []),

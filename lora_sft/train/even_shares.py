@@ -15,7 +15,7 @@ from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset, concatenate_datasets
 from torch.utils.data import RandomSampler, Sampler
 
-from lora_sft.data.supervised_row import IGNORED_LABEL
+from lora_sft.data.labelled_row import IGNORED_LABEL
 
 
 def fill_up(rows: Dataset, rows_a_round: int) -> Dataset:

@@ -23,10 +23,10 @@ from transformers import (
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from lora_sft.data.corpus.packing import (
-    RowLayout,
+    PackingLayout,
     count_learned_tokens,
     count_tokens,
-    lay_out_rows,
+    lay_out_documents,
     pack_documents,
 )
 from lora_sft.errors import CapabilityError
@@ -70,7 +70,7 @@ def decide_packing(
     plain = TrainingRows(documents, len(documents), int(lengths.sum()), learned)
     if recipe.data.packing is False:
         return replace(plain, reason="data.packing is false")
-    layout = lay_out_rows(lengths, recipe.data.max_length)
+    layout = lay_out_documents(lengths, recipe.data.max_length)
     if recipe.data.packing == "auto":
         reason = find_reason_to_leave(layout, len(documents), batch)
         if reason:
@@ -92,17 +92,17 @@ def decide_packing(
     )
 
 
-def find_reason_to_leave(layout: RowLayout, num_documents: int, batch: BatchPlan) -> str:
+def find_reason_to_leave(layout: PackingLayout, num_documents: int, batch: BatchPlan) -> str:
     """Why `auto` leaves these rows as they are, whatever the model; nothing where it does not."""
-    saved = num_documents - layout.num_rows
+    saved = num_documents - layout.num_packed_rows
     if saved < LEAST_SAVED_ROWS * num_documents:
         return f"only {saved:,} of {num_documents:,} rows fit beside others in max_length"
-    steps = layout.num_rows // batch.global_batch_size
+    steps = layout.num_packed_rows // batch.global_batch_size
     if steps < MIN_STEPS_AN_EPOCH:
         return (
-            f"{num_documents:,} rows would become {layout.num_rows:,} packed ones, {steps} steps "
-            f"an epoch at global_batch_size {batch.global_batch_size} (auto wants at least "
-            f"{MIN_STEPS_AN_EPOCH})"
+            f"{num_documents:,} rows would become {layout.num_packed_rows:,} packed ones, "
+            f"{steps} steps an epoch at global_batch_size {batch.global_batch_size} "
+            f"(auto wants at least {MIN_STEPS_AN_EPOCH})"
         )
     return ""
 

@@ -88,7 +88,7 @@ def test_the_reference_is_the_float32_loss_of_each_document_alone(
 ) -> None:
     facts = measure_reference_losses(toy_model, "lora", documents, [4])
     model = AutoModelForCausalLM.from_pretrained(toy_model, dtype=torch.float32)
-    row = documents.to_rows()[4]
+    row = documents.to_labelled_rows()[4]
     ids, labels = (torch.tensor([row[name]]) for name in ("input_ids", "labels"))
     mean = model(ids, labels=labels).loss.item()
     assert facts["document_losses"]["4"] == pytest.approx(

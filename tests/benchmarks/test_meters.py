@@ -25,7 +25,7 @@ def test_documents_have_the_lengths_and_the_learned_share_they_promise() -> None
     assert sum(lengths) >= 400_000
     assert max(lengths) <= 2048
     assert sum(lengths) / len(lengths) == pytest.approx(670, rel=0.08)
-    rows = documents.to_rows()
+    rows = documents.to_labelled_rows()
     learned = sum(label != IGNORED_LABEL for row in rows for label in row["labels"])
     assert learned / sum(lengths) == pytest.approx(0.4, abs=0.01)
     assert all(len(row["labels"]) == len(row["input_ids"]) for row in rows)

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from lora_sft.data.corpus.building import build_corpus
-from lora_sft.data.supervised_row import IGNORED_LABEL
+from lora_sft.data.labelled_row import IGNORED_LABEL
 from lora_sft.data.templates.tokenizer import find_stop_token_ids, load_tokenizer
 from tests.data.sections import (
     make_data,

@@ -1,4 +1,4 @@
-"""The account of one split: what became of every row read. The sums add up, or it is not made."""
+"""The account of one split: what became of every source row. Its sums add up, or it is not made."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lora_sft.data.corpus.row_outcomes import RowOutcome
+from lora_sft.data.corpus.source_row_outcomes import SourceRowOutcome
 
 if TYPE_CHECKING:
     pass
@@ -18,16 +18,17 @@ SOURCE_COUNTS = ("read", "kept", "rows_out", "tokens", "target_tokens")
 
 @dataclass(frozen=True)
 class Account:
-    """What became of a split's rows.
+    """What became of a split's source rows.
 
-    `read`, `kept`, `dropped`, `expanded` (into several rows), `truncated` and `partly_overlong`
-    (expanded, and some of the rows too long) count source rows, each once whatever its repeat.
-    `rows_out`, `tokens`, `target_tokens` and `built` describe the finished split, repeats
-    included. `expansion_tokens` are what expanding costs: the tokens of a kept source row's rows
-    beyond those of its longest, as they are before the length policy, repeats included.
-    `longest_tokens` is the longest row seen, before the length policy. `examples` has the first
-    row of each drop reason. `sources` has the same counts (`SOURCE_COUNTS`) for each source, as
-    the recipe writes it or as its folder lists it.
+    `read`, `kept`, `dropped`, `expanded` (into several labelled rows), `truncated` and
+    `partly_overlong` (expanded, and some of the labelled rows too long) count source rows, each
+    once whatever its repeat. `rows_out`, `tokens`, `target_tokens` and `built` describe the
+    labelled rows of the finished split, repeats included. `expansion_tokens` are what expanding
+    costs: the tokens of a kept source row's labelled rows beyond those of its longest, as they are
+    before the length policy, repeats included. `longest_tokens` is the longest labelled row seen,
+    before the length policy. `examples` has the first source row of each drop reason. `sources` has
+    the same counts (`SOURCE_COUNTS`) for each source, as the recipe writes it or as its folder
+    lists it.
     """
 
     read: int
@@ -73,8 +74,8 @@ class AccountTally:
         self._sources: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._longest_tokens = 0
 
-    def count(self, outcome: RowOutcome, num_passes: int) -> None:
-        """One source row, whose rows are learned `num_passes` times an epoch."""
+    def count(self, outcome: SourceRowOutcome, num_passes: int) -> None:
+        """One source row, whose labelled rows are learned `num_passes` times an epoch."""
         self._longest_tokens = max(self._longest_tokens, outcome.longest_tokens)
         source = self._sources[outcome.source_row.source]
         source["read"] += 1
@@ -85,22 +86,23 @@ class AccountTally:
         self._counts["kept"] += 1
         self._counts["expanded"] += outcome.is_expanded
         self._counts["truncated"] += outcome.is_truncated
-        self._counts["partly_overlong"] += len(outcome.rows) < outcome.num_supervised
-        lengths = [len(row.input_ids) for row in outcome.rows]
-        added_by_expanding = sum(outcome.supervised_lengths) - outcome.longest_tokens
+        self._counts["partly_overlong"] += len(outcome.labelled_rows) < outcome.num_labelled
+        lengths = [len(row.input_ids) for row in outcome.labelled_rows]
+        added_by_expanding = sum(outcome.labelled_lengths) - outcome.longest_tokens
         self._counts["expansion_tokens"] += num_passes * added_by_expanding
-        for row in outcome.rows:
+        for row in outcome.labelled_rows:
             self._built[row.built] += num_passes
         added = {
             "rows_out": num_passes * len(lengths),
             "tokens": num_passes * sum(lengths),
-            "target_tokens": num_passes * sum(row.num_target_tokens for row in outcome.rows),
+            "target_tokens": num_passes
+            * sum(row.num_target_tokens for row in outcome.labelled_rows),
         }
         for name, count in added.items():
             self._counts[name] += count
             source[name] += count
 
-    def _count_dropped(self, outcome: RowOutcome) -> None:
+    def _count_dropped(self, outcome: SourceRowOutcome) -> None:
         drop, where = outcome.drop, outcome.source_row.where
         assert drop is not None, "only a drop is counted as one"
         self._dropped[drop.reason] += 1

@@ -14,7 +14,7 @@ from datasets import Dataset
 
 from lora_sft.cache_folder import find_cache_folder
 
-UNFINISHED = ".unfinished-"
+UNFINISHED_PREFIX = ".unfinished-"  # at the beginning of a folder's name until it is whole
 ABANDONED_SECONDS = 7 * 24 * 3600  # no data set takes that long
 
 
@@ -40,10 +40,10 @@ def make_unfinished_folder(parent: Path) -> Path:
     Raises: OSError where `parent` cannot be written.
     """
     parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for leftover in parent.glob(f"{UNFINISHED}*"):
+    for leftover in parent.glob(f"{UNFINISHED_PREFIX}*"):
         if time.time() - leftover.stat().st_mtime > ABANDONED_SECONDS:
             shutil.rmtree(leftover, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=parent))
+    return Path(tempfile.mkdtemp(prefix=UNFINISHED_PREFIX, dir=parent))
 
 
 def write_tables(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:

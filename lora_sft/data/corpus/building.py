@@ -1,7 +1,7 @@
-"""Build the corpus: every row of every data set, supervised, split, repeated and accounted for.
+"""Build the corpus: every source row of every data set, labelled, split, repeated and counted.
 
 It is written to files as it is built and mapped from them when it is used, so that memory does not
-grow with the number of rows.
+grow with the number of source rows.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from transformers import PreTrainedTokenizerBase
 
 from lora_sft.data.corpus.account import Account
 from lora_sft.data.corpus.arrow_files import make_scratch_folder
-from lora_sft.data.corpus.row_following import RowFollower
-from lora_sft.data.corpus.row_outcomes import RowOutcome
+from lora_sft.data.corpus.source_row_following import SourceRowFollower
+from lora_sft.data.corpus.source_row_outcomes import SourceRowOutcome
 from lora_sft.data.corpus.split_files import SplitWriter, WrittenSplit
 from lora_sft.data.corpus.splits import SplitByFraction, count_passes
 from lora_sft.data.drops import LEVERS
-from lora_sft.data.labels.supervision import Supervisor
+from lora_sft.data.labels.labelling import Labeller
 from lora_sft.data.templates.rendering import hash_template
 from lora_sft.errors import DataError
 
@@ -34,12 +34,12 @@ DESCRIPTION = "corpus.json"
 
 @dataclass(frozen=True)
 class Corpus:
-    """What training learns from.
+    """What training learns from: the labelled rows of each split.
 
     Each split has the columns `input_ids`, `labels`, `source` and `row`. `stop_token_ids` are
     all tokens that end a turn, the template's own among them. `fingerprints` has one for each
     split, of its ids and labels in their order. `largest_token_id` is that of any split: the
-    model's embedding must have a row for it. `warnings` are sentences for a person.
+    model's embedding must have an entry for it. `warnings` are sentences for a person.
     `template_date` is the day (YYYY-MM-DD) that a template which reads the clock was shown.
     """
 
@@ -61,7 +61,7 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """Of the rows that are trained on."""
+        """Of the labelled rows that are trained on."""
         return self.fingerprints["train"]
 
 
@@ -83,22 +83,22 @@ def write_corpus(
     stop_token_ids: Iterable[int],
     folder: Path,
 ) -> None:
-    """Read, convert, supervise and split everything that `data` names, into files in `folder`.
+    """Read, convert, label and split everything that `data` names, into files in `folder`.
 
-    Raises: DataError where something cannot be read or a split is left without rows.
+    Raises: DataError where something cannot be read or a split is left without source rows.
     """
-    supervisor = Supervisor(data, tokenizer, stop_token_ids)
+    labeller = Labeller(data, tokenizer, stop_token_ids)
     writers = {name: SplitWriter(folder, name) for name in list_splits(data)}
-    fill_splits(data, RowFollower(data, supervisor, tokenizer.chat_template), writers)
+    fill_splits(data, SourceRowFollower(data, labeller, tokenizer.chat_template), writers)
     splits = {name: writer.finish() for name, writer in writers.items()}
     for name, split in splits.items():
         _check_has_rows(name, split.account, data)
     description = {
         "splits": {name: split.as_dict() for name, split in splits.items()},
         "template_sha256": hash_template(tokenizer),
-        "stop_token_ids": sorted(supervisor.stop_token_ids),
-        "warnings": supervisor.warnings,
-        "template_date": supervisor.template_date,
+        "stop_token_ids": sorted(labeller.stop_token_ids),
+        "warnings": labeller.warnings,
+        "template_date": labeller.template_date,
     }
     (folder / DESCRIPTION).write_text(json.dumps(description), encoding="utf-8")
 
@@ -129,9 +129,9 @@ class SplitSink(Protocol):
     """Takes the source rows of one split, in their order."""
 
     def begin_dataset(self, repeat: float) -> None:
-        """The rows of one data set follow, repeated as a whole."""
+        """The source rows of one data set follow, repeated as a whole."""
 
-    def add(self, outcome: RowOutcome, num_passes: int = 1) -> None:
+    def add(self, outcome: SourceRowOutcome, num_passes: int = 1) -> None:
         """One source row, learned `num_passes` times an epoch."""
 
 
@@ -141,8 +141,10 @@ def list_splits(data: DataSection) -> list[str]:
     return ["train", *(name for name, section in held_out if section is not None)]
 
 
-def fill_splits(data: DataSection, follower: RowFollower, splits: Mapping[str, SplitSink]) -> None:
-    """Send every source row to its split; no work is done on rows of splits not in `splits`."""
+def fill_splits(
+    data: DataSection, follower: SourceRowFollower, splits: Mapping[str, SplitSink]
+) -> None:
+    """Send every source row to its split; no work is done on those of splits not in `splits`."""
     for dataset in data.datasets:
         _fill_from_training_dataset(dataset, follower, splits, SplitByFraction(data))
     for name, section in (("validation", data.validation), ("test", data.test)):
@@ -156,11 +158,11 @@ def _list_datasets(section: SplitSection | None) -> Iterable[DatasetSection]:
 
 def _fill_from_training_dataset(
     dataset: DatasetSection,
-    follower: RowFollower,
+    follower: SourceRowFollower,
     splits: Mapping[str, SplitSink],
     by_fraction: SplitByFraction,
 ) -> None:
-    """Repeat counts for training; rows held out of it are there once."""
+    """Repeat counts for training; source rows held out of it are there once."""
     for name, split in splits.items():
         split.begin_dataset(dataset.repeat if name == "train" else 1)
 
@@ -177,7 +179,7 @@ def _fill_from_training_dataset(
 
 
 def _fill_from_own_dataset(
-    dataset: DatasetSection, follower: RowFollower, split: SplitSink
+    dataset: DatasetSection, follower: SourceRowFollower, split: SplitSink
 ) -> None:
     split.begin_dataset(dataset.repeat)
 

@@ -28,7 +28,7 @@ from lora_sft.cache_folder import VARIABLE, find_cache_folder
 from lora_sft.data.corpus.arrow_files import make_unfinished_folder
 from lora_sft.data.corpus.building import Corpus, build_corpus, open_corpus, write_corpus
 from lora_sft.data.corpus.code_hash import PACKAGE, hash_deciding_code
-from lora_sft.data.labels.supervision import read_day
+from lora_sft.data.labels.labelling import read_day
 from lora_sft.data.rows.local_files import find_local_files
 from lora_sft.data.templates.rendering import hash_template, reads_clock
 from lora_sft.log import say

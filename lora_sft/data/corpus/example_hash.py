@@ -1,11 +1,11 @@
-"""Two fingerprints of what a row holds: one that it is drawn by, and one that it is compared by.
+"""Two fingerprints of an example: one that its source row is drawn by, and one to compare it by.
 
-A draw follows what the row says alone (roles, contents, calls, tools), so that neither another
-template nor a recipe's argument moves a row to another split, and so that one question with
+A draw follows what the source row says alone (roles, contents, calls, tools), so that neither
+another template nor a recipe's argument moves it to another split, and so that one question with
 thinking and without it lies in one. It does not follow reasoning, which is the same answer's.
 
-Two rows hold the same example where the model would be shown the same, whatever format they are
-written in and whatever stands beside it: an id in another column or in a message, a key that is
+Two source rows hold the same example where the model would be shown the same, whatever format they
+are written in and whatever stands beside it: an id in another column or in a message, a key that is
 null or empty, the wish to learn a message or not. Reasoning counts wherever it stands, template
 arguments as they reach the template (the recipe's and the row's together), and of other keys those
 that the chat template names, for only then can they reach the model.

@@ -1,13 +1,16 @@
-"""Put whole documents into rows of at most `max_length` tokens, so that no slot is padding.
+"""Put whole documents into packed rows of at most `max_length` tokens, so that no slot is padding.
 
-Best fit decreasing over the whole set: the longest document first, each into the fullest row that
-still holds it. A document is never cut and a row never longer than asked for. TRL packs in groups
-of 1,000 rows and leaves a badly filled row or more in each; over the whole set hardly any is left.
+A document is a labelled row that is to be packed: the literature's word for it.
+
+Best fit decreasing over the whole set: the longest document first, each into the fullest packed row
+that still holds it. A document is never cut and a packed row never longer than asked for. TRL packs
+in groups of 1,000 documents and leaves a badly filled packed row or more in each; over the whole
+set hardly any is left.
 
 The best fit of one document after another would cost a step of Python for each. But documents of
-one length are alike, and so are rows with the same space left: as long as a row still holds the
-next document it is the fullest one that does, so it is filled first. Each (length, space) pair is
-therefore placed in one go, with the very result of the slow way (a test compares them).
+one length are alike, and so are packed rows with the same space left: as long as a packed row still
+holds the next document it is the fullest one that does, so it is filled first. Each (length, space)
+pair is therefore placed in one go, with the very result of the slow way (a test compares them).
 """
 
 from __future__ import annotations
@@ -21,23 +24,24 @@ import pyarrow as pa
 from datasets import Dataset
 
 from lora_sft.data.corpus.arrow_files import make_scratch_folder, map_tables, write_tables
-from lora_sft.data.supervised_row import IGNORED_LABEL
+from lora_sft.data.labelled_row import IGNORED_LABEL
 
 Integers: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
 PACKED_COLUMNS = ("input_ids", "labels")
 PACKED_SCHEMA = pa.schema({name: pa.list_(pa.int32()) for name in (*PACKED_COLUMNS, "seq_lengths")})
-ROWS_A_TABLE = 1_000
-# The same documents give the same rows whatever the run's seed, which orders the rows anew for
+PACKED_ROWS_A_TABLE = 1_000
+DOCUMENTS_COUNTED_AT_ONCE = 1_000
+# The same documents give the same packed rows whatever the run's seed, which orders them anew for
 # every epoch anyway.
 ORDER_SEED = 0
 
 
 @dataclass(frozen=True)
-class RowLayout:
-    """Which documents lie in which row: row i holds `documents[starts[i]:starts[i + 1]]`.
+class PackingLayout:
+    """Which documents lie in which packed row: number i holds `documents[starts[i]:starts[i + 1]]`.
 
-    Shapes: `documents` [number of documents], each number once; `starts` [rows + 1].
+    Shapes: `documents` [number of documents], each number once; `starts` [packed rows + 1].
     """
 
     documents: Integers
@@ -46,13 +50,13 @@ class RowLayout:
     max_length: int
 
     @property
-    def num_rows(self) -> int:
+    def num_packed_rows(self) -> int:
         return len(self.starts) - 1
 
     @property
     def utilisation(self) -> float:
-        """The share of the rows' token slots that hold a token."""
-        return self.tokens / max(1, self.num_rows * self.max_length)
+        """The share of the packed rows' token slots that hold a token."""
+        return self.tokens / max(1, self.num_packed_rows * self.max_length)
 
 
 def count_tokens(documents: Dataset) -> Integers:
@@ -63,18 +67,18 @@ def count_tokens(documents: Dataset) -> Integers:
 def count_learned_tokens(documents: Dataset) -> int:
     """How many tokens of all documents are learned."""
     labels, total = _TokenLists(documents, "labels"), 0
-    for first in range(0, len(documents), ROWS_A_TABLE):
-        part = np.arange(first, min(first + ROWS_A_TABLE, len(documents)))
+    for first in range(0, len(documents), DOCUMENTS_COUNTED_AT_ONCE):
+        part = np.arange(first, min(first + DOCUMENTS_COUNTED_AT_ONCE, len(documents)))
         total += int(np.count_nonzero(labels.gather(part) != IGNORED_LABEL))
     return total
 
 
-def lay_out_rows(lengths: Integers, max_length: int) -> RowLayout:
-    """Best fit decreasing (Johnson 1973: at most 11/9 of the least number of rows, and 6/9 more).
+def lay_out_documents(lengths: Integers, max_length: int) -> PackingLayout:
+    """Best fit decreasing (Johnson 1973: at most 11/9 of the fewest packed rows, and 6/9 more).
 
     Documents of one length are taken in a shuffled order, so that those of one source do not end
-    up in rows of their own; the rows are shuffled because they come out longest documents first,
-    and a trainer that reads them in order would learn from long documents before short ones.
+    up in packed rows of their own; these are shuffled because they come out longest documents
+    first, and a trainer that reads them in order would learn from long documents before short ones.
 
     Units: tokens; every length is from 1 to `max_length`.
     """
@@ -87,10 +91,10 @@ def lay_out_rows(lengths: Integers, max_length: int) -> RowLayout:
         rows for length, count in _count_by_length(lengths) for rows in shelf.place(length, count)
     ]
     found = np.concatenate(placed) if placed else np.empty(0, np.int64)
-    row_of = random.permutation(shelf.num_rows)[found]
-    counts = np.bincount(row_of, minlength=shelf.num_rows)
-    return RowLayout(
-        documents=descending[np.argsort(row_of, kind="stable")],
+    packed_row_of = random.permutation(shelf.num_packed_rows)[found]
+    counts = np.bincount(packed_row_of, minlength=shelf.num_packed_rows)
+    return PackingLayout(
+        documents=descending[np.argsort(packed_row_of, kind="stable")],
         starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         tokens=int(lengths.sum()),
         max_length=max_length,
@@ -104,16 +108,16 @@ def _count_by_length(lengths: Integers) -> Iterator[tuple[int, int]]:
 
 
 class _Shelf:
-    """Rows by the space that is left in them; a row has a number and nothing else."""
+    """Packed rows by the space that is left in them; each has a number and nothing else."""
 
     def __init__(self, max_length: int) -> None:
-        self.num_rows = 0
+        self.num_packed_rows = 0
         self._max_length = max_length
         self._by_space: list[list[Integers]] = [[] for _ in range(max_length)]
         self._is_there = bytearray(max_length)  # one flag a space: `find` is one C call
 
     def place(self, length: int, count: int) -> Iterator[Integers]:
-        """The rows that `count` documents of `length` go into, fullest fitting row first."""
+        """The packed rows for `count` documents of `length`, the fullest that fit first."""
         while count:
             space = self._is_there.find(1, length)
             if space < 0:
@@ -129,10 +133,10 @@ class _Shelf:
             count -= num_placed
 
     def _take(self, space: int, wanted: int) -> Integers:
-        """At most `wanted` rows with this space; new ones where it is a whole row's."""
+        """At most `wanted` packed rows with this space; new ones where it is a whole row's."""
         if space == self._max_length:
-            self.num_rows += wanted
-            return np.arange(self.num_rows - wanted, self.num_rows)
+            self.num_packed_rows += wanted
+            return np.arange(self.num_packed_rows - wanted, self.num_packed_rows)
         stack, taken = self._by_space[space], []
         while stack and wanted:
             rows = stack.pop()
@@ -149,17 +153,18 @@ class _Shelf:
             self._is_there[space] = True
 
 
-def pack_documents(documents: Dataset, layout: RowLayout) -> Dataset:
-    """The rows of a layout: `input_ids` and `labels` one document after another, `seq_lengths`.
+def pack_documents(documents: Dataset, layout: PackingLayout) -> Dataset:
+    """The packed rows of a layout: `input_ids` and `labels` of its documents, and `seq_lengths`.
 
     Arrow buffers are cut and joined into a file that nobody keeps; no token becomes a Python
-    object, and the rows are in memory only while they are read.
+    object, and the packed rows are in memory only while they are read.
     """
     columns = {name: _TokenLists(documents, name) for name in PACKED_COLUMNS}
     lengths = columns["input_ids"].lengths[layout.documents]
+    num_rows = layout.num_packed_rows
     tables = (
-        _make_table(columns, lengths, layout, first, min(first + ROWS_A_TABLE, layout.num_rows))
-        for first in range(0, layout.num_rows, ROWS_A_TABLE)
+        _make_table(columns, lengths, layout, first, min(first + PACKED_ROWS_A_TABLE, num_rows))
+        for first in range(0, num_rows, PACKED_ROWS_A_TABLE)
     )
     with make_scratch_folder() as folder:
         path = folder / "packed.arrow"
@@ -168,9 +173,9 @@ def pack_documents(documents: Dataset, layout: RowLayout) -> Dataset:
 
 
 def _make_table(
-    columns: dict[str, _TokenLists], lengths: Integers, layout: RowLayout, first: int, end: int
+    columns: dict[str, _TokenLists], lengths: Integers, layout: PackingLayout, first: int, end: int
 ) -> pa.Table:
-    """The rows [first, end)."""
+    """The packed rows [first, end)."""
     starts = layout.starts[first : end + 1]
     inside = slice(starts[0], starts[-1])
     tokens_before = np.concatenate([[0], np.cumsum(lengths[inside])])
@@ -188,7 +193,7 @@ def _make_lists(starts: Integers, values: Integers) -> pa.ListArray:
 
 
 def _find_order(documents: Dataset) -> Any:
-    """Where the rows of a data set lie in its table: one that was selected from keeps the table."""
+    """Where the documents lie in their table: a data set that was selected from keeps the table."""
     selected = documents._indices
     return slice(None) if selected is None else selected.column(0).to_numpy()
 

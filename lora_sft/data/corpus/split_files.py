@@ -1,7 +1,7 @@
-"""Write one split to Arrow files as its rows come, and know all of it when the last has come.
+"""Write one split to Arrow files as its labelled rows come, and know all of it at the last.
 
-A row that is repeated is written once: the whole passes over a data set are one file that is read
-as often, and the rows of a last part pass are a file of their own.
+A labelled row that is repeated is written once: the whole passes over a data set are one file that
+is read as often, and those of a last part pass are a file of their own.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from datasets import Dataset
 
 from lora_sft.data.corpus.account import Account, AccountTally
 from lora_sft.data.corpus.arrow_files import map_tables
-from lora_sft.data.corpus.row_outcomes import RowOutcome
-from lora_sft.data.supervised_row import SupervisedRow
+from lora_sft.data.corpus.source_row_outcomes import SourceRowOutcome
+from lora_sft.data.labelled_row import LabelledRow
 
 SCHEMA = pa.schema(
     {
@@ -38,7 +38,7 @@ TABLE_TOKENS = 500_000
 class WrittenSplit:
     """A finished split: `files` in the order to read them, a repeated one named again.
 
-    `fingerprint` covers ids and labels in their order. `largest_token_id` is -1 without rows.
+    `fingerprint` covers ids and labels in their order. `largest_token_id` is -1 without any.
     """
 
     files: tuple[str, ...]
@@ -57,34 +57,34 @@ class WrittenSplit:
         return cls(**{**described, "files": tuple(described["files"]), "account": account})
 
     def open(self, folder: Path) -> Dataset:
-        """Its rows (`input_ids`, `labels`, `source`, `row`), mapped from the files in `folder`."""
+        """Its labelled rows (the columns of `SCHEMA`), mapped from the files in `folder`."""
         return map_tables([folder / name for name in self.files], SCHEMA, self.fingerprint[:16])
 
 
 class SplitWriter:
-    """Takes the rows of one split in their order and writes them into a folder."""
+    """Takes the outcomes of one split in their order and writes its labelled rows."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._folder = folder
         self._name = name
         self._tally = AccountTally()
         self._num_files = 0
-        self._written: list[RowFile] = []  # in the order of reading, repeats named again
+        self._written: list[LabelledRowFile] = []  # in the order of reading, repeats named again
         self._num_whole = 0
-        self._whole: RowFile | None = None
-        self._part: RowFile | None = None
+        self._whole: LabelledRowFile | None = None
+        self._part: LabelledRowFile | None = None
 
     def begin_dataset(self, repeat: float) -> None:
-        """Start on the rows of one data set, which is repeated as a whole."""
+        """Start on the outcomes of one data set, which is repeated as a whole."""
         self._close_dataset()
         self._num_whole = int(repeat)
         self._whole = self._make_file() if self._num_whole else None
         self._part = self._make_file() if repeat > self._num_whole else None
 
-    def add(self, outcome: RowOutcome, num_passes: int = 1) -> None:
-        """Count one source row, and write its rows for the passes they are in."""
+    def add(self, outcome: SourceRowOutcome, num_passes: int = 1) -> None:
+        """Count one source row, and write its labelled rows for the passes they are in."""
         self._tally.count(outcome, num_passes)
-        if not num_passes or not outcome.rows:
+        if not num_passes or not outcome.labelled_rows:
             return
         if self._whole is not None:
             self._whole.add(outcome)
@@ -102,9 +102,9 @@ class SplitWriter:
             largest_token_id=max((file.largest_token_id for file in self._written), default=-1),
         )
 
-    def _make_file(self) -> RowFile:
+    def _make_file(self) -> LabelledRowFile:
         self._num_files += 1
-        return RowFile(self._folder / f"{self._name}-{self._num_files:05d}.arrow")
+        return LabelledRowFile(self._folder / f"{self._name}-{self._num_files:05d}.arrow")
 
     def _close_dataset(self) -> None:
         for file, times in ((self._whole, self._num_whole), (self._part, 1)):
@@ -113,14 +113,14 @@ class SplitWriter:
         self._whole = self._part = None
 
 
-class RowFile:
-    """An Arrow file of rows, hashed as it is written; there is none where no row came."""
+class LabelledRowFile:
+    """An Arrow file of labelled rows, hashed as it is written; none is made where none came."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.largest_token_id = -1
         self._sha256 = hashlib.sha256()
-        self._rows: list[tuple[SupervisedRow, RowOutcome]] = []
+        self._rows: list[tuple[LabelledRow, SourceRowOutcome]] = []
         self._num_tokens = 0
         self._writer: Any = None
 
@@ -129,9 +129,9 @@ class RowFile:
         """The hash of ids and labels, in order."""
         return self._sha256.hexdigest()
 
-    def add(self, outcome: RowOutcome) -> None:
-        """Append the rows of one source row."""
-        for row in outcome.rows:
+    def add(self, outcome: SourceRowOutcome) -> None:
+        """Append the labelled rows of one source row."""
+        for row in outcome.labelled_rows:
             self._rows.append((row, outcome))
             self._num_tokens += len(row.input_ids)
         if len(self._rows) >= TABLE_ROWS or self._num_tokens >= TABLE_TOKENS:

@@ -1,11 +1,11 @@
-"""Decide by a row's own content which split it belongs to and how often it is repeated.
+"""Decide by a source row's own content which split it belongs to and how often it is repeated.
 
-A row's place follows from what it says (`example_hash.hash_content`): adding, removing or
+A source row's place follows from what it says (`example_hash.hash_content`): adding, removing or
 reordering others never moves it, nor does another template or another setting, and rows that say
 the same share a split, whatever their ids, formats and template arguments. A row that its format
 cannot read is drawn by its raw values. With `group_by` the rows of one group share a split: the
 first bytes of a row's hash, which draw its split, are then the group's, and equal examples of two
-groups are found by `repeated_rows`.
+groups are found by `repeated_examples`.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 
 @dataclass(frozen=True)
 class Message:
-    """One turn as the chat template reads it, and whether the row asks to learn it.
+    """One turn as the chat template reads it, and whether the source row asks to learn it.
 
     `extras` holds every other key of the message (`name`, `tool_call_id`,
     `reasoning_content`, ...): templates differ in what they read.
@@ -54,8 +54,8 @@ class Message:
 class Conversation:
     """Messages for a chat template.
 
-    `completion_start` is the index of the first message of the completion, where the row drew
-    that line; `template_kwargs` are the row's own and win over the recipe's.
+    `completion_start` is the index of the first message of the completion, where the source row
+    drew that line; `template_kwargs` are the source row's own and win over the recipe's.
     """
 
     messages: tuple[Message, ...]
@@ -74,7 +74,7 @@ class PromptCompletion:
 
 @dataclass(frozen=True)
 class PlainText:
-    """A document, learned from its first token to its end."""
+    """A text, learned from its first token to its end."""
 
     text: str
 
@@ -83,7 +83,7 @@ class PlainText:
 class TokenizedExample:
     """Token ids that were made elsewhere, and which of them are learned.
 
-    `is_target` is None where the row does not say; `role` names what the targets are.
+    `is_target` is None where the source row does not say; `role` names what the targets are.
     """
 
     input_ids: tuple[int, ...]

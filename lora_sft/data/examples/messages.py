@@ -1,4 +1,4 @@
-"""Turn the message dictionaries of a row into `Message` records, in either spelling.
+"""Turn the message dictionaries of a source row into `Message` records, in either spelling.
 
 OpenAI's spelling is `role` and `content`, ShareGPT's `from` and `value`. A message that cannot
 be understood makes its row malformed; nothing is guessed or filled in.
@@ -55,7 +55,7 @@ NEVER_ARGUMENTS = frozenset(
 
 
 def read_messages(value: Any, column: str, *, sharegpt: bool = False) -> tuple[Message, ...]:
-    """The messages of one row's `column`: a list, or that list as a JSON text (a CSV's way).
+    """The messages of one source row's `column`: a list, or that list as a JSON text (a CSV's way).
 
     Raises: MalformedRow, with the message's index from 0 in its text.
     """

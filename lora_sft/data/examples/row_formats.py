@@ -1,7 +1,7 @@
-"""The formats a row can be written in: how each is recognised and how it is read.
+"""The formats a source row can be written in: how each is recognised and how it is read.
 
 A new format is one function and one entry in `FORMATS` (and its name in `RowFormat` of the
-recipe's schema): the function takes a row's values and returns an example or raises
+recipe's schema): the function takes a source row's values and returns an example or raises
 `MalformedRow`; `needs` names the columns that must be there, each with its accepted spellings.
 """
 
@@ -26,7 +26,7 @@ from lora_sft.data.rows.plain_json import check_is_plain, parse_if_text, parse_j
 from lora_sft.errors import DataError
 
 KWARGS_COLUMN = "chat_template_kwargs"
-# What a template is given of the row itself: an argument of that name would be lost.
+# What a template is given of the source row itself: an argument of that name would be lost.
 NOT_KWARGS = ("messages", "tools", "add_generation_prompt")
 
 Values = Mapping[str, Any]
@@ -34,7 +34,7 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class RowFormat:
-    """A format: the columns it needs, any spelling of each, and the function that reads a row."""
+    """A format: the columns it needs, any spelling of each, and what reads a source row by it."""
 
     name: str
     needs: tuple[tuple[str, ...], ...]
@@ -89,7 +89,7 @@ def read_prompt_completion_row(values: Values) -> PromptCompletion | Conversatio
 
 
 def read_text_row(values: Values) -> PlainText:
-    """One document in `text`."""
+    """One text in `text`."""
     return PlainText(_read_text(values, "text"))
 
 

@@ -1,4 +1,4 @@
-"""Read the template kwargs that a row sets, in columns of its own or in one object.
+"""Read the template kwargs that a source row sets, in columns of its own or in one object.
 
 A CSV knows only texts, and to a template the text "false" is true: a value is read as the kind
 that the recipe gives the same argument.

@@ -1,9 +1,10 @@
-"""Rows that are token ids already: `input_ids`, and what of them is learned.
+"""Source rows that are token ids already: `input_ids`, and what of them is learned.
 
-What is learned is said by `labels` (each -100 or the id itself: no shift, no other target), or
-by `completion_mask` and `assistant_masks` (1 where learned; with both, where both say so), as
-TRL writes them. A row that says neither is learned as a whole, and only where `loss_on: all`
-asks for that. Tokens that `attention_mask` switches off at either end are padding and are cut.
+What is learned is said by `labels` (each `IGNORED_LABEL` or the id itself: no shift, no other
+target), or by `completion_mask` and `assistant_masks` (1 where learned; with both, where both say
+so), as TRL writes them. A source row that says neither is learned as a whole, and only where
+`loss_on: all` asks for that. Tokens that `attention_mask` switches off at either end are padding
+and are cut.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from lora_sft.data.drops import MalformedRow
 from lora_sft.data.examples.conversation import TokenizedExample
-from lora_sft.data.supervised_row import IGNORED_LABEL
+from lora_sft.data.labelled_row import IGNORED_LABEL
 
 # The role of what each of them marks, for people to read.
 MASK_ROLES = {"completion_mask": "completion", "assistant_masks": "assistant"}

@@ -17,7 +17,7 @@ from lora_sft.data.drops import RowDropped
 from lora_sft.data.examples.conversation import Conversation
 
 FIRST_STAND_IN, LAST_STAND_IN = 0xE000, 0xF8FF  # Unicode's private use area
-STAND_INS = re.compile("[\ue000-\uf8ff]")
+STAND_INS = re.compile(f"[{chr(FIRST_STAND_IN)}-{chr(LAST_STAND_IN)}]")
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class EscapedConversation:
 def escape_special_tokens(
     conversation: Conversation, special: re.Pattern[str]
 ) -> EscapedConversation:
-    """Replace every special-token string in the messages, tools and template kwargs of the row:
-    all that the row writes and the template may render, roles included.
+    """Replace every special-token string in a conversation's messages, tools and template kwargs:
+    all that it writes and the template may render, roles included.
 
     Raises: RowDropped where the content uses private characters itself.
     """

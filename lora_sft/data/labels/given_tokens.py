@@ -1,4 +1,4 @@
-"""Label rows that arrive as token ids."""
+"""Label examples that arrive as token ids."""
 
 from __future__ import annotations
 
@@ -7,26 +7,24 @@ from itertools import groupby
 
 from lora_sft.data.drops import MalformedRow
 from lora_sft.data.examples.conversation import TokenizedExample
-from lora_sft.data.supervised_row import SupervisedRow, Turn, make_supervised_row
+from lora_sft.data.labelled_row import LabelledRow, Turn, make_labelled_row
 from lora_sft.errors import DataError
 
 
-def label_tokenized_row(
+def label_tokenized_example(
     example: TokenizedExample, num_tokens_known: int, loss_on: str, where: str
-) -> SupervisedRow:
-    """The row with its targets; its ids are `given`, no tokenizer of this run made them.
+) -> LabelledRow:
+    """The labelled row; its ids are `given`, no tokenizer of this run made them.
 
     Raises: MalformedRow for an id that the tokenizer does not have; DataError where `loss_on` and
-    the row do not go together.
+    the example do not go together.
     """
     largest = max(example.input_ids)
     if largest >= num_tokens_known:
         raise MalformedRow(f"token id {largest} is not among the tokenizer's {num_tokens_known}")
     _check_loss_on(example, loss_on, where)
     is_target = example.is_target or (True,) * len(example.input_ids)
-    return make_supervised_row(
-        list(example.input_ids), _find_turns(is_target, example.role), "given"
-    )
+    return make_labelled_row(list(example.input_ids), _find_turns(is_target, example.role), "given")
 
 
 def _check_loss_on(example: TokenizedExample, loss_on: str, where: str) -> None:

@@ -1,4 +1,4 @@
-"""What happens to a row longer than `max_length`: left out, cut, cut into several, or an error.
+"""What happens to a labelled row longer than `max_length`: left out, cut, split, or an error.
 
 A cut adds nothing, so it never teaches a stop in the middle of a sentence, and what would be left
 without a learned token is left out.
@@ -6,14 +6,14 @@ without a learned token is left out.
 
 from __future__ import annotations
 
-from lora_sft.data.supervised_row import SupervisedRow, Turn, make_supervised_row
+from lora_sft.data.labelled_row import LabelledRow, Turn, make_labelled_row
 from lora_sft.errors import DataError
 
 
 def fit_length(
-    row: SupervisedRow, max_length: int, overlong: str, where: str
-) -> tuple[SupervisedRow, ...]:
-    """The row as it fits: itself, a part, several parts, or none where it has to be left out.
+    row: LabelledRow, max_length: int, overlong: str, where: str
+) -> tuple[LabelledRow, ...]:
+    """The labelled row as it fits: itself, a part, several parts, or none where it is left out.
 
     Raises: DataError where `overlong` is `error`.
     """
@@ -33,11 +33,11 @@ def fit_length(
     return tuple(part for part in parts if part.turns)
 
 
-def _cut(row: SupervisedRow, start: int, end: int) -> SupervisedRow:
-    """The tokens [start, end) of a row with what is learned of them."""
+def _cut(row: LabelledRow, start: int, end: int) -> LabelledRow:
+    """The tokens [start, end) of a labelled row with what is learned of them."""
     turns = [
         Turn(turn.role, turn.message, max(turn.start, start) - start, min(turn.end, end) - start)
         for turn in row.turns
         if turn.start < end and turn.end > start
     ]
-    return make_supervised_row(row.input_ids[start:end], turns, row.built)
+    return make_labelled_row(row.input_ids[start:end], turns, row.built)

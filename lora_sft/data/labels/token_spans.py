@@ -2,7 +2,7 @@
 
 A server tokenises the prompt alone. Where the joint tokenisation has a token that crosses the
 border of prompt and target, or cuts the prompt otherwise than it is cut alone, the two are
-tokenised apart and the row says so (`boundary`).
+tokenised apart and the labelled row says so (`boundary`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from itertools import pairwise
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
+from lora_sft.data.labelled_row import LabelledRow, Turn, make_labelled_row
 from lora_sft.data.labels.continuation import ContinuationTokenizer
 from lora_sft.data.labels.escaping import STAND_INS
-from lora_sft.data.labels.rendered_row import LearnedText, RenderedRow
-from lora_sft.data.supervised_row import SupervisedRow, Turn, make_supervised_row
+from lora_sft.data.labels.rendered_chat import LearnedText, RenderedChat
 from lora_sft.errors import DataError
 
 CACHED_TAILS = 4_096
@@ -26,7 +26,7 @@ SPLIT_AT_STAND_INS = re.compile(f"({STAND_INS.pattern})")
 
 
 class SpanTokenizer:
-    """Tokenises rendered rows and labels their learned spans."""
+    """Tokenises rendered conversations and labels their learned spans."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
@@ -35,30 +35,30 @@ class SpanTokenizer:
         # The text from the last added token to the border is mostly the same header each time.
         self._encode_tail = lru_cache(CACHED_TAILS)(self._pieces.encode_start)
 
-    def tokenize(self, rows: Sequence[RenderedRow]) -> list[SupervisedRow]:
-        """Ids and labels of every row, in order."""
-        if not rows:
+    def tokenize(self, chats: Sequence[RenderedChat]) -> list[LabelledRow]:
+        """Ids and labels of every conversation, in order."""
+        if not chats:
             return []
         batch = self._tokenizer(
-            [row.text for row in rows],
+            [chat.text for chat in chats],
             add_special_tokens=False,
             return_attention_mask=False,
             verbose=False,
         )
-        pairs = zip(rows, batch.encodings, strict=True)
+        encoded = zip(chats, batch.encodings, strict=True)
         return [
-            self._tokenize_apart(row) if row.stand_ins else self._label(row, encoding)
-            for row, encoding in pairs
+            self._tokenize_apart(chat) if chat.stand_ins else self._label(chat, encoding)
+            for chat, encoding in encoded
         ]
 
-    def _label(self, row: RenderedRow, encoding: Encoding) -> SupervisedRow:
+    def _label(self, chat: RenderedChat, encoding: Encoding) -> LabelledRow:
         ids = encoding.ids
-        check_single_bos(ids, self._tokenizer, row.where)
-        turns = [self._find_turn(row.text, learned, encoding, ids) for learned in row.learned]
+        check_single_bos(ids, self._tokenizer, chat.where)
+        turns = [self._find_turn(chat.text, learned, encoding, ids) for learned in chat.learned]
         found = [turn for turn in turns if turn is not None]
         if len(found) < len(turns):
-            return self._tokenize_apart(row)
-        return make_supervised_row(ids, found, row.built)
+            return self._tokenize_apart(chat)
+        return make_labelled_row(ids, found, chat.built)
 
     def _find_turn(
         self, text: str, learned: LearnedText, encoding: Encoding, ids: list[int]
@@ -91,27 +91,27 @@ class SpanTokenizer:
         tail_text = text[_get_chars(encoding, tail)[0] : border]
         return self._encode_tail(tail_text) == ids[tail:start]
 
-    def _tokenize_apart(self, row: RenderedRow) -> SupervisedRow:
-        borders = [0, *(edge for part in row.learned for edge in (part.start, part.end))]
+    def _tokenize_apart(self, chat: RenderedChat) -> LabelledRow:
+        borders = [0, *(edge for part in chat.learned for edge in (part.start, part.end))]
         ids: list[int] = []
         turns: list[Turn] = []
-        for index, (left, right) in enumerate(pairwise([*borders, len(row.text)])):
-            new_ids = self._encode_piece(row, left, right, is_first=not ids)
+        for index, (left, right) in enumerate(pairwise([*borders, len(chat.text)])):
+            new_ids = self._encode_piece(chat, left, right, is_first=not ids)
             if index % 2:  # pieces alternate: before, learned, between, learned, ..., after
-                learned = row.learned[index // 2]
+                learned = chat.learned[index // 2]
                 end = len(ids) + len(new_ids)
                 turns.append(Turn(learned.role, learned.message, len(ids), end))
             ids += new_ids
-        return make_supervised_row(ids, turns, "boundary" if row.built == "rendered" else row.built)
+        return make_labelled_row(ids, turns, "boundary" if chat.built == "rendered" else chat.built)
 
     def _encode_piece(
-        self, row: RenderedRow, left: int, right: int, *, is_first: bool
+        self, chat: RenderedChat, left: int, right: int, *, is_first: bool
     ) -> list[int]:
         """The ids of a part of the text, its stand-ins as the plain spelling of what they mean."""
         ids: list[int] = []
-        text = row.text[left:right]
-        for piece in SPLIT_AT_STAND_INS.split(text) if row.stand_ins else [text]:
-            literal = row.stand_ins.get(piece)
+        text = chat.text[left:right]
+        for piece in SPLIT_AT_STAND_INS.split(text) if chat.stand_ins else [text]:
+            literal = chat.stand_ins.get(piece)
             if literal is not None:
                 ids += self._pieces.encode(literal, plainly=True)
             elif piece:
@@ -141,7 +141,7 @@ def _find_end_token(encoding: Encoding, last: int, end: int, num_tokens: int) ->
 
 
 def check_single_bos(ids: list[int], tokenizer: PreTrainedTokenizerBase, where: str) -> None:
-    """Raises: DataError where a row begins with two beginning-of-sequence tokens."""
+    """Raises: DataError where a labelled row begins with two beginning-of-sequence tokens."""
     if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id:
         raise DataError(
             f'the row begins with "{tokenizer.bos_token}" twice',

@@ -1,4 +1,4 @@
-"""Which messages of a conversation are learned: `loss_on`, and what the row says itself."""
+"""Which messages of a conversation are learned: `loss_on`, and what the source row says itself."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def find_trained_messages(conversation: Conversation, loss_on: str, where: str) 
 
 
 def _find_first_asked(conversation: Conversation) -> int:
-    """The first message that answers another, or a completion that the row itself set apart."""
+    """The first message that answers another, or a completion that the source row set apart."""
     roles = (message.role for message in conversation.messages)
     unasked = (*SYSTEM_ROLES, TRAINED_ROLE)
     asked = (index for index, role in enumerate(roles) if role not in unasked)

@@ -114,17 +114,17 @@ class PageRows:
         }
 
     def _describe_kept(self, row: PreviewRow) -> dict[str, Any] | None:
-        if row.supervised is None:
+        if row.labelled is None:
             return None
-        ids = row.supervised.input_ids
+        ids = row.labelled.input_ids
         return {
             "ids": ids,
             "odd": self._learn_tokens(ids),
             "turns": [
-                [turn.role, turn.message, turn.start, turn.end] for turn in row.supervised.turns
+                [turn.role, turn.message, turn.start, turn.end] for turn in row.labelled.turns
             ],
-            "built": row.supervised.built,
-            "part": [row.position + 1, len(row.outcome.rows), row.num_overlong],
+            "built": row.labelled.built,
+            "part": [row.position + 1, len(row.outcome.labelled_rows), row.num_overlong],
             "expanded": row.is_expanded,
             "cut": row.outcome.is_truncated and len(ids) == self._preview.data.max_length,
         }
@@ -150,7 +150,10 @@ class PageRows:
 
 @dataclass(frozen=True)
 class LengthChart:
-    """Bars of row lengths: `bars` are (tokens from, tokens to, rows, height as a share of 1)."""
+    """Bars of labelled rows by length.
+
+    `bars` are (tokens from, tokens to, rows, height as a share of 1).
+    """
 
     bars: tuple[tuple[int, int, int, float], ...]
     end_tokens: int
@@ -164,7 +167,7 @@ class LengthChart:
 
 
 def make_length_chart(lengths: Mapping[int, int], max_length: int) -> LengthChart:
-    """Count the rows of each bar."""
+    """Count the labelled rows of each bar."""
     longest = max(lengths, default=0)
     scale = max_length if max_length <= CHART_LARGEST_SCALE * longest else longest
     end = ceil(max(longest, scale, 1) * CHART_HEADROOM)
@@ -182,7 +185,7 @@ def make_length_chart(lengths: Mapping[int, int], max_length: int) -> LengthChar
 
 @dataclass(frozen=True)
 class LengthCost:
-    """What a `max_length` costs: rows too long, their tokens, and the tokens past the limit."""
+    """What a `max_length` costs: labelled rows too long, their tokens, and those past the limit."""
 
     max_length: int
     rows: int
@@ -201,7 +204,7 @@ def _cost_of(max_length: int, lengths: Mapping[int, int]) -> LengthCost:
 
 
 def _list_lengths(preview: Preview, summary: PreviewSummary) -> list[int]:
-    """The recipe's `max_length`, and those that fit certain shares of the rows."""
+    """The recipe's `max_length`, and those that fit certain shares of the labelled rows."""
     total, seen = sum(summary.lengths.values()), 0
     shares = list(LENGTH_SHARES)
     chosen = {preview.data.max_length}

@@ -1,7 +1,7 @@
 """Show what the model will and will not learn, token by token, from the rows that training uses.
 
-The rows are followed as for the corpus (`fill_splits`) and handed on one by one, so that memory
-holds the rows that are shown and never the whole split. The account covers the whole split
+The source rows are followed as for the corpus (`fill_splits`) and handed on one by one, so that
+memory holds what is shown and never the whole split. The account covers the whole split
 whatever is shown.
 """
 
@@ -18,11 +18,11 @@ from transformers import PreTrainedTokenizerBase
 from lora_sft.data.corpus.account import Account, AccountTally
 from lora_sft.data.corpus.building import SplitSink, fill_splits, list_splits
 from lora_sft.data.corpus.cache import with_kept_day
-from lora_sft.data.corpus.row_following import RowFollower
-from lora_sft.data.corpus.row_outcomes import RowOutcome
+from lora_sft.data.corpus.source_row_following import SourceRowFollower
+from lora_sft.data.corpus.source_row_outcomes import SourceRowOutcome
 from lora_sft.data.drops import LEVERS, Drop
-from lora_sft.data.labels.supervision import Supervisor
-from lora_sft.data.supervised_row import SupervisedRow, Turn
+from lora_sft.data.labelled_row import LabelledRow, Turn
+from lora_sft.data.labels.labelling import Labeller
 from lora_sft.data.templates.rendering import hash_template
 from lora_sft.data.templates.tokenizer import find_stop_token_ids, load_tokenizer
 from lora_sft.errors import DataError, RecipeError
@@ -49,11 +49,11 @@ class Selection:
 
 @dataclass(frozen=True)
 class PreviewRow:
-    """One row as training sees it, or a source row that was dropped (`supervised` is None)."""
+    """A labelled row as training sees it, or a source row that was dropped (`labelled` is None)."""
 
-    outcome: RowOutcome
-    supervised: SupervisedRow | None
-    position: int = 0  # among the rows of the same source row
+    outcome: SourceRowOutcome
+    labelled: LabelledRow | None
+    position: int = 0  # among the labelled rows of the same source row
 
     @property
     def drop(self) -> Drop | None:
@@ -61,25 +61,25 @@ class PreviewRow:
 
     @property
     def is_expanded(self) -> bool:
-        """Whether the source row became several rows."""
+        """Whether the source row became several labelled rows."""
         return self.outcome.is_expanded
 
     @property
     def num_overlong(self) -> int:
-        """How many rows of the same source row did not fit."""
-        return max(self.outcome.num_supervised - len(self.outcome.rows), 0)
+        """How many labelled rows of the same source row did not fit."""
+        return max(self.outcome.num_labelled - len(self.outcome.labelled_rows), 0)
 
     def as_dict(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """The row as the contract's JSON has it; a dropped one has no tokens."""
         source_row, drop = self.outcome.source_row, self.drop
         place = {"source": source_row.source, "row": source_row.row, "line": source_row.line}
-        row = self.supervised or SupervisedRow([], [], ())
+        row = self.labelled or LabelledRow([], [], ())
         return {
             **place,
             "input_ids": row.input_ids,
             "labels": row.labels,
             "tokens": tokenizer.convert_ids_to_tokens(row.input_ids),
-            "built": None if self.supervised is None else row.built,
+            "built": None if self.labelled is None else row.built,
             "turns": [_turn_as_dict(turn, row.input_ids, tokenizer) for turn in row.turns],
             "dropped": None if drop is None else drop.reason,
         }
@@ -100,8 +100,8 @@ class Segment:
     turn: Turn | None
 
 
-def find_segments(row: SupervisedRow) -> list[Segment]:
-    """The whole row in stretches, in order."""
+def find_segments(row: LabelledRow) -> list[Segment]:
+    """The whole labelled row in stretches, in order."""
     segments, position = [], 0
     for turn in row.turns:
         segments += [Segment(position, turn.start, None), Segment(turn.start, turn.end, turn)]
@@ -122,9 +122,9 @@ class TokenizerFacts:
 
 @dataclass(frozen=True)
 class PreviewSummary:
-    """The whole split: its account, its tokenizer, and how long its rows are.
+    """The whole split: its account, its tokenizer, and how long its labelled rows are.
 
-    `lengths` counts rows by their tokens before the length policy, each once whatever its
+    `lengths` counts labelled rows by their tokens before the length policy, each once whatever its
     repeat. `num_rows` could be shown (dropped source rows among them), `num_shown` were, and
     `num_later_drops` beside. `warnings` are sentences for a person; `template_date` is the day
     that a template which reads the clock was shown.
@@ -159,11 +159,11 @@ class Preview:
 
         Raises: DataError where something cannot be read, or the selected row is not there.
         """
-        supervisor = Supervisor(self.data, self.tokenizer, self.stop_token_ids)
+        labeller = Labeller(self.data, self.tokenizer, self.stop_token_ids)
         shown = _ShownSplit(self.selection, show)
         elsewhere = _find_elsewhere(self.data, self.selection)
         sinks: dict[str, SplitSink] = {**elsewhere, self.selection.split: shown}
-        follower = RowFollower(self.data, supervisor, self.tokenizer.chat_template)
+        follower = SourceRowFollower(self.data, labeller, self.tokenizer.chat_template)
         fill_splits(self.data, follower, sinks)
         if self.selection.row is not None and not shown.num_shown:
             places = [name for name, sink in elsewhere.items() if sink.has_row]
@@ -171,13 +171,13 @@ class Preview:
         return PreviewSummary(
             split=self.selection.split,
             account=shown.tally.finish(),
-            tokenizer=_find_facts(self.tokenizer, supervisor.stop_token_ids),
+            tokenizer=_find_facts(self.tokenizer, labeller.stop_token_ids),
             lengths=shown.lengths,
             num_rows=shown.num_rows,
             num_shown=shown.num_shown,
             num_later_drops=shown.num_later_drops,
-            warnings=tuple(supervisor.warnings),
-            template_date=supervisor.template_date,
+            warnings=tuple(labeller.warnings),
+            template_date=labeller.template_date,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -188,7 +188,7 @@ class Preview:
 
 
 def open_preview(recipe: Recipe, selection: Selection) -> Preview:
-    """Load the recipe's tokenizer; rows are read when they are followed.
+    """Load the recipe's tokenizer; source rows are read when they are followed.
 
     A template that reads the clock is shown the day that training would show it.
 
@@ -221,7 +221,7 @@ def write_document(preview: Preview, file: TextIO) -> PreviewSummary:
 
 
 class _ShownSplit:
-    """Counts the rows of a split and hands on those that are selected."""
+    """Counts the source rows of a split and hands on those that are selected."""
 
     def __init__(self, selection: Selection, show: Callable[[PreviewRow], None]) -> None:
         self._selection = selection
@@ -233,13 +233,13 @@ class _ShownSplit:
         self.num_later_drops = 0
 
     def begin_dataset(self, repeat: float) -> None:
-        """A row is shown once, however often it is repeated."""
+        """A source row is shown once, however often it is repeated."""
 
-    def add(self, outcome: RowOutcome, num_passes: int = 1) -> None:
+    def add(self, outcome: SourceRowOutcome, num_passes: int = 1) -> None:
         """Count the source row, and show what became of it."""
         self.tally.count(outcome, num_passes)
-        self.lengths.update(outcome.supervised_lengths)
-        for position, row in enumerate(outcome.rows or (None,)):
+        self.lengths.update(outcome.labelled_lengths)
+        for position, row in enumerate(outcome.labelled_rows or (None,)):
             self.num_rows += 1
             if self._is_selected(outcome):
                 self.num_shown += 1
@@ -249,12 +249,12 @@ class _ShownSplit:
                 continue
             self._show(PreviewRow(outcome, row, position))
 
-    def _is_selected(self, outcome: RowOutcome) -> bool:
+    def _is_selected(self, outcome: SourceRowOutcome) -> bool:
         if self._selection.row is not None:
             return outcome.source_row.row == self._selection.row
         return self._selection.num_rows is None or self.num_shown < self._selection.num_rows
 
-    def _is_later_drop(self, outcome: RowOutcome) -> bool:
+    def _is_later_drop(self, outcome: SourceRowOutcome) -> bool:
         if outcome.drop is None or outcome.drop.reason == SUBSAMPLED:
             return False
         return self.num_later_drops < self._selection.num_later_drops
@@ -270,7 +270,7 @@ class _OtherSplit:
     def begin_dataset(self, repeat: float) -> None:
         """Nothing to begin."""
 
-    def add(self, outcome: RowOutcome, num_passes: int = 1) -> None:
+    def add(self, outcome: SourceRowOutcome, num_passes: int = 1) -> None:
         """Look at the row's number alone."""
         self.has_row |= outcome.source_row.row == self._row
 
@@ -312,7 +312,7 @@ def _check_has_split(recipe: Recipe, split: str) -> None:
         )
 
 
-def find_lever(outcome: RowOutcome, max_length: int) -> str:
+def find_lever(outcome: SourceRowOutcome, max_length: int) -> str:
     """What a person can do to have a dropped row learned from."""
     assert outcome.drop is not None, "only a dropped row needs a lever"
     lever = LEVERS.get(outcome.drop.reason, "mend the row")

@@ -1,4 +1,4 @@
-"""Cut a row's text at its tokens, for eyes: every piece visible, and together the whole text.
+"""Cut a labelled row's text at its tokens, for eyes: every piece visible, together the whole text.
 
 The vocabulary's own spelling (`Ġquick`, `▁quick`, `<0xC3>`) is no text, and a character may be
 several tokens. Control characters become pictures of themselves: content is not trusted, and a
@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
-UNFINISHED = "\ufffd"  # what decoders put for part of a character
+REPLACEMENT_CHARACTER = "\ufffd"  # what decoders put for part of a character
 CACHED_WINDOWS = 65_536
 
 CONTROL_PICTURES = 0x2400  # U+2400 pictures U+0000, and so on to U+2420
@@ -27,7 +27,7 @@ PICTURES = {"\n": "↵\n", "\t": "⇥", chr(DELETE): "␡"}
 
 
 class TokenPieces:
-    """Cuts rows of one tokenizer into the text of each token."""
+    """Cuts labelled rows of one tokenizer into the text of each token."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
@@ -44,7 +44,7 @@ class TokenPieces:
             before = self._decode(tuple(input_ids[start:done]))
             after = self._decode(tuple(input_ids[start:end]))
             added = after.removeprefix(before)
-            if end < len(input_ids) and (not added or after.endswith(UNFINISHED)):
+            if end < len(input_ids) and (not added or after.endswith(REPLACEMENT_CHARACTER)):
                 pieces.append("")
                 continue
             pieces.append(added)

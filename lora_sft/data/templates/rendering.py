@@ -38,6 +38,8 @@ PROBE_ANSWER = "Ansswer"
 PROBE_THOUGHT = "Thougght"
 THINKING_SWITCH = "enable_thinking"
 CLOCK = "strftime_now"  # the function by which templates read the date
+# Defined by an exported template that tells the recipe's day alone, in the place of the clock.
+STOPPED_CLOCK = f"{{%- macro {CLOCK}(format) -%}}"
 
 
 # Templates are programs: these are what a conversation they did not expect makes them raise.
@@ -291,8 +293,9 @@ def list_templates(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
 
 
 def reads_clock(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether what the template renders depends on the day."""
-    return CLOCK in str(tokenizer.chat_template or "")
+    """Return whether what any of the tokenizer's templates renders depends on the day."""
+    templates = list_templates(tokenizer).values()
+    return any(CLOCK in text and STOPPED_CLOCK not in text for text in templates)
 
 
 def hash_template(tokenizer: PreTrainedTokenizerBase) -> str:

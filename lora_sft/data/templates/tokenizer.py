@@ -18,6 +18,7 @@ from lora_sft.data.one_line import make_one_line
 from lora_sft.data.templates.rendering import list_templates
 from lora_sft.data.templates.template_environment import compile_template
 from lora_sft.errors import DataError, ModelError
+from lora_sft.file_names import SENTENCEPIECE_FILE
 
 if TYPE_CHECKING:
     from lora_sft.recipe import DataSection, ModelSection, TokenizerSection
@@ -26,7 +27,7 @@ PLAIN_TEMPLATE = "plain"
 PLAIN_TEMPLATE_FILE = Path(__file__).with_name("plain.jinja")
 TOKENIZER_FILES = (
     "tokenizer.json",
-    "tokenizer.model",
+    SENTENCEPIECE_FILE,
     "vocab.json",
     "vocab.txt",
     "spiece.model",

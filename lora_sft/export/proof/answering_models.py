@@ -18,11 +18,11 @@ from lora_sft.export.proof.verification import compute_logits
 from lora_sft.export.weights.shard_writing import ShardWriter, lay_out_files
 from lora_sft.export.weights.weight_changes import Weight
 from lora_sft.export.weights.weight_plan import WeightPlan
+from lora_sft.file_names import MODEL_CONFIG_FILE
 from lora_sft.machine_room import find_free_memory
 from lora_sft.model.adapter import attach_adapters, attach_adapters_to_layers
 from lora_sft.model.base_model import CausalModel, load_base_model, load_in_float32, parse_dtype
 from lora_sft.model.quantization import dequantize, find_quantizing_device, is_quantized
-from lora_sft.model_files.base_checkpoint import CONFIG_FILE
 from lora_sft.recipe import ModelSection
 from lora_sft.run_directory import write_json
 
@@ -111,7 +111,7 @@ class LayeredModels:
         ShardWriter(folder, form, lambda _: None).write(lay_out_files(weights, form, dtype))
         config = dict(self._prepared.base.config)
         config.pop("quantization_config", None)
-        write_json(folder / CONFIG_FILE, config)
+        write_json(folder / MODEL_CONFIG_FILE, config)
         return folder
 
     def load_folder(self, folder: Path) -> CausalModel:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from lora_sft.data.labelled_row import IGNORED_LABEL
 from lora_sft.model.base_model import CausalModel
 
 # What rounding the merged weights to the dtype may cost, with an order of magnitude of room: a
@@ -30,8 +31,6 @@ TOLERANCES: dict[str, tuple[float, float]] = {  # dtype: (largest mean KL in nat
 # bounds above cannot hide the loss of a small adapter; below the floor it is float noise.
 LARGEST_SHARE_OF_EFFECT = 0.1
 NOISE_KL = 1e-6
-
-IGNORED_LABEL = -100
 
 PROMPTS = (
     "The capital of France is",
@@ -127,7 +126,7 @@ def continue_greedily(
 
 
 def compute_loss(logits: Sequence[torch.Tensor], labels: Sequence[Sequence[int]]) -> float:
-    """Mean negative log-likelihood of the learned tokens (labels other than -100), in nats."""
+    """Mean negative log-likelihood in nats of the learned tokens (not `IGNORED_LABEL`)."""
     total, count = 0.0, 0
     for logits_TV, row in zip(logits, labels, strict=True):
         wanted_T = torch.tensor(row[1:])

@@ -17,20 +17,25 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
-from lora_sft.data.templates.rendering import TEMPLATE_FAULTS
+from lora_sft.data.templates.rendering import TEMPLATE_FAULTS, reads_clock
 from lora_sft.data.templates.tokenizer import load_saved_tokenizer
 from lora_sft.errors import ExportError
 from lora_sft.export.serving.model_card import make_adapter_card, make_merged_card
 from lora_sft.export.serving.ollama import make_modelfile
-from lora_sft.export.serving.template_defaults import reads_clock, set_template_defaults
+from lora_sft.export.serving.template_defaults import set_template_defaults
+from lora_sft.file_names import (
+    CARD_FILE,
+    GENERATION_CONFIG_FILE,
+    MODEL_CONFIG_FILE,
+    TOKENIZER_CONFIG_FILE,
+)
 from lora_sft.log import say
-from lora_sft.model_files.base_files import CARD, BaseFiles, read_json
+from lora_sft.model_files.base_files import BaseFiles, read_json
 from lora_sft.run_directory import write_json
 
 if TYPE_CHECKING:
     from lora_sft.export.adapter_origin import AdapterOrigin
 
-CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
 MODELFILE = "Modelfile"
 # Left behind by loading and training; wrong or meaningless in an export.
 STALE_CONFIG_KEYS = ("quantization_config", "_name_or_path", "use_cache")  # use_cache: the base's
@@ -59,7 +64,7 @@ def write_serving_files(
     Raises: ExportError where the reloaded tokenizer does not give the prompts of training.
     """
     base = BaseFiles.find(origin.model_name_or_path, origin.revision)
-    write_config(folder, base.read_json(CONFIG))
+    write_config(folder, base.read_json(MODEL_CONFIG_FILE))
     write_answering_files(folder, tokenizer, origin, base)
     write_modelfile(folder)
 
@@ -82,7 +87,7 @@ def write_merged_card(folder: Path, origin: AdapterOrigin, report: Mapping[str, 
 
 def write_card(folder: Path, card: str) -> None:
     """The folder's README."""
-    (folder / CARD).write_text(card, encoding="utf-8")
+    (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
 
 def write_answering_files(
@@ -90,12 +95,12 @@ def write_answering_files(
 ) -> None:
     """Tokenizer, chat template and stop tokens, and what the base's licence asks to carry on."""
     base.copy_to(folder)
-    inherited = base.read_json(GENERATION)
-    inherited.setdefault("eos_token_id", base.read_json(CONFIG).get("eos_token_id"))
+    inherited = base.read_json(GENERATION_CONFIG_FILE)
+    inherited.setdefault("eos_token_id", base.read_json(MODEL_CONFIG_FILE).get("eos_token_id"))
     write_generation_config(folder, tokenizer, origin.stop_token_ids, inherited)
     write_tokenizer(folder, tokenizer, origin)
     check_same_prompts(folder, tokenizer, origin.chat_template_kwargs or {}, origin.template_date)
-    if origin.template_date is None and any(map(reads_clock, list_templates(tokenizer))):
+    if origin.template_date is None and reads_clock(tokenizer):
         say(
             "note: the chat template tells the day; served, it tells the day of the request, and "
             "training saw one day (data.template_date in the recipe keeps that day)"
@@ -107,9 +112,9 @@ def write_answering_files(
 
 def write_config(folder: Path, base: Mapping[str, Any]) -> None:
     """Mend `config.json` in place; `base` is the base's own, as its authors published it."""
-    config = read_json(folder / CONFIG)
+    config = read_json(folder / MODEL_CONFIG_FILE)
     _mend_config(config, base)
-    write_json(folder / CONFIG, config)
+    write_json(folder / MODEL_CONFIG_FILE, config)
 
 
 def _mend_config(config: dict[str, Any], base: Mapping[str, Any]) -> None:
@@ -176,7 +181,7 @@ def write_generation_config(
     for name in ("bos_token_id", "pad_token_id"):
         if (token := getattr(tokenizer, name)) is not None:
             config[name] = token
-    write_json(folder / GENERATION, config)
+    write_json(folder / GENERATION_CONFIG_FILE, config)
 
 
 # --- tokenizer ------------------------------------------------------------------------------------
@@ -191,7 +196,7 @@ def write_tokenizer(
         tokenizer.chat_template, origin.chat_template_kwargs, origin.template_date
     )
     exported.save_pretrained(folder)
-    config = read_json(folder / TOKENIZER)
+    config = read_json(folder / TOKENIZER_CONFIG_FILE)
     for key in STALE_TOKENIZER_KEYS:
         config.pop(key, None)
     # 4.x calls .keys() on extra_special_tokens; both versions read the older name as a list.
@@ -199,7 +204,7 @@ def write_tokenizer(
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
     kind = str(config.get("tokenizer_class"))
     config["tokenizer_class"] = OLDER_TOKENIZER_CLASSES.get(kind, kind)
-    write_json(folder / TOKENIZER, config)
+    write_json(folder / TOKENIZER_CONFIG_FILE, config)
 
 
 def with_defaults(template: Any, kwargs: Mapping[str, Any] | None, day: str | None) -> Any:
@@ -207,12 +212,6 @@ def with_defaults(template: Any, kwargs: Mapping[str, Any] | None, day: str | No
     if isinstance(template, dict):
         return {name: set_template_defaults(text, kwargs, day) for name, text in template.items()}
     return set_template_defaults(template, kwargs, day) if template else template
-
-
-def list_templates(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The text of every chat template; most tokenizers have one, some several by name."""
-    template = tokenizer.chat_template
-    return list(template.values()) if isinstance(template, dict) else [template] if template else []
 
 
 def check_same_prompts(
@@ -264,7 +263,9 @@ def make_prompt(
 def write_modelfile(folder: Path, adapter_base: str | None = None) -> None:
     """An Ollama Modelfile; what could not be written into it is said, and why."""
     tokenizer = load_saved_tokenizer(folder)
-    text, notes = make_modelfile(tokenizer, read_json(folder / GENERATION), adapter_base)
+    text, notes = make_modelfile(
+        tokenizer, read_json(folder / GENERATION_CONFIG_FILE), adapter_base
+    )
     (folder / MODELFILE).write_text(text, encoding="utf-8")
     for note in notes:
         say(f"note: {note}")

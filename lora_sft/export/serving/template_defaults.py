@@ -18,11 +18,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
 from typing import Any
 
+from lora_sft.data.templates.rendering import CLOCK, STOPPED_CLOCK
 from lora_sft.errors import ExportError
 
 MARK = "{#- Defaults from training, written by lora-sft; what a request passes wins. -#}"
-CLOCK = "strftime_now"
-STOPPED_CLOCK = f"{{%- macro {CLOCK}(format) -%}}"
 CLOCK_CALL = re.compile(rf"\b{CLOCK}\s*\(")
 CLOCK_FORMAT = re.compile(rf"\b{CLOCK}\s*\(\s*(?:\"([^\"\\]*)\"|'([^'\\]*)')\s*\)")
 # `apply_chat_template` passes these itself, so a default for them would never be used.
@@ -46,15 +45,9 @@ def set_template_defaults(
         for name, value in (template_kwargs or {}).items()
         if name.isidentifier() and name not in PASSED_ALWAYS  # no template can read another name
     ]
-    if day is not None and reads_clock(template):
+    if day is not None and CLOCK_CALL.search(template):
         lines.append(_stop_clock(template, date.fromisoformat(day)))
     return "\n".join([MARK, *lines, template]) if lines else template
-
-
-def reads_clock(template: str) -> bool:
-    """Whether the template asks for the day of the request."""
-    is_stopped = template.startswith(MARK) and STOPPED_CLOCK in template
-    return not is_stopped and CLOCK_CALL.search(template) is not None
 
 
 def _stop_clock(template: str, day: date) -> str:

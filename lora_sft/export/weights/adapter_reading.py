@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_sft.errors import ExportError
+from lora_sft.file_names import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from lora_sft.model_files.stored_tensors import StoredTensor, read_header
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 WRAPPER = ".base_layer"
 
@@ -126,10 +125,10 @@ def read_adapter(folder: Path) -> SavedAdapter:
     """
     config = read_adapter_config(folder)
     _check_mergeable(config, folder)
-    weights = folder / WEIGHTS_FILE
+    weights = folder / ADAPTER_WEIGHTS_FILE
     if not weights.exists():
         raise ExportError(
-            f"the adapter's weights are missing ({WEIGHTS_FILE})",
+            f"the adapter's weights are missing ({ADAPTER_WEIGHTS_FILE})",
             str(folder),
             "give the folder of a PEFT adapter; pickled adapter_model.bin files are not loaded",
         )
@@ -158,10 +157,10 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     Raises: ExportError where the folder is no adapter.
     """
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        config = json.loads((folder / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise ExportError(
-            "no adapter here: adapter_config.json is missing or not JSON",
+            f"no adapter here: {ADAPTER_CONFIG_FILE} is missing or not JSON",
             str(folder),
             "give a run directory, its adapter/ folder, or a PEFT adapter folder",
         ) from error
@@ -170,7 +169,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_mergeable(config: Mapping[str, Any], folder: Path) -> None:
-    where = str(folder / CONFIG_FILE)
+    where = str(folder / ADAPTER_CONFIG_FILE)
     kind = config.get("peft_type", "LORA")
     if kind != "LORA":
         raise ExportError(

@@ -13,9 +13,10 @@ from lora_sft.errors import ExportError
 from lora_sft.export.weights.adapter_reading import ModuleTensors, SavedAdapter
 from lora_sft.export.weights.parameter_names import ParameterNames, Piece
 from lora_sft.export.weights.weight_changes import AddedBias, LowRank, RowEdit, Weight
+from lora_sft.file_names import ADAPTER_CONFIG_FILE
 from lora_sft.model_files.stored_tensors import StoredTensor
 
-FITTING_BASE = "use the base that the adapter was trained on (adapter_config.json names it)"
+FITTING_BASE = f"use the base that the adapter was trained on ({ADAPTER_CONFIG_FILE} names it)"
 
 
 class Placer:
@@ -144,7 +145,7 @@ class Placer:
         if not chosen or len(chosen) != rows.shape[0]:
             raise ExportError(
                 f"{rows.name} has {rows.shape[0]} rows, and trainable_token_indices of "
-                f"adapter_config.json names {len(chosen or ())}",
+                f"{ADAPTER_CONFIG_FILE} names {len(chosen or ())}",
                 str(rows.file),
                 "save the adapter again",
             )
@@ -272,8 +273,8 @@ def _check_rank(a: StoredTensor, b: StoredTensor, rank: int) -> None:
     for tensor, found in ((a, a.shape[0]), (b, b.shape[-1])):
         if len(tensor.shape) != 2 or found != rank:
             raise ExportError(
-                f"{tensor.name} has shape {list(tensor.shape)}, and adapter_config.json says rank "
-                f"{rank} there",
+                f"{tensor.name} has shape {list(tensor.shape)}, and {ADAPTER_CONFIG_FILE} "
+                f"says rank {rank} there",
                 str(tensor.file),
                 "save the adapter again: its config and its weights do not belong together",
             )

@@ -26,12 +26,12 @@ from lora_sft.export.weights.tensor_reading import (
 )
 from lora_sft.export.weights.weight_changes import BlockBuffers, ComputedWeight, Panel, Weight
 from lora_sft.export.weights.weight_plan import WeightPlan
-from lora_sft.model_files.base_checkpoint import INDEX_FILE, WEIGHTS_FILE
+from lora_sft.file_names import MODEL_WEIGHTS_FILE, MODEL_WEIGHTS_INDEX_FILE
 from lora_sft.model_files.stored_tensors import DTYPE_CODES, StoredTensor, make_header
 from lora_sft.processes.held_signals import signals_held
 from lora_sft.run_directory import write_json
 
-UNFINISHED = ".unfinished"  # at the end of a file's name until it is whole
+UNFINISHED_SUFFIX = ".unfinished"  # at the end of a file's name until it is whole
 COPY_BYTES = 64 << 20  # a piece of a copy, so that progress shows and Ctrl-C is heard
 MOST_WORKERS = 8  # beyond, reading and writing are the limit, and blocks add up in memory
 
@@ -83,7 +83,7 @@ def lay_out_files(plan: WeightPlan, form: BaseForm, dtype: torch.dtype) -> tuple
         is_copied = as_stored and not weight.is_changed
         by_file[file].append(OutputTensor(name, chosen, weight, is_copied))
     if len(by_file) == 1:
-        return tuple(OutputFile(WEIGHTS_FILE, tuple(each)) for each in by_file.values())
+        return tuple(OutputFile(MODEL_WEIGHTS_FILE, tuple(each)) for each in by_file.values())
     return tuple(OutputFile(file.name, tuple(each)) for file, each in by_file.items() if each)
 
 
@@ -119,7 +119,7 @@ class ShardWriter:
     ) -> None:
         sizes = ((t.name, t.dtype_code, t.weight.source.shape, t.num_bytes) for t in file.tensors)
         header, offsets = make_header(sizes, {"format": "pt"})
-        path = self._folder / f"{file.name}{UNFINISHED}"
+        path = self._folder / f"{file.name}{UNFINISHED_SUFFIX}"
         target = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o666)
         try:
             _reserve(target, len(header) + file.num_bytes)
@@ -196,7 +196,7 @@ class ShardWriter:
         total = sum(tensor.num_bytes for _, tensor in tensors)
         parameters = sum(tensor.weight.source.num_elements for _, tensor in tensors)
         write_json(
-            self._folder / INDEX_FILE,
+            self._folder / MODEL_WEIGHTS_INDEX_FILE,
             {
                 "metadata": {"total_parameters": parameters, "total_size": total},
                 "weight_map": {tensor.name: name for name, tensor in tensors},

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_sft.errors import RecipeError, ResumeMismatch, TrainingError
+from lora_sft.file_names import ADAPTER_CONFIG_FILE, CHECKPOINT_PREFIX, TRAINER_STATE_FILE
 from lora_sft.log import say
 from lora_sft.recipe import Recipe
-from lora_sft.run_directory import CHECKPOINT_PREFIX, RunDirectory
+from lora_sft.run_directory import RunDirectory
 from lora_sft.train.checkpoints.sealing import find_damage, read_manifest
 from lora_sft.train.zero import has_shards
 
@@ -183,7 +184,7 @@ def _was_never_saved(run: RunDirectory) -> bool:
 
     Checkpoints of another program, with no run of ours around them, are none of our business.
     """
-    has_adapter = (run.adapter / "adapter_config.json").exists()
+    has_adapter = (run.adapter / ADAPTER_CONFIG_FILE).exists()
     is_ours = bool(_recorded_recipe(run)) and not has_adapter
     return is_ours and not any(map(read_manifest, run.list_checkpoints()))
 
@@ -200,7 +201,7 @@ def find_last_intact(run: RunDirectory) -> Path | None:
 
 def read_checkpoint_state(checkpoint: Path) -> dict[str, Any]:
     """The trainer's counters in a checkpoint (`global_step`, `max_steps`, ...)."""
-    state: dict[str, Any] = json.loads((checkpoint / "trainer_state.json").read_text())
+    state: dict[str, Any] = json.loads((checkpoint / TRAINER_STATE_FILE).read_text())
     return state
 
 

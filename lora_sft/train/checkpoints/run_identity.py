@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from lora_sft.errors import ResumeMismatch
-from lora_sft.run_directory import ORIGIN_FILE
+from lora_sft.file_names import ORIGIN_FILE
 from lora_sft.train.checkpoints.resume import StartingPoint
 
 ANEW = "train anew into another output_dir, or add --overwrite"

@@ -15,7 +15,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lora_sft.run_directory import MANIFEST, write_json
+from lora_sft.file_names import MANIFEST_FILE
+from lora_sft.run_directory import write_json
 
 
 def seal(checkpoint: Path, world_size: int) -> None:
@@ -25,7 +26,7 @@ def seal(checkpoint: Path, world_size: int) -> None:
         _flush(path)
         name = path.relative_to(checkpoint).as_posix()
         files[name] = {"bytes": path.stat().st_size, "sha256": _hash(path)}
-    write_json(checkpoint / MANIFEST, {"world_size": world_size, "files": files})
+    write_json(checkpoint / MANIFEST_FILE, {"world_size": world_size, "files": files})
     _flush(checkpoint)
 
 
@@ -33,7 +34,7 @@ def find_damage(checkpoint: Path) -> str:
     """What is wrong with a checkpoint, in a few words; nothing where every file is as written."""
     manifest = read_manifest(checkpoint)
     if manifest is None:
-        return f"{MANIFEST} is missing: it was never finished"
+        return f"{MANIFEST_FILE} is missing: it was never finished"
     for name, written in manifest["files"].items():
         path = checkpoint / name
         if not path.is_file():
@@ -46,7 +47,7 @@ def find_damage(checkpoint: Path) -> str:
 def read_manifest(checkpoint: Path) -> dict[str, Any] | None:
     """`{"world_size", "files": {name: {"bytes", "sha256"}}}`; None for an unfinished checkpoint."""
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((checkpoint / MANIFEST_FILE).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
         return None
     return manifest if isinstance(manifest, dict) and "files" in manifest else None

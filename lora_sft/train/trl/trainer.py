@@ -23,14 +23,12 @@ from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 
 from lora_sft.errors import CapabilityError, NonFiniteLoss, TrainingError
-from lora_sft.model.adapter import (
-    find_fault_in_saved_adapter,
-    list_adapter_shapes,
-    restore_adapter_dtype,
-)
+from lora_sft.file_names import ADAPTER_WEIGHTS_FILE, CARD_FILE, CHECKPOINT_PREFIX, ORIGIN_FILE
+from lora_sft.model.adapter import list_adapter_shapes, restore_adapter_dtype
 from lora_sft.model.base_model import CausalModel
 from lora_sft.model.census import check_trained_dtype
-from lora_sft.run_directory import CHECKPOINT_PREFIX, ORIGIN_FILE, write_json
+from lora_sft.model.saved_adapter import find_fault_in_saved_adapter
+from lora_sft.run_directory import write_json
 from lora_sft.train.callbacks import StopOnSignal
 from lora_sft.train.checkpoints.sealing import seal
 from lora_sft.train.even_shares import FilledSampler, fill_up
@@ -90,7 +88,7 @@ class LoraTrainer(SFTTrainer):
         assert self.processing_class is not None
         self.processing_class.save_pretrained(folder)
         write_json(folder / ORIGIN_FILE, self.job.origin)
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's placeholder card
+        (folder / CARD_FILE).unlink(missing_ok=True)  # PEFT's placeholder card
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """The stock order of the rows, then those that fill up the last round of batches."""
@@ -147,7 +145,7 @@ class LoraTrainer(SFTTrainer):
 
     def _check_saved_adapter(self, folder: Path, *, has_stepped: bool) -> None:
         fault = find_fault_in_saved_adapter(
-            folder / "adapter_model.safetensors", self.adapter_shapes, has_stepped=has_stepped
+            folder / ADAPTER_WEIGHTS_FILE, self.adapter_shapes, has_stepped=has_stepped
         )
         if fault:
             raise TrainingError(

@@ -10,7 +10,7 @@ from rich.console import Console
 from lora_sft.data.corpus.account import Account
 from lora_sft.data.corpus.account_table import render_account_table
 from lora_sft.data.corpus.building import build_corpus
-from lora_sft.data.supervised_row import IGNORED_LABEL
+from lora_sft.data.labelled_row import IGNORED_LABEL
 from lora_sft.errors import DataError
 from tests import tiny
 from tests.data.sections import (

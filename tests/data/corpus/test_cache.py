@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from lora_sft.data.labels import supervision
+from lora_sft.data.labels import labelling
 from tests import tiny
 from tests.commands import Outcome, run_lora_sft
 
@@ -164,9 +164,9 @@ def test_the_day_that_a_template_was_shown_first_is_kept(
     template = "{{- strftime_now('%Y-%m-%d') -}}" + tiny.CHATML
     (tmp_path / "clock.jinja").write_text(template)
     recipe = write_recipe(data={"chat_template": "clock.jinja"})
-    monkeypatch.setattr(supervision, "date", make_day("2026-01-30"))
+    monkeypatch.setattr(labelling, "date", make_day("2026-01-30"))
     first = prepare(command, recipe)
-    monkeypatch.setattr(supervision, "date", make_day("2026-01-31"))
+    monkeypatch.setattr(labelling, "date", make_day("2026-01-31"))
     again = command("prepare", recipe, "--json")
     assert again.json["cache"] == first["cache"]
     assert "shown the date 2026-01-30" in again.stderr
@@ -194,9 +194,9 @@ def test_a_preview_shows_the_day_that_training_will_show(
 ):
     (tmp_path / "clock.jinja").write_text("{{- strftime_now('%Y-%m-%d') -}}" + tiny.CHATML)
     recipe = write_recipe(data={"chat_template": "clock.jinja"})
-    monkeypatch.setattr(supervision, "date", make_day("2026-01-31"))
+    monkeypatch.setattr(labelling, "date", make_day("2026-01-31"))
     kept = prepare(command, recipe)
-    monkeypatch.setattr(supervision, "date", make_day("2026-02-01"))
+    monkeypatch.setattr(labelling, "date", make_day("2026-02-01"))
     assert prepare(command, recipe)["hit"] is True
     shown = preview_first_row(command, recipe)
     assert shown.json["rows"][0]["input_ids"] == read_first_row(kept["cache"])
@@ -216,9 +216,9 @@ def test_a_preview_shows_today_where_training_would_begin_with_it(
     (tmp_path / "clock.jinja").write_text("{{- strftime_now('%Y-%m-%d') -}}" + tiny.CHATML)
     recipe = write_recipe(data={"chat_template": "clock.jinja"})
     if state == "damaged":
-        monkeypatch.setattr(supervision, "date", make_day("2026-01-31"))
+        monkeypatch.setattr(labelling, "date", make_day("2026-01-31"))
         (Path(prepare(command, recipe)["cache"]) / "train-00001.arrow").write_bytes(b"")
-    monkeypatch.setattr(supervision, "date", make_day("2026-02-01"))
+    monkeypatch.setattr(labelling, "date", make_day("2026-02-01"))
     shown = preview_first_row(command, recipe)
     assert "shown the date" not in shown.stderr
     first = prepare(command, recipe)

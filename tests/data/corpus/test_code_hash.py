@@ -93,7 +93,7 @@ def test_a_change_to_what_works_on_a_finished_corpus_changes_no_hash(package, pa
 
 def test_two_files_that_swap_their_contents_change_the_hash(package):
     before = hash_deciding_code(package)
-    one, other = package / "data/labels/chat_rows.py", package / "data/labels/text_rows.py"
+    one, other = package / "data/labels/chat_label_rule.py", package / "data/labels/text_pairs.py"
     content = one.read_bytes()
     one.write_bytes(other.read_bytes())
     other.write_bytes(content)
@@ -139,7 +139,7 @@ def test_a_changed_label_rule_prepares_again_and_a_changed_page_does_not(
     with (package / "data/preview/page.py").open("ab") as file:
         file.write(b"# another page\n")
     assert prepare(recipe) is True
-    with (package / "data/labels/chat_rows.py").open("ab") as file:
+    with (package / "data/labels/chat_label_rule.py").open("ab") as file:
         file.write(b"# another rule\n")
     assert prepare(recipe) is False
 

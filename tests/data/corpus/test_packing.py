@@ -12,7 +12,12 @@ from datasets import Dataset, concatenate_datasets
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_sft.data.corpus.packing import ROWS_A_TABLE, count_tokens, lay_out_rows, pack_documents
+from lora_sft.data.corpus.packing import (
+    PACKED_ROWS_A_TABLE,
+    count_tokens,
+    lay_out_documents,
+    pack_documents,
+)
 
 SIGMA = 0.726
 
@@ -60,7 +65,7 @@ def list_rows(layout, lengths: np.ndarray) -> list[list[int]]:
 def test_every_document_is_there_once_in_rows_that_are_not_too_long(case):
     max_length, given_lengths = case
     lengths = np.array(given_lengths)
-    layout = lay_out_rows(lengths, max_length)
+    layout = lay_out_documents(lengths, max_length)
     assert sorted(layout.documents.tolist()) == list(range(len(lengths)))
     rows = list_rows(layout, lengths)
     assert all(0 < sum(row) <= max_length for row in rows)
@@ -71,15 +76,15 @@ def test_every_document_is_there_once_in_rows_that_are_not_too_long(case):
 
 
 def test_packed_rows_hold_the_tokens_of_their_documents_across_tables_and_slices():
-    lengths = draw_lengths(3 * ROWS_A_TABLE, 12, 40)
+    lengths = draw_lengths(3 * PACKED_ROWS_A_TABLE, 12, 40)
     parts = [make_documents(lengths).select(range(start, start + 500)) for start in (0, 500)]
     sliced = concatenate_datasets(parts)
     whole = make_documents(lengths)
     for documents in (whole, sliced, whole.shuffle(seed=0)):
-        layout = lay_out_rows(count_tokens(documents), 40)
+        layout = lay_out_documents(count_tokens(documents), 40)
         packed = pack_documents(documents, layout)
         assert packed.column_names == ["input_ids", "labels", "seq_lengths"]
-        assert len(packed) == layout.num_rows
+        assert len(packed) == layout.num_packed_rows
         seen = []
         for row in packed:
             assert sum(row["seq_lengths"]) == len(row["input_ids"]) == len(row["labels"]) <= 40
@@ -94,14 +99,14 @@ def test_packed_rows_hold_the_tokens_of_their_documents_across_tables_and_slices
 
 def test_packed_columns_are_plain_arrow_lists():
     documents = make_documents(draw_lengths(50, 20, 64))
-    packed = pack_documents(documents, lay_out_rows(count_tokens(documents), 64))
+    packed = pack_documents(documents, lay_out_documents(count_tokens(documents), 64))
     types = {name: packed.data.schema.field(name).type for name in packed.column_names}
     assert set(types.values()) == {pa.list_(pa.int32())}
 
 
 def test_the_order_is_the_same_every_time_and_says_nothing_about_length():
     lengths = draw_lengths(20_000, 150, 2048)
-    first, again = lay_out_rows(lengths, 2048), lay_out_rows(lengths, 2048)
+    first, again = lay_out_documents(lengths, 2048), lay_out_documents(lengths, 2048)
     assert np.array_equal(first.documents, again.documents)
     assert np.array_equal(first.starts, again.starts)
     longest = np.array([max(row) for row in list_rows(first, lengths)])
@@ -110,7 +115,7 @@ def test_the_order_is_the_same_every_time_and_says_nothing_about_length():
 
 def test_sources_whose_documents_are_of_one_length_are_mixed():
     lengths = np.full(4_000, 25)
-    layout = lay_out_rows(lengths, 100)
+    layout = lay_out_documents(lengths, 100)
     from_first_half = np.split(layout.documents < 2_000, layout.starts[1:-1])
     assert np.mean([row.all() or not row.any() for row in from_first_half]) < 0.25
 
@@ -122,14 +127,14 @@ def test_rows_are_as_full_as_trl_packs_them_and_fuller(mean, max_length):
     lengths = draw_lengths(5_000, mean, max_length)
     documents = make_documents(lengths)
     theirs = len(pack_dataset(documents, max_length, "bfd", {}))
-    ours = lay_out_rows(lengths, max_length)
-    assert ours.num_rows <= theirs
+    ours = lay_out_documents(lengths, max_length)
+    assert ours.num_packed_rows <= theirs
     assert ours.utilisation >= 0.98
 
 
 def test_a_million_documents_are_laid_out_in_seconds():
     lengths = draw_lengths(1_000_000, 670, 2048)
     start = time.process_time()
-    layout = lay_out_rows(lengths, 2048)
+    layout = lay_out_documents(lengths, 2048)
     assert time.process_time() - start < 10
     assert layout.utilisation >= 0.995

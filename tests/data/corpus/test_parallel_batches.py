@@ -8,8 +8,7 @@ import sys
 import psutil
 import pytest
 
-from lora_sft.data.corpus import parallel_batches
-from lora_sft.data.corpus import row_following as row_outcomes
+from lora_sft.data.corpus import parallel_batches, source_row_following
 from lora_sft.data.corpus.building import build_corpus
 from lora_sft.data.corpus.parallel_batches import VARIABLE, count_processes, map_batches
 from lora_sft.errors import CapabilityError, DataError
@@ -24,7 +23,7 @@ NUM_ROWS = 120
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
     """A few rows a batch, and only the first batch in the test's own process."""
-    monkeypatch.setattr(row_outcomes, "BATCH_ROWS", 7)
+    monkeypatch.setattr(source_row_following, "BATCH_ROWS", 7)
     monkeypatch.setattr(parallel_batches, "BATCHES_DONE_HERE", 1)
 
 

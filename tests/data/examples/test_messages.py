@@ -9,7 +9,7 @@ import pytest
 from lora_sft.data.corpus.building import build_corpus
 from lora_sft.data.drops import Drop, RowDropped
 from lora_sft.data.examples.row_formats import FORMATS
-from lora_sft.data.labels.supervision import Supervisor
+from lora_sft.data.labels.labelling import Labeller
 from tests import tiny
 from tests.data.labels.test_template_oracle import CHATML_STOPS, FAMILIES, STOPS, load_family
 from tests.data.sections import make_chat, make_data, make_dataset, write_jsonl
@@ -138,13 +138,13 @@ CLOSED = "hmm\n</think>\n\n4"  # the prompt opened the block
 NEXT = [{"role": "user", "content": "And 3+3?"}, {"role": "assistant", "content": "6"}]
 
 
-def supervise(family, *messages):
+def label(family, *messages):
     """The rows that a family makes of a question and these messages, or why it makes none."""
     tokenizer = load_family(family)
     stops = STOPS.get(family, CHATML_STOPS)
-    supervisor = Supervisor(make_data(), tokenizer, set(tokenizer.convert_tokens_to_ids(stops)))
+    labeller = Labeller(make_data(), tokenizer, set(tokenizer.convert_tokens_to_ids(stops)))
     conversation = FORMATS["messages"].read({"messages": [*make_chat("2+2?"), *messages]})
-    return supervisor.supervise([("a.jsonl:1", conversation)])[0]
+    return labeller.label([("a.jsonl:1", conversation)])[0]
 
 
 def answer(content, **fields):
@@ -153,7 +153,7 @@ def answer(content, **fields):
 
 def find_learned(family, *messages):
     """What is learned of the first answer; where the row is dropped, the reason."""
-    rows = supervise(family, *messages)
+    rows = label(family, *messages)
     if isinstance(rows, Drop):
         return rows.reason
     row = rows[0]
@@ -173,8 +173,8 @@ def test_reasoning_in_the_content_and_in_a_field_is_learned_once_in_every_family
 
 @pytest.mark.parametrize("family", ["qwen3", "qwen2_5", "llama3", "gptoss", "glm4moe", "gemma"])
 def test_an_answer_that_is_not_learned_is_shown_as_with_its_block_alone(family):
-    alone = supervise(family, answer(BLOCK, train=False), *NEXT)
-    both = supervise(family, answer(BLOCK, train=False, reasoning_content="hmm"), *NEXT)
+    alone = label(family, answer(BLOCK, train=False), *NEXT)
+    both = label(family, answer(BLOCK, train=False, reasoning_content="hmm"), *NEXT)
     assert both[0].input_ids == alone[0].input_ids
 
 
@@ -190,7 +190,7 @@ QUOTING = {"role": "user", "content": "<think>\nfoo\n</think>\nWhat is this?"}
 
 @pytest.mark.parametrize("family", ["gptoss", "qwen3_8", "nemotron_3_nano", "muse_glimmer"])
 def test_a_thinking_block_that_is_no_answers_stays_where_it_is(family):
-    rows = supervise(family, answer("4"), QUOTING, answer("Yes."))
+    rows = label(family, answer("4"), QUOTING, answer("Yes."))
     assert QUOTING["content"] in load_family(family).decode(rows[-1].input_ids)
 
 

@@ -12,8 +12,8 @@ from lora_sft.data.corpus.building import build_corpus
 from lora_sft.data.drops import RowDropped
 from lora_sft.data.examples.conversation import PlainText, PromptCompletion, TokenizedExample
 from lora_sft.data.examples.row_formats import FORMATS, RowFormat, find_row_format
+from lora_sft.data.labelled_row import IGNORED_LABEL
 from lora_sft.data.rows.row_sources import read_rows
-from lora_sft.data.supervised_row import IGNORED_LABEL
 from lora_sft.errors import DataError
 from lora_sft.recipe import schema
 from tests import tiny

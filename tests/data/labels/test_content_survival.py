@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from lora_sft.data.drops import Drop
 from lora_sft.data.examples.conversation import Conversation, Message
 from lora_sft.data.labels.content_survival import find_lost, list_call_texts
-from lora_sft.data.labels.supervision import Supervisor
+from lora_sft.data.labels.labelling import Labeller
 from tests import tiny
 from tests.data.sections import make_data
 
@@ -47,7 +47,7 @@ def learn(tokenizer: Any, **answer: Any) -> str:
     calls = tuple(answer.pop("tool_calls", ()))
     message = Message("assistant", answer.pop("content", ""), calls, answer)
     conversation = Conversation((Message("user", "Hello"), message))
-    (rows,) = Supervisor(make_data(), tokenizer, stops).supervise([("rows:1", conversation)])
+    (rows,) = Labeller(make_data(), tokenizer, stops).label([("rows:1", conversation)])
     if isinstance(rows, Drop):
         return f"{rows.reason}: {rows.detail}"
     (turn,) = rows[0].turns

@@ -1,7 +1,7 @@
 """Under `escape`, nothing that a row writes becomes a control token, wherever it is written."""
 
 from lora_sft.data.examples.conversation import Conversation, Message
-from lora_sft.data.labels.supervision import Supervisor
+from lora_sft.data.labels.labelling import Labeller
 from tests import tiny
 from tests.data.sections import make_data
 
@@ -12,8 +12,8 @@ ANSWER = Message("assistant", "b")
 def escape(conversation, template=tiny.CHATML):
     tokenizer = tiny.make_tokenizer(template)
     data = make_data(special_tokens_in_content="escape")
-    supervisor = Supervisor(data, tokenizer, {tokenizer.eos_token_id})
-    ((row,),) = supervisor.supervise([("rows.jsonl:1", conversation)])
+    labeller = Labeller(data, tokenizer, {tokenizer.eos_token_id})
+    ((row,),) = labeller.label([("rows.jsonl:1", conversation)])
     assert row.built == "escaped"
     ends = row.input_ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>"))
     return tokenizer.decode(row.input_ids), ends

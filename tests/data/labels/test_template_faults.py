@@ -2,23 +2,23 @@
 
 from lora_sft.data.drops import LEVERS, Drop
 from lora_sft.data.examples.conversation import Conversation, Message
-from lora_sft.data.labels.supervision import Supervisor
+from lora_sft.data.labels.labelling import Labeller
 from tests import tiny
 from tests.data.sections import make_data
 
 QUESTION, ANSWER = Message("user", "a"), Message("assistant", "b")
 
 
-def make_supervisor(tokenizer, **data):
-    return Supervisor(make_data(**data), tokenizer, {tokenizer.eos_token_id})
+def make_labeller(tokenizer, **data):
+    return Labeller(make_data(**data), tokenizer, {tokenizer.eos_token_id})
 
 
 def test_a_runtime_error_of_the_template_refuses_its_row_alone():
     template = "{%- if messages[0].content == 'boom' -%}{{ cycler().next() }}{%- endif -%}"
-    supervisor = make_supervisor(tiny.make_tokenizer(template + tiny.CHATML))
+    labeller = make_labeller(tiny.make_tokenizer(template + tiny.CHATML))
     fatal = Conversation((Message("user", "boom"), ANSWER))
     fine = Conversation((QUESTION, ANSWER))
-    dropped, (row,) = supervisor.supervise([("rows.jsonl:1", fatal), ("rows.jsonl:2", fine)])
+    dropped, (row,) = labeller.label([("rows.jsonl:1", fatal), ("rows.jsonl:2", fine)])
     assert isinstance(dropped, Drop)
     assert dropped.reason == "template_refused"
     assert "at least one item" in dropped.detail
@@ -29,22 +29,20 @@ def test_named_templates_without_a_default_prepare_rows_with_tools_to_the_end():
     tokenizer = tiny.make_tokenizer()
     knows_the_switch = "{%- if enable_thinking is defined -%}{%- endif -%}" + tiny.CHATML
     tokenizer.chat_template = {"tool_use": knows_the_switch}
-    supervisor = make_supervisor(tokenizer)
+    labeller = make_labeller(tokenizer)
     tools = ({"type": "function", "function": {"name": "now", "parameters": {}}},)
     with_tools = Conversation((QUESTION, ANSWER), tools=tools)
     without = Conversation((QUESTION, ANSWER))
-    (row,), dropped = supervisor.supervise(
-        [("rows.jsonl:1", with_tools), ("rows.jsonl:2", without)]
-    )
-    supervisor.add_notes(supervisor.take_notes())
+    (row,), dropped = labeller.label([("rows.jsonl:1", with_tools), ("rows.jsonl:2", without)])
+    labeller.add_notes(labeller.take_notes())
     assert row.turns
     assert dropped.reason == "template_refused"
-    assert any("enable_thinking" in warning for warning in supervisor.warnings)
+    assert any("enable_thinking" in warning for warning in labeller.warnings)
 
 
 def test_a_turn_without_an_end_has_a_lever_that_helps():
     template = tiny.CHATML.replace("'<|im_end|>\\n'", "'\\n'").replace("<|im_start|>", "# ")
-    supervisor = make_supervisor(tiny.make_tokenizer(template))
-    (dropped,) = supervisor.supervise([("rows.jsonl:1", Conversation((QUESTION, ANSWER)))])
+    labeller = make_labeller(tiny.make_tokenizer(template))
+    (dropped,) = labeller.label([("rows.jsonl:1", Conversation((QUESTION, ANSWER)))])
     assert dropped.reason == "no_stop_token"
     assert LEVERS[dropped.reason].startswith("use a chat template that ends its turns")

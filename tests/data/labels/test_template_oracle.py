@@ -18,7 +18,7 @@ import trl
 
 from lora_sft.data.drops import Drop
 from lora_sft.data.examples.conversation import Conversation, Message
-from lora_sft.data.labels.supervision import Supervisor
+from lora_sft.data.labels.labelling import Labeller
 from tests.data.sections import make_data
 from tests.tiny import make_tokenizer
 
@@ -167,9 +167,9 @@ def label(family: str, messages: list[dict[str, Any]], **data: Any) -> Any:
         for each in messages
     )
     stops = {tokenizer.convert_tokens_to_ids(stop) for stop in STOPS.get(family, CHATML_STOPS)}
-    supervisor = Supervisor(make_data(loss_on="assistant", **data), tokenizer, stops)
+    labeller = Labeller(make_data(loss_on="assistant", **data), tokenizer, stops)
     conversation = Conversation(read, tuple(find_tools(messages) or ()))
-    return supervisor.supervise([("bank", conversation)])[0]
+    return labeller.label([("bank", conversation)])[0]
 
 
 def read_learned(family: str, rows: Any) -> dict[int, str]:

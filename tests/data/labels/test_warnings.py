@@ -3,7 +3,7 @@
 import pytest
 
 from lora_sft.data.examples.conversation import Conversation, Message
-from lora_sft.data.labels.supervision import Supervisor
+from lora_sft.data.labels.labelling import Labeller
 from tests import tiny
 from tests.data.sections import make_data
 
@@ -15,10 +15,10 @@ THOUGHT = Message("assistant", "<think>hm</think>b")
 
 def find_warnings(template, *messages, **data):
     tokenizer = tiny.make_tokenizer(template)
-    supervisor = Supervisor(make_data(**data), tokenizer, {tokenizer.eos_token_id})
-    supervisor.supervise([("rows.jsonl:1", Conversation(messages))])
-    supervisor.add_notes(supervisor.take_notes())
-    return supervisor.warnings
+    labeller = Labeller(make_data(**data), tokenizer, {tokenizer.eos_token_id})
+    labeller.label([("rows.jsonl:1", Conversation(messages))])
+    labeller.add_notes(labeller.take_notes())
+    return labeller.warnings
 
 
 @pytest.mark.parametrize(
@@ -56,8 +56,8 @@ def test_rows_that_set_the_thinking_switch_themselves_are_not_warned_of():
     still_open = Conversation((QUESTION, PLAIN))
     found = []
     for conversations in ([closed, closed], [closed, still_open]):
-        supervisor = Supervisor(make_data(), tokenizer, {tokenizer.eos_token_id})
-        supervisor.supervise([("rows.jsonl", each) for each in conversations])
-        supervisor.add_notes(supervisor.take_notes())
-        found.append(len(supervisor.warnings))
+        labeller = Labeller(make_data(), tokenizer, {tokenizer.eos_token_id})
+        labeller.label([("rows.jsonl", each) for each in conversations])
+        labeller.add_notes(labeller.take_notes())
+        found.append(len(labeller.warnings))
     assert found == [0, 1]

@@ -9,10 +9,10 @@ import random
 import pytest
 
 from lora_sft.data.corpus.building import build_corpus
+from lora_sft.data.labelled_row import Turn, make_labelled_row
 from lora_sft.data.preview.page import make_length_chart
 from lora_sft.data.preview.shown_rows import Preview, Selection, find_segments, write_document
 from lora_sft.data.preview.token_pieces import TokenPieces, make_visible
-from lora_sft.data.supervised_row import Turn, make_supervised_row
 from tests.data.sections import make_chat, make_data, make_dataset, write_jsonl
 from tests.tiny import THINK_DROPPED_FROM_HISTORY, make_tokenizer
 
@@ -115,7 +115,7 @@ def test_what_hides_or_moves_the_cursor_is_made_visible():
 
 
 def test_segments_cover_the_row_in_order():
-    row = make_supervised_row(
+    row = make_labelled_row(
         list(range(10)), [Turn("assistant", 1, 2, 5), Turn("assistant", 3, 5, 7)]
     )
     segments = [(s.start, s.end, s.turn and s.turn.message) for s in find_segments(row)]

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from lora_sft.run_directory import MANIFEST
+from lora_sft.file_names import MANIFEST_FILE
 from lora_sft.train.checkpoints.sealing import find_damage, seal
 
 
@@ -22,7 +22,7 @@ def checkpoint(tmp_path):
 
 def test_a_sealed_checkpoint_is_whole(checkpoint):
     assert find_damage(checkpoint) == ""
-    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    manifest = json.loads((checkpoint / MANIFEST_FILE).read_text())
     assert manifest["world_size"] == 2
     assert set(manifest["files"]) == {"adapter_model.safetensors", "global_step3/states.pt"}
 
@@ -44,7 +44,7 @@ def test_a_lost_file_is_named(checkpoint):
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", "{}"])
 def test_a_checkpoint_that_was_never_finished_has_no_manifest(checkpoint, content):
-    (checkpoint / MANIFEST).unlink()
+    (checkpoint / MANIFEST_FILE).unlink()
     if content is not None:
-        (checkpoint / MANIFEST).write_text(content)
+        (checkpoint / MANIFEST_FILE).write_text(content)
     assert "never finished" in find_damage(checkpoint)

@@ -5,11 +5,11 @@ generation prompt (what a server sends), and S the text of the messages up to an
 target is S after P, up to and including its stop token: never the newline after it, never a
 user's words. No template needs markers for this, and none is known by name.
 
-One row holds the whole conversation only where the conversation's own render begins with P and
-target of every trained turn. Templates that rewrite history (drop earlier thinking, end earlier
-turns otherwise) fail that; `rewritten_history` says what happens then.
+One labelled row holds the whole conversation only where the conversation's own render begins with
+P and target of every trained turn. Templates that rewrite history (drop earlier thinking, end
+earlier turns otherwise) fail that; `rewritten_history` says what happens then.
 
-Two kinds of template do not render what is served, and the row is then put together (`spliced`):
+Two kinds of template do not render what is served, and the text is then put together (`spliced`):
 where the prompt opens a thinking block that the render drops, the target is written from the
 message; where no turn has an end of its own, the token that begins the matching next turn is the
 stop (a server stops at it), and it is appended.
@@ -36,7 +36,7 @@ from lora_sft.data.labels.content_survival import (
 )
 from lora_sft.data.labels.escaping import escape_special_tokens
 from lora_sft.data.labels.history_spans import RenderedText, find_shown_turn
-from lora_sft.data.labels.rendered_row import LearnedText, RenderedRow
+from lora_sft.data.labels.rendered_chat import LearnedText, RenderedChat
 from lora_sft.data.labels.spliced_turn import splice_turn
 from lora_sft.data.labels.text_difference import find_first_difference
 from lora_sft.data.labels.trained_messages import find_trained_messages
@@ -46,10 +46,10 @@ from lora_sft.errors import DataError
 
 @dataclass
 class Notes:
-    """What a person should be told of rows that are right as they are, and the stops they end in.
+    """What a person should be told of examples that are right as they are, and their stops.
 
-    `lost_context` counts rows whose context is not rendered whole; `first_lost_context` is where.
-    `in_place` counts rows that learn an earlier turn otherwise than it is served.
+    `lost_context` counts examples whose context is not rendered whole; `first_lost_context` is
+    where. `in_place` counts examples that learn an earlier turn otherwise than it is served.
     """
 
     seen_stops: set[str] = field(default_factory=set)
@@ -60,7 +60,7 @@ class Notes:
     left_thinking_open: bool = False
 
     def add(self, later: Notes) -> None:
-        """Take in the notes on rows that come after these."""
+        """Take in the notes on examples that come after these."""
         self.seen_stops |= later.seen_stops
         self.saw_thinking |= later.saw_thinking
         self.lost_context += later.lost_context
@@ -106,37 +106,37 @@ class ChatLabelRule:
         self._special_tokens_in_content = special_tokens_in_content
         self.notes = Notes()
 
-    def write_rows(self, conversation: Conversation, where: str) -> list[RenderedRow]:
-        """One row for the conversation, or one a trained turn where history is rewritten.
+    def write_chats(self, conversation: Conversation, where: str) -> list[RenderedChat]:
+        """One text for the conversation, or one a trained turn where history is rewritten.
 
-        Raises: RowDropped for this row alone; DataError where the recipe forbids going on.
+        Raises: RowDropped for this example alone; DataError where the recipe forbids going on.
         """
         conversation = self._renderer.keep_one_thought(conversation)
         found = self._find_special_token(conversation)
         if found is None:
-            return self._write_clean_rows(conversation, where)
+            return self._write_clean_chats(conversation, where)
         if self._special_tokens_in_content != "escape":
             refuse_special_token(found, where, self._special_tokens_in_content)
         escaped = escape_special_tokens(conversation, self._special)
-        rows = self._write_clean_rows(escaped.conversation, where)
-        return [replace(row, built="escaped", stand_ins=escaped.stand_ins) for row in rows]
+        chats = self._write_clean_chats(escaped.conversation, where)
+        return [replace(chat, built="escaped", stand_ins=escaped.stand_ins) for chat in chats]
 
-    def _write_clean_rows(self, conversation: Conversation, where: str) -> list[RenderedRow]:
+    def _write_clean_chats(self, conversation: Conversation, where: str) -> list[RenderedChat]:
         trained = find_trained_messages(conversation, self._loss_on, where)
         chat = self._renderer.open(conversation)
         whole = chat.render(len(conversation.messages), served=False)
         self._look_around(conversation, trained, whole, where)
         if self._loss_on == "all":
-            return [RenderedRow(where, whole, (LearnedText("text", None, 0, len(whole)),))]
+            return [RenderedChat(where, whole, (LearnedText("text", None, 0, len(whole)),))]
         if not trained:
             raise RowDropped("no_target", "no assistant turn is to be learned")
         turns = [self._find_served_turn(chat, conversation, index, whole) for index in trained]
         if all(turn.begins(whole) for turn in turns):
-            return [RenderedRow(where, whole, tuple(turn.learned for turn in turns))]
+            return [RenderedChat(where, whole, tuple(turn.learned for turn in turns))]
         last = turns[-1]
         if all(turn.begins(last.text) for turn in turns):  # all but an appended stop is there
             learned = tuple(turn.learned for turn in turns)
-            return [RenderedRow(where, last.text, learned, last.built)]
+            return [RenderedChat(where, last.text, learned, last.built)]
         if self._rewritten_history == "in_place":
             return [self._write_in_place(chat, conversation, turns, whole, where)]
         return self._write_rewritten(turns, where)
@@ -144,7 +144,7 @@ class ChatLabelRule:
     def _look_around(
         self, conversation: Conversation, trained: list[int], whole: str, where: str
     ) -> None:
-        """Note what a person should be told of, though the row is right as it is."""
+        """Note what a person should be told of, though the example is right as it is."""
         messages = conversation.messages
         if not self.notes.saw_thinking:
             self.notes.saw_thinking = any(has_thinking(messages[i]) for i in trained)
@@ -159,8 +159,8 @@ class ChatLabelRule:
         turns: list[ServedTurn],
         whole: str,
         where: str,
-    ) -> RenderedRow:
-        """One row of the whole conversation, its earlier turns learned as history shows them, and
+    ) -> RenderedChat:
+        """One text of the whole conversation, its earlier turns learned as history shows them, and
         a turn that ends it as it is served.
 
         Raises: RowDropped where a turn cannot be found there, or history lost what it holds.
@@ -187,9 +187,9 @@ class ChatLabelRule:
             check_content_survives(shown, whole[slice(*place)], index)
             learned.append(LearnedText(TRAINED_ROLE, index, *place))
         self.notes.in_place += 1
-        return RenderedRow(where, text, tuple(learned), built)
+        return RenderedChat(where, text, tuple(learned), built)
 
-    def _write_rewritten(self, turns: list[ServedTurn], where: str) -> list[RenderedRow]:
+    def _write_rewritten(self, turns: list[ServedTurn], where: str) -> list[RenderedChat]:
         if self._rewritten_history == "error":
             raise DataError(
                 "the chat template renders earlier turns differently from how they are served",
@@ -197,7 +197,7 @@ class ChatLabelRule:
                 "set data.rewritten_history: expand (one row a turn) or last",
             )
         kept = turns[-1:] if self._rewritten_history == "last" else turns
-        return [RenderedRow(where, turn.text, (turn.learned,), turn.built) for turn in kept]
+        return [RenderedChat(where, turn.text, (turn.learned,), turn.built) for turn in kept]
 
     def _find_served_turn(
         self, chat: OpenedChat, conversation: Conversation, index: int, whole: str
@@ -270,7 +270,7 @@ def _loses_context(
 
 
 def refuse_special_token(token: str, where: str, policy: str) -> None:
-    """Drop the row, or stop where the recipe says `error`.
+    """Drop the example, or stop where the recipe says `error`.
 
     Raises: RowDropped or DataError, always.
     """
@@ -284,7 +284,7 @@ def refuse_special_token(token: str, where: str, policy: str) -> None:
 
 
 def find_texts(conversation: Conversation) -> Iterator[str]:
-    """Every text of the row that reaches the template, keys of nested objects included."""
+    """Every text of the example that reaches the template, keys of nested objects included."""
     for message in conversation.messages:
         yield message.role
         yield message.content or ""

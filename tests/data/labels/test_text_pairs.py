@@ -4,7 +4,7 @@ import pytest
 from tokenizers import processors
 
 from lora_sft.data.examples.conversation import PlainText, PromptCompletion
-from lora_sft.data.labels.supervision import Supervisor
+from lora_sft.data.labels.labelling import Labeller
 from tests import tiny
 from tests.data.sections import make_data
 
@@ -24,8 +24,8 @@ def make_tokenizer(*, appends_eos=False):
 def learn(tokenizer, example):
     """The text of the row, and the text that is learned."""
     data = make_data(special_tokens_in_content="allow")
-    supervisor = Supervisor(data, tokenizer, {tokenizer.eos_token_id})
-    ((row,),) = supervisor.supervise([("rows.jsonl:1", example)])
+    labeller = Labeller(data, tokenizer, {tokenizer.eos_token_id})
+    ((row,),) = labeller.label([("rows.jsonl:1", example)])
     learned = [label for label in row.labels if label >= 0]
     return tokenizer.decode(row.input_ids), tokenizer.decode(learned)
 

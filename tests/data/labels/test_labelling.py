@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from lora_sft.data.drops import Drop
 from lora_sft.data.examples.conversation import Conversation, Message, PlainText, PromptCompletion
-from lora_sft.data.labels.supervision import Supervisor
-from lora_sft.data.supervised_row import IGNORED_LABEL
+from lora_sft.data.labelled_row import IGNORED_LABEL
+from lora_sft.data.labels.labelling import Labeller
 from lora_sft.errors import DataError
 from tests import tiny
 from tests.data.sections import make_chat, make_data
@@ -31,7 +31,7 @@ TEMPLATES = (
 CALL = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Paris"}}}
 
 
-def supervise(tokenizer, example, **data):
+def label(tokenizer, example, **data):
     if isinstance(example, list):
         messages = [
             Message(
@@ -43,8 +43,8 @@ def supervise(tokenizer, example, **data):
             for row in example
         ]
         example = Conversation(tuple(messages))
-    supervisor = Supervisor(make_data(**data), tokenizer, {tokenizer.eos_token_id})
-    return supervisor.supervise([("rows.jsonl:1", example)])[0]
+    labeller = Labeller(make_data(**data), tokenizer, {tokenizer.eos_token_id})
+    return labeller.label([("rows.jsonl:1", example)])[0]
 
 
 @cache
@@ -87,7 +87,7 @@ def decode_turns(tokenizer, row):
 def test_learned_is_what_the_model_must_produce_when_served(template, stop, contents):
     eos = "<|im_end|>" if "im_end" in template else "</s>"
     tokenizer = tiny.make_tokenizer(template, eos_token=eos)
-    rows = supervise(tokenizer, contents)
+    rows = label(tokenizer, contents)
     answers = [i for i, message in enumerate(contents) if message["role"] == "assistant"]
     assert len(rows) == 1
     row = rows[0]
@@ -103,7 +103,7 @@ def test_learned_is_what_the_model_must_produce_when_served(template, stop, cont
 
 def test_the_newline_after_the_stop_is_never_learned():
     tokenizer = tiny.make_tokenizer(tiny.CHATML)
-    (row,) = supervise(tokenizer, CHAT)
+    (row,) = label(tokenizer, CHAT)
     for turn in row.turns:
         assert row.input_ids[turn.end - 1] == tokenizer.eos_token_id
         assert tokenizer.decode([row.input_ids[turn.end]]) == "\n"
@@ -112,22 +112,22 @@ def test_the_newline_after_the_stop_is_never_learned():
 
 def test_the_stop_is_learned_where_it_is_also_the_padding():
     tokenizer = tiny.make_tokenizer(tiny.CHATML, pad_token="<|im_end|>")
-    (row,) = supervise(tokenizer, CHAT)
+    (row,) = label(tokenizer, CHAT)
     assert row.labels.count(tokenizer.pad_token_id) == 2
 
 
 def test_the_templates_own_end_of_turn_is_a_stop_nobody_has_to_name():
     tokenizer = tiny.make_tokenizer(tiny.LLAMA3, eos_token="</s>")
-    supervisor = Supervisor(make_data(), tokenizer, {tokenizer.eos_token_id})
+    labeller = Labeller(make_data(), tokenizer, {tokenizer.eos_token_id})
     expected = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|eot|>")}
-    assert supervisor.stop_token_ids == expected
+    assert labeller.stop_token_ids == expected
 
 
 def test_a_separator_before_the_end_of_turn_is_learned_and_does_not_end_it():
     template = tiny.LLAMA3.replace("'<|eot|>' -}}", "'<|endoftext|><|eot|>' -}}")
     for eos in ("</s>", "<|eot|>"):
         tokenizer = tiny.make_tokenizer(template, eos_token=eos)
-        (row,) = supervise(tokenizer, CHAT)
+        (row,) = label(tokenizer, CHAT)
         assert decode_turns(tokenizer, row)[0] == "A fox.<|endoftext|><|eot|>"
 
 
@@ -137,7 +137,7 @@ def test_an_answer_that_ends_otherwise_in_history_is_learned_as_served():
         "('<|eot|>' if loop.last and message.role == 'assistant' else '<|endoftext|>') -}}",
     )
     tokenizer = tiny.make_tokenizer(template, eos_token="</s>")
-    rows = supervise(tokenizer, CHAT)
+    rows = label(tokenizer, CHAT)
     assert [decode_turns(tokenizer, row) for row in rows] == [
         ["A fox.<|eot|>"],
         ["4\n\nYes.<|eot|>"],
@@ -149,7 +149,7 @@ THOUGHTS = make_chat("a", "<think>one</think> b", "c", "<think>two</think> d", "
 
 def test_rewritten_history_gives_one_row_a_turn_as_served():
     tokenizer = tiny.make_tokenizer(tiny.THINK_DROPPED_FROM_HISTORY)
-    rows = supervise(tokenizer, THOUGHTS)
+    rows = label(tokenizer, THOUGHTS)
     assert [row.turns[0].message for row in rows] == [1, 3, 5]
     for row in rows:
         index = row.turns[0].message
@@ -164,10 +164,10 @@ def test_rewritten_history_gives_one_row_a_turn_as_served():
 
 def test_rewritten_history_can_keep_the_last_turn_or_stop():
     tokenizer = tiny.make_tokenizer(tiny.THINK_DROPPED_FROM_HISTORY)
-    rows = supervise(tokenizer, THOUGHTS, rewritten_history="last")
+    rows = label(tokenizer, THOUGHTS, rewritten_history="last")
     assert [row.turns[0].message for row in rows] == [5]
     with pytest.raises(DataError, match="renders earlier turns differently"):
-        supervise(tokenizer, THOUGHTS, rewritten_history="error")
+        label(tokenizer, THOUGHTS, rewritten_history="error")
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_rewritten_history_can_keep_the_last_turn_or_stop():
 )
 def test_each_reason_to_drop_a_row(template, messages, reason, detail):
     eos = "<|im_end|>" if "im_end" in template else "</s>"
-    result = supervise(tiny.make_tokenizer(template, eos_token=eos), messages)
+    result = label(tiny.make_tokenizer(template, eos_token=eos), messages)
     assert isinstance(result, Drop)
     assert result.reason == reason
     assert detail in result.detail
@@ -209,12 +209,12 @@ def test_each_reason_to_drop_a_row(template, messages, reason, detail):
 
 def test_a_block_that_the_prompt_opened_is_closed_before_the_answer():
     tokenizer = tiny.make_tokenizer(tiny.PROMPT_OPENS_THINKING)
-    (row,) = supervise(tokenizer, make_chat("a", "<think>\nhmm\n</think>\n\nYes.", "b", "No."))
+    (row,) = label(tokenizer, make_chat("a", "<think>\nhmm\n</think>\n\nYes.", "b", "No."))
     assert decode_turns(tokenizer, row) == [  # history shows the first turn just as it was served
         "hmm\n</think>\n\nYes.<|im_end|>",
         "\n</think>\n\nNo.<|im_end|>",
     ]
-    rows = supervise(tokenizer, make_chat("a", "Yes.", "b", "No."))  # here it does not
+    rows = label(tokenizer, make_chat("a", "Yes.", "b", "No."))  # here it does not
     assert [decode_turns(tokenizer, row) for row in rows] == [
         ["\n</think>\n\nYes.<|im_end|>"],
         ["\n</think>\n\nNo.<|im_end|>"],
@@ -229,7 +229,7 @@ def test_a_block_that_the_prompt_opened_is_closed_before_the_answer():
 def test_an_answer_is_learned_as_rendered_where_the_render_loses_what_was_served_before_it():
     tokenizer = load_template(tiny.SYSTEM_BEFORE_LAST_USER)
     system = {"role": "system", "content": "Be brief."}
-    rows = supervise(tokenizer, [system, *make_chat("a", "A fox.", "b", "Yes.")])
+    rows = label(tokenizer, [system, *make_chat("a", "A fox.", "b", "Yes.")])
     assert [decode_turns(tokenizer, row) for row in rows] == [[" A fox.<|eot|>"], [" Yes.<|eot|>"]]
     for row in rows:
         assert row.built == "spliced"
@@ -239,20 +239,20 @@ def test_an_answer_is_learned_as_rendered_where_the_render_loses_what_was_served
 
 def test_where_no_turn_has_an_end_the_next_turns_token_is_appended_and_learned():
     tokenizer = tiny.make_tokenizer(tiny.NO_END_OF_TURN, eos_token="</s>")
-    (row,) = supervise(tokenizer, make_chat("a", "A fox.", "b", "Yes."))
+    (row,) = label(tokenizer, make_chat("a", "A fox.", "b", "Yes."))
     assert decode_turns(tokenizer, row) == ["A fox.<|h|>", "Yes.<|h|>"]
     assert row.built == "spliced"
     assert tokenizer.convert_ids_to_tokens(row.input_ids[-1]) == "<|h|>"
-    (cut,) = supervise(tokenizer, make_chat("a", "A fox.", "b"))
+    (cut,) = label(tokenizer, make_chat("a", "A fox.", "b"))
     assert decode_turns(tokenizer, cut) == ["A fox.<|h|>"]
 
 
 def test_a_tool_argument_that_the_template_leaves_out_drops_the_row():
     tokenizer = tiny.make_tokenizer(tiny.FIRST_CALL_ONLY)
     other = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Rôme"}}}
-    (row,) = supervise(tokenizer, [CHAT[0], {"role": "assistant", "tool_calls": [other]}])
+    (row,) = label(tokenizer, [CHAT[0], {"role": "assistant", "tool_calls": [other]}])
     assert "Rôme" in decode_turns(tokenizer, row)[0]
-    dropped = supervise(tokenizer, [CHAT[0], {"role": "assistant", "tool_calls": [CALL, other]}])
+    dropped = label(tokenizer, [CHAT[0], {"role": "assistant", "tool_calls": [CALL, other]}])
     assert isinstance(dropped, Drop)
     assert dropped.reason == "content_lost"
     assert "Rôme" in dropped.detail
@@ -266,7 +266,7 @@ def test_a_tool_call_is_learned_with_its_markup():
         {"role": "tool", "content": "sunny"},
         {"role": "assistant", "content": "It is sunny."},
     ]
-    (row,) = supervise(tokenizer, messages)
+    (row,) = label(tokenizer, messages)
     first, second = decode_turns(tokenizer, row)
     assert first.startswith("<tool_call>{")
     assert "get_weather" in first
@@ -278,7 +278,7 @@ def test_loss_on_chooses_the_turns():
     tokenizer = tiny.make_tokenizer()
 
     def learned(example, **data):
-        result = supervise(tokenizer, example, **data)
+        result = label(tokenizer, example, **data)
         return [] if isinstance(result, Drop) else [turn.message for turn in result[0].turns]
 
     assert learned(CHAT) == [1, 3]
@@ -294,25 +294,25 @@ def test_loss_on_chooses_the_turns():
 
 
 def test_loss_on_all_learns_every_token_but_the_first():
-    (row,) = supervise(tiny.make_tokenizer(), CHAT, loss_on="all")
+    (row,) = label(tiny.make_tokenizer(), CHAT, loss_on="all")
     assert row.labels[1:] == row.input_ids[1:]
     with pytest.raises(DataError, match="train: false"):
-        supervise(tiny.make_tokenizer(), [CHAT[0], {**CHAT[1], "train": False}], loss_on="all")
+        label(tiny.make_tokenizer(), [CHAT[0], {**CHAT[1], "train": False}], loss_on="all")
 
 
 def test_special_tokens_in_content_can_stop_or_pass():
     tokenizer = tiny.make_tokenizer()
     hostile = make_chat("a<|im_start|>b", "c")
     with pytest.raises(DataError, match=r"<\|im_start\|>") as caught:
-        supervise(tokenizer, hostile, special_tokens_in_content="error")
+        label(tokenizer, hostile, special_tokens_in_content="error")
     assert caught.value.where == "rows.jsonl:1"
-    (row,) = supervise(tokenizer, hostile, special_tokens_in_content="allow")
+    (row,) = label(tokenizer, hostile, special_tokens_in_content="allow")
     assert decode_turns(tokenizer, row) == ["c<|im_end|>"]
 
 
 def test_an_answer_cut_by_a_stop_in_its_own_text_is_dropped_as_lost():
     hostile = make_chat("a", "b<|im_end|>c")
-    result = supervise(tiny.make_tokenizer(), hostile, special_tokens_in_content="allow")
+    result = label(tiny.make_tokenizer(), hostile, special_tokens_in_content="allow")
     assert result.reason == "content_lost"
 
 
@@ -327,7 +327,7 @@ WORD_CUT_BY_HEADER = """\
 def test_a_token_across_the_border_is_split_as_served():
     tokenizer = tiny.make_tokenizer(WORD_CUT_BY_HEADER)
     chat = make_chat("a", "he fox", "b", "he dog")
-    (row,) = supervise(tokenizer, chat)
+    (row,) = label(tokenizer, chat)
     assert row.built == "boundary"
     assert row.input_ids != tokenizer.apply_chat_template(chat, return_dict=False)
     prompt = tokenizer.apply_chat_template(chat[:1], add_generation_prompt=True, return_dict=False)
@@ -339,12 +339,12 @@ def test_a_token_across_the_border_is_split_as_served():
 
 def test_a_template_that_writes_bos_twice_is_an_error():
     with pytest.raises(DataError, match="twice"):
-        supervise(tiny.make_tokenizer("{{- bos_token -}}" + tiny.LLAMA3), CHAT)
+        label(tiny.make_tokenizer("{{- bos_token -}}" + tiny.LLAMA3), CHAT)
 
 
 def test_a_conversation_without_a_template_names_the_plain_one():
     with pytest.raises(DataError) as caught:
-        supervise(tiny.make_tokenizer(None), CHAT)
+        label(tiny.make_tokenizer(None), CHAT)
     assert "data.chat_template: plain" in caught.value.fix
 
 
@@ -353,13 +353,13 @@ def test_a_rows_own_template_kwargs_win():
     tokenizer = tiny.make_tokenizer(template)
     messages = tuple(Message(**message) for message in CHAT[:2])
     example = Conversation(messages, template_kwargs={"style": "mine"})
-    (row,) = supervise(tokenizer, example, chat_template_kwargs={"style": "theirs"})
+    (row,) = label(tokenizer, example, chat_template_kwargs={"style": "theirs"})
     assert tokenizer.decode(row.input_ids).startswith("mine<|im_start|>")
 
 
 def test_a_completion_is_learned_with_eos_and_its_prompt_is_not():
     tokenizer = tiny.make_tokenizer(None)
-    (row,) = supervise(tokenizer, PromptCompletion("What is 2 + 2?", " 4"))
+    (row,) = label(tokenizer, PromptCompletion("What is 2 + 2?", " 4"))
     check_labels_are_exactly_the_turns(row)
     assert row.input_ids == [*tokenizer.encode("What is 2 + 2? 4"), tokenizer.eos_token_id]
     assert decode_turns(tokenizer, row) == [" 4<|im_end|>"]
@@ -368,7 +368,7 @@ def test_a_completion_is_learned_with_eos_and_its_prompt_is_not():
 
 def test_a_prompts_trailing_spaces_move_to_the_completion():
     tokenizer = tiny.make_tokenizer(None)
-    (row,) = supervise(tokenizer, PromptCompletion("text || ", "The"))
+    (row,) = label(tokenizer, PromptCompletion("text || ", "The"))
     assert decode_turns(tokenizer, row) == [" The<|im_end|>"]
     assert row.built == "boundary"
 
@@ -376,7 +376,7 @@ def test_a_prompts_trailing_spaces_move_to_the_completion():
 def test_a_completion_that_merges_with_its_prompt_is_tokenised_apart():
     tokenizer = tiny.make_tokenizer(None)
     assert len(tokenizer.encode("The")) < len(tokenizer.encode("T")) + len(tokenizer.encode("he"))
-    (row,) = supervise(tokenizer, PromptCompletion("T", "he"))
+    (row,) = label(tokenizer, PromptCompletion("T", "he"))
     assert row.input_ids[: row.turns[0].start] == tokenizer.encode("T")
     assert decode_turns(tokenizer, row) == ["he<|im_end|>"]
     assert row.built == "boundary"
@@ -384,21 +384,21 @@ def test_a_completion_that_merges_with_its_prompt_is_tokenised_apart():
 
 def test_plain_text_is_learned_whole():
     tokenizer = tiny.make_tokenizer(None)
-    (row,) = supervise(tokenizer, PlainText("Hello there"))
+    (row,) = label(tokenizer, PlainText("Hello there"))
     assert row.labels[1:] == row.input_ids[1:]
     assert row.input_ids[-1] == tokenizer.eos_token_id
-    assert supervise(tokenizer, PlainText("  ")).reason == "no_target"
-    assert supervise(tokenizer, PlainText("a</s>")).reason == "special_tokens"
+    assert label(tokenizer, PlainText("  ")).reason == "no_target"
+    assert label(tokenizer, PlainText("a</s>")).reason == "special_tokens"
     with pytest.raises(DataError, match="plain text"):
-        supervise(tokenizer, PlainText("a"), loss_on="assistant")
+        label(tokenizer, PlainText("a"), loss_on="assistant")
 
 
 def test_a_mixed_batch_keeps_its_order():
     tokenizer = tiny.make_tokenizer(tiny.THINK_DROPPED_FROM_HISTORY)
     chat = Conversation(tuple(Message(**message) for message in THOUGHTS))
     examples = [PlainText("a"), chat, PlainText(""), PromptCompletion("b", "c"), chat]
-    supervisor = Supervisor(make_data(), tokenizer, {tokenizer.eos_token_id})
-    results = supervisor.supervise([(str(i), example) for i, example in enumerate(examples)])
+    labeller = Labeller(make_data(), tokenizer, {tokenizer.eos_token_id})
+    results = labeller.label([(str(i), example) for i, example in enumerate(examples)])
     counts = [0 if isinstance(result, Drop) else len(result) for result in results]
     assert counts == [1, 3, 0, 1, 3]
 
@@ -406,7 +406,7 @@ def test_a_mixed_batch_keeps_its_order():
 def test_escaped_content_is_ordinary_text_as_servers_escape_it():
     tokenizer = tiny.make_tokenizer(tiny.CHATML)
     messages = make_chat("say <|im_end|> or </s>", "I say <|im_end|> now.")
-    (row,) = supervise(tokenizer, messages, special_tokens_in_content="escape")
+    (row,) = label(tokenizer, messages, special_tokens_in_content="escape")
     assert row.built == "escaped"
     assert decode_turns(tokenizer, row) == ["I say <|im_end|> now.<|im_end|>"]
     assert row.input_ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 2
@@ -419,7 +419,7 @@ def test_escaped_content_is_ordinary_text_as_servers_escape_it():
 def test_escaped_text_is_ordinary_text():
     tokenizer = tiny.make_tokenizer()
     example = PromptCompletion("what ends a turn? ", "<|im_end|> does")
-    (row,) = supervise(tokenizer, example, special_tokens_in_content="escape")
+    (row,) = label(tokenizer, example, special_tokens_in_content="escape")
     assert row.built == "escaped"
     assert row.input_ids.count(tokenizer.eos_token_id) == 1
     assert decode_turns(tokenizer, row) == [" <|im_end|> does<|im_end|>"]
@@ -427,7 +427,7 @@ def test_escaped_text_is_ordinary_text():
 
 def test_history_can_be_learned_in_place_as_it_is_shown():
     tokenizer = tiny.make_tokenizer(tiny.THINK_DROPPED_FROM_HISTORY)
-    (row,) = supervise(tokenizer, THOUGHTS, rewritten_history="in_place")
+    (row,) = label(tokenizer, THOUGHTS, rewritten_history="in_place")
     whole = tokenizer.apply_chat_template(THOUGHTS, return_dict=False)
     assert row.input_ids == whole
     first, _, last = decode_turns(tokenizer, row)
@@ -441,7 +441,7 @@ def test_in_place_never_takes_another_turn_for_a_learned_one():
     untrained = [{**THOUGHTS[1], "content": "Same.", "train": False}]
     alike = [THOUGHTS[0], *untrained, *THOUGHTS[2:3], *make_thought("Same."), *THOUGHTS[4:]]
     tokenizer = tiny.make_tokenizer(tiny.THINK_DROPPED_FROM_HISTORY)
-    (row,) = supervise(tokenizer, alike, rewritten_history="in_place")
+    (row,) = label(tokenizer, alike, rewritten_history="in_place")
     assert [turn.message for turn in row.turns] == [3, 5]
     before = tokenizer.decode(row.input_ids[: row.turns[0].start])
     assert before.count("<|im_start|>assistant") == 2
@@ -457,24 +457,24 @@ def test_two_calls_need_two_places_and_numbers_one():
         {"type": "function", "function": {"name": "add", "arguments": {"a": a, "b": 20}}}
         for a in (10, 30)
     ]
-    (row,) = supervise(tokenizer, [CHAT[0], {"role": "assistant", "tool_calls": calls[:1]}])
+    (row,) = label(tokenizer, [CHAT[0], {"role": "assistant", "tool_calls": calls[:1]}])
     assert "10" in decode_turns(tokenizer, row)[0]
-    dropped = supervise(tokenizer, [CHAT[0], {"role": "assistant", "tool_calls": calls}])
+    dropped = label(tokenizer, [CHAT[0], {"role": "assistant", "tool_calls": calls}])
     assert dropped.reason == "content_lost"
 
 
 def test_a_text_beside_a_call_is_not_found_in_the_call():
     tokenizer = tiny.make_tokenizer(tiny.TEXT_LOST_BESIDE_CALLS)
     beside = {"role": "assistant", "content": "get_weather", "tool_calls": [CALL]}
-    assert supervise(tokenizer, [CHAT[0], beside]).reason == "content_lost"
+    assert label(tokenizer, [CHAT[0], beside]).reason == "content_lost"
 
 
 def test_an_opening_answer_is_context_behind_a_system_message_too():
     tokenizer = tiny.make_tokenizer(tiny.CHATML)
     opening = [{"role": "system", "content": "Be kind."}, {"role": "assistant", "content": "Hi!"}]
-    (row,) = supervise(tokenizer, [*opening, *CHAT[:2]])
+    (row,) = label(tokenizer, [*opening, *CHAT[:2]])
     assert [turn.message for turn in row.turns] == [3]
-    assert supervise(tokenizer, opening).reason == "no_target"
+    assert label(tokenizer, opening).reason == "no_target"
 
 
 def test_what_opens_every_next_turn_is_no_stop():
@@ -482,14 +482,14 @@ def test_what_opens_every_next_turn_is_no_stop():
     always_open = tiny.CHATML.partition("{%- if add_generation_prompt")[0]
     always_open += "{{- '<|im_start|>assistant\n' -}}"
     tokenizer = tiny.make_tokenizer(always_open, eos_token="</s>")
-    supervisor = Supervisor(make_data(), tokenizer, {tokenizer.eos_token_id})
+    labeller = Labeller(make_data(), tokenizer, {tokenizer.eos_token_id})
     stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert supervisor.stop_token_ids == {tokenizer.eos_token_id, stop}
+    assert labeller.stop_token_ids == {tokenizer.eos_token_id, stop}
 
 
 def test_a_template_that_reads_the_clock_sees_the_day_of_the_recipe():
     tokenizer = tiny.make_tokenizer("{{- strftime_now('%d %B %Y') + '\\n' -}}" + tiny.CHATML)
-    (row,) = supervise(tokenizer, CHAT, template_date="2025-01-31")
+    (row,) = label(tokenizer, CHAT, template_date="2025-01-31")
     assert tokenizer.decode(row.input_ids).startswith("31 January 2025\n<|im_start|>user")
 
 
@@ -507,7 +507,7 @@ def test_hostile_content_never_crashes_and_rendered_ids_are_the_templates_own(te
     roles = ("user", "assistant")
     messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
     for policy in ("drop", "allow", "escape"):
-        rows = supervise(tokenizer, messages, special_tokens_in_content=policy)
+        rows = label(tokenizer, messages, special_tokens_in_content=policy)
         if isinstance(rows, Drop):
             continue
         for row in rows:

@@ -1,4 +1,4 @@
-"""A rendered example: its text, and which parts of it are learned."""
+"""A rendered conversation: its text, and which parts of it are learned."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class LearnedText:
-    """One learned span in character positions of its row's text."""
+    """One learned span in character positions of the rendered text."""
 
     role: str
     message: int | None
@@ -17,8 +17,8 @@ class LearnedText:
 
 
 @dataclass(frozen=True)
-class RenderedRow:
-    """A text to be tokenised once, and the parts of it that are learned.
+class RenderedChat:
+    """A text to be tokenised once into a labelled row, and the parts of it that are learned.
 
     `built`: `rendered` where the text is the template's own, else `spliced` or `escaped`.
     `stand_ins`: private characters of the text, and the strings that they stand for.

@@ -1,8 +1,8 @@
-"""Follow every source row of a data set to its end: supervised rows, or a drop with its reason.
+"""Follow every source row of a data set to its end: labelled rows, or a drop with its reason.
 
 The corpus is built from these outcomes, and whatever shows rows to a person reads the same
-ones: what is shown is what is trained. Rows are followed a batch at a time and on all cores;
-whether a row repeats another is asked afterwards, in the rows' order.
+ones: what is shown is what is trained. Source rows are followed a batch at a time and on all cores;
+whether one repeats another is asked afterwards, in their order.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from lora_sft.data.corpus.example_hash import ExampleHasher, hash_json
 from lora_sft.data.corpus.parallel_batches import map_batches
-from lora_sft.data.corpus.repeated_rows import HashedRow, RepeatedRows
-from lora_sft.data.corpus.row_outcomes import RowOutcome
+from lora_sft.data.corpus.repeated_examples import HashedExample, RepeatedExamples
+from lora_sft.data.corpus.source_row_outcomes import SourceRowOutcome
 from lora_sft.data.corpus.splits import NOT_DRAWN, find_drawn_groups, is_drawn, make_row_hash
 from lora_sft.data.drops import Drop, RowDropped
 from lora_sft.data.examples.conversation import Conversation, Example
 from lora_sft.data.examples.messages import settle_extras
 from lora_sft.data.examples.row_formats import RowFormat, find_row_format
 from lora_sft.data.examples.row_kwargs import read_row_kwargs
-from lora_sft.data.labels.chat_rows import Notes
+from lora_sft.data.labels.chat_label_rule import Notes
+from lora_sft.data.labels.labelling import Labelled, Labeller
 from lora_sft.data.labels.length_policy import fit_length
-from lora_sft.data.labels.supervision import Supervised, Supervisor
 from lora_sft.data.rows.row_sources import SourceRow, read_rows
 from lora_sft.data.templates.template_keys import TemplateKeys
 
@@ -37,8 +37,8 @@ FORMAT_PROBE_ROWS = 20
 
 
 @dataclass(frozen=True)
-class ConvertedRow:
-    """A row as its format reads it, and the hashes that are needed of it."""
+class ConvertedSourceRow:
+    """A source row, its example, and the hashes that are needed of it."""
 
     source_row: SourceRow
     example: Example | Drop
@@ -48,7 +48,7 @@ class ConvertedRow:
 
 @dataclass(frozen=True)
 class OpenedDataset:
-    """The rows of a data set, the format that the first of them are in, and whether they are
+    """The source rows of a data set, the format that the first of them are in, and whether they are
     hashed, by the groups of which column if any."""
 
     rows: Iterator[SourceRow]
@@ -57,8 +57,8 @@ class OpenedDataset:
     group_column: str | None
 
 
-class RowFollower:
-    """Reads, converts, supervises and fits the rows of a data set, batch by batch.
+class SourceRowFollower:
+    """Reads, converts, labels and fits the source rows of a data set, batch by batch.
 
     `template` is the tokenizer's chat template: what it reads of a message makes the example.
     """
@@ -66,53 +66,53 @@ class RowFollower:
     def __init__(
         self,
         data: DataSection,
-        supervisor: Supervisor,
+        labeller: Labeller,
         template: str | Mapping[str, str] | None,
     ) -> None:
         self._data = data
-        self._supervisor = supervisor
+        self._labeller = labeller
         self._keys = TemplateKeys(template)
         self._hasher = ExampleHasher(self._keys, data.chat_template_kwargs)
-        self._repeated = RepeatedRows(data, self._read_hashed_rows)
+        self._repeated = RepeatedExamples(data, self._read_hashed_examples)
 
     def follow(
         self, dataset: DatasetSection, leaves_out: Callable[[bytes], bool] = lambda _: False
-    ) -> Iterator[RowOutcome]:
-        """The outcome of every row, in source order.
+    ) -> Iterator[SourceRowOutcome]:
+        """The outcome of every source row, in source order.
 
-        `leaves_out` says by a row's hash that it is not wanted, before it is supervised.
+        `leaves_out` says by a source row's hash that it is not wanted, before it is labelled.
         """
         opened = self._open(dataset)
         find_repeat = self._repeated.follow(dataset)
 
-        def work(batch: Sequence[SourceRow]) -> tuple[list[RowOutcome], Notes]:
+        def work(batch: Sequence[SourceRow]) -> tuple[list[SourceRowOutcome], Notes]:
             converted = [self._convert(row, opened) for row in batch]
             wanted = [
                 replace(row, example=Drop("subsampled")) if leaves_out(row.row_hash) else row
                 for row in converted
             ]
-            outcomes = list(self._supervise(wanted))
-            return outcomes, self._supervisor.take_notes()
+            outcomes = list(self._label(wanted))
+            return outcomes, self._labeller.take_notes()
 
         for _, (outcomes, notes) in map_batches(work, _make_batches(opened.rows)):
-            self._supervisor.add_notes(notes)
+            self._labeller.add_notes(notes)
             for outcome in outcomes:
                 drop = find_repeat(outcome)
                 yield outcome if drop is None else _leave_out(outcome, drop)
 
-    def _supervise(self, converted: Sequence[ConvertedRow]) -> Iterator[RowOutcome]:
+    def _label(self, converted: Sequence[ConvertedSourceRow]) -> Iterator[SourceRowOutcome]:
         examples = [
             (each.source_row.where, each.example)
             for each in converted
             if not isinstance(each.example, Drop)
         ]
-        supervised = iter(self._supervisor.supervise(examples))
+        labelled = iter(self._labeller.label(examples))
         for each in converted:
             example = each.example
-            yield self._fit(each, example if isinstance(example, Drop) else next(supervised))
+            yield self._fit(each, example if isinstance(example, Drop) else next(labelled))
 
     def _open(self, dataset: DatasetSection) -> OpenedDataset:
-        """Hashes cost time: rows that are neither drawn nor compared have none."""
+        """Hashes cost time: source rows that are neither drawn nor compared have none."""
         rows = read_rows(dataset)
         first_rows = list(islice(rows, FORMAT_PROBE_ROWS))
         values = [row.values for row in first_rows]
@@ -123,27 +123,27 @@ class RowFollower:
             group_column=find_drawn_groups(self._data, dataset),
         )
 
-    def _read_hashed_rows(self, dataset: DatasetSection) -> Iterator[HashedRow]:
-        """The rows of `dataset` that its format can read."""
+    def _read_hashed_examples(self, dataset: DatasetSection) -> Iterator[HashedExample]:
+        """The examples of `dataset`: the source rows that its format can read."""
         opened = self._open(dataset)
         for row in opened.rows:
             converted = self._convert(row, opened)
             if converted.example_hash is not None:
-                yield HashedRow(row, converted.row_hash, converted.example_hash)
+                yield HashedExample(row, converted.row_hash, converted.example_hash)
 
-    def _convert(self, row: SourceRow, opened: OpenedDataset) -> ConvertedRow:
-        """Read the row, and hash it where it is drawn or compared.
+    def _convert(self, row: SourceRow, opened: OpenedDataset) -> ConvertedSourceRow:
+        """Read the source row, and hash it where it is drawn or compared.
 
-        Raises: DataError where the row has no group to be drawn by.
+        Raises: DataError where the source row has no group to be drawn by.
         """
         example = self._read_example(row, opened.row_format)
         if not opened.is_hashed:
-            return ConvertedRow(row, example)
+            return ConvertedSourceRow(row, example)
         if isinstance(example, Drop):
             row_hash = make_row_hash(row, hash_json("row", row.values), opened.group_column)
-            return ConvertedRow(row, example, row_hash)
+            return ConvertedSourceRow(row, example, row_hash)
         content_hash = self._hasher.hash_content(example)
-        return ConvertedRow(
+        return ConvertedSourceRow(
             row,
             example,
             make_row_hash(row, content_hash, opened.group_column),
@@ -173,26 +173,26 @@ class RowFollower:
         return replace(conversation, messages=tuple(settled))
 
     def _with_row_kwargs(self, conversation: Conversation, row: SourceRow) -> Conversation:
-        """The conversation with the template kwargs that the row sets, in columns or its own."""
+        """The conversation with the template kwargs that its source row sets, in columns or not."""
         recipe_kwargs, own = self._data.chat_template_kwargs, conversation.template_kwargs
         kwargs = read_row_kwargs(row.values, own, recipe_kwargs) if recipe_kwargs or own else {}
         return replace(conversation, template_kwargs=kwargs) if kwargs else conversation
 
-    def _fit(self, converted: ConvertedRow, result: Supervised) -> RowOutcome:
+    def _fit(self, converted: ConvertedSourceRow, result: Labelled) -> SourceRowOutcome:
         row, hashes = converted.source_row, (converted.row_hash, converted.example_hash)
         if isinstance(result, Drop):
-            return RowOutcome(row, *hashes, drop=result)
+            return SourceRowOutcome(row, *hashes, drop=result)
         max_length, overlong = self._data.max_length, self._data.overlong
         fitted = [fit_length(each, max_length, overlong, row.where) for each in result]
         kept = tuple(chain.from_iterable(fitted))
         lengths = tuple(len(each.input_ids) for each in result)
         detail = f"{max(lengths)} tokens, max_length is {max_length}"
-        return RowOutcome(
+        return SourceRowOutcome(
             row,
             *hashes,
-            rows=kept,
+            labelled_rows=kept,
             drop=None if kept else Drop("overlong", detail),
-            supervised_lengths=lengths,
+            labelled_lengths=lengths,
             is_truncated=any(
                 0 < sum(len(part.input_ids) for part in parts) < length
                 for parts, length in zip(fitted, lengths, strict=True)
@@ -200,12 +200,12 @@ class RowFollower:
         )
 
 
-def _leave_out(outcome: RowOutcome, drop: Drop) -> RowOutcome:
-    return RowOutcome(outcome.source_row, outcome.row_hash, drop=drop)
+def _leave_out(outcome: SourceRowOutcome, drop: Drop) -> SourceRowOutcome:
+    return SourceRowOutcome(outcome.source_row, outcome.row_hash, drop=drop)
 
 
 def _make_batches(rows: Iterable[SourceRow]) -> Iterator[list[SourceRow]]:
-    """Batches that are bounded in rows and in text."""
+    """Batches that are bounded in source rows and in text."""
     batch: list[SourceRow] = []
     characters = 0
     for row in rows:

@@ -1,6 +1,6 @@
-"""From examples to labelled token rows, a batch at a time: the one door to what is learned.
+"""From examples to labelled rows, a batch at a time: the one door to what is learned.
 
-The rule itself is in `chat_rows` (conversations, on text), `text_rows` (no template) and
+The rule itself is in `chat_label_rule` (conversations, on text), `text_pairs` (no template) and
 `token_spans` (characters to tokens). This module holds what they share: the stop tokens, the
 special tokens, the policies of the recipe.
 """
@@ -23,12 +23,12 @@ from lora_sft.data.examples.conversation import (
     PromptCompletion,
     TokenizedExample,
 )
-from lora_sft.data.labels.chat_rows import ChatLabelRule, Notes, refuse_special_token
-from lora_sft.data.labels.given_tokens import label_tokenized_row
-from lora_sft.data.labels.rendered_row import RenderedRow
-from lora_sft.data.labels.text_rows import TextRow, TextTokenizer, write_text_row
+from lora_sft.data.labelled_row import LabelledRow
+from lora_sft.data.labels.chat_label_rule import ChatLabelRule, Notes, refuse_special_token
+from lora_sft.data.labels.given_tokens import label_tokenized_example
+from lora_sft.data.labels.rendered_chat import RenderedChat
+from lora_sft.data.labels.text_pairs import TextPair, TextTokenizer, write_text_pair
 from lora_sft.data.labels.token_spans import SpanTokenizer
-from lora_sft.data.supervised_row import SupervisedRow
 from lora_sft.data.templates.rendering import (
     THINKING_SWITCH,
     ChatRenderer,
@@ -43,13 +43,13 @@ if TYPE_CHECKING:
 
 # Where an example came from, as a person reads it, and the example.
 PlacedExample = tuple[str, Example]
-# A row before its text becomes tokens, or one that came as tokens.
-WrittenRow = RenderedRow | TextRow | SupervisedRow
-# One or more rows, in turn order, or why there is none.
-Supervised = tuple[SupervisedRow, ...] | Drop
+# A labelled row before its text becomes tokens, or one whose example was tokens.
+WrittenExample = RenderedChat | TextPair | LabelledRow
+# One or more labelled rows, in turn order, or why there is none.
+Labelled = tuple[LabelledRow, ...] | Drop
 
 
-class Supervisor:
+class Labeller:
     """Labels examples by one recipe's settings, with one tokenizer."""
 
     def __init__(
@@ -105,48 +105,50 @@ class Supervisor:
         return warnings
 
     def take_notes(self) -> Notes:
-        """The notes on the rows supervised since the last time, to be added where they are kept.
+        """The notes on the examples labelled since the last time, to be added where they are kept.
 
-        Rows may be supervised in another process than the one that says what was found.
+        Examples may be labelled in another process than the one that says what was found.
         """
         notes, self._chat_rule.notes = self._chat_rule.notes, Notes()
         return notes
 
     def add_notes(self, notes: Notes) -> None:
-        """Keep what was noted on rows, in their order."""
+        """Keep what was noted on examples, in their order."""
         self._notes.add(notes)
 
-    def supervise(self, examples: Sequence[PlacedExample]) -> list[Supervised]:
-        """The rows of each example, or its drop, in order.
+    def label(self, examples: Sequence[PlacedExample]) -> list[Labelled]:
+        """The labelled rows of each example, or its drop, in order.
 
         Raises: DataError for what the recipe forbids or lacks.
         """
         written = [self._write(where, example) for where, example in examples]
-        untokenized = [row for rows in written if not isinstance(rows, Drop) for row in rows]
-        chat = self._spans.tokenize([row for row in untokenized if isinstance(row, RenderedRow)])
-        text = self._texts.tokenize([row for row in untokenized if isinstance(row, TextRow)])
-        return list(_regroup(written, iter(chat), iter(text)))
+        kept = [one for each in written if not isinstance(each, Drop) for one in each]
+        chats = self._spans.tokenize([one for one in kept if isinstance(one, RenderedChat)])
+        pairs = self._texts.tokenize([one for one in kept if isinstance(one, TextPair)])
+        return list(_regroup(written, iter(chats), iter(pairs)))
 
-    def _write(self, where: str, example: Example) -> list[WrittenRow] | Drop:
+    def _write(self, where: str, example: Example) -> list[WrittenExample] | Drop:
         try:
-            rows = self._write_rows(where, example)
-            for row in rows:
-                _check_is_unicode(row)
+            written = self._write_example(where, example)
+            for each in written:
+                _check_is_unicode(each)
         except RowDropped as dropped:
             return dropped.drop
-        return rows
+        return written
 
-    def _write_rows(self, where: str, example: Example) -> list[WrittenRow]:
+    def _write_example(self, where: str, example: Example) -> list[WrittenExample]:
         if isinstance(example, Conversation):
             self._check_has_template(where)
-            rows = self._chat_rule.write_rows(example, where)
+            chats = self._chat_rule.write_chats(example, where)
             if THINKING_SWITCH not in example.template_kwargs:
                 self._chat_rule.notes.left_thinking_open = True
-            return list(rows)
+            return list(chats)
         if isinstance(example, TokenizedExample):
-            return [label_tokenized_row(example, len(self._tokenizer), self._data.loss_on, where)]
-        row = write_text_row(example, self._data.loss_on, where)
-        return [replace(row, is_escaped=self._must_escape(example, where))]
+            return [
+                label_tokenized_example(example, len(self._tokenizer), self._data.loss_on, where)
+            ]
+        pair = write_text_pair(example, self._data.loss_on, where)
+        return [replace(pair, is_escaped=self._must_escape(example, where))]
 
     def _must_escape(self, example: PlainText | PromptCompletion, where: str) -> bool:
         """Whether a text holds special-token strings that are to be ordinary text."""
@@ -199,11 +201,14 @@ def read_day(data: DataSection) -> date:
     return date.fromisoformat(data.template_date) if data.template_date else date.today()
 
 
-def _check_is_unicode(row: WrittenRow) -> None:
+def _check_is_unicode(written: WrittenExample) -> None:
     """Half a surrogate pair is legal among JSON's escapes, and no tokenizer takes it."""
-    if isinstance(row, SupervisedRow):
+    if isinstance(written, LabelledRow):
         return
-    text = row.text if isinstance(row, RenderedRow) else row.prompt + row.completion
+    if isinstance(written, RenderedChat):
+        text = written.text
+    else:
+        text = written.prompt + written.completion
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -212,23 +217,23 @@ def _check_is_unicode(row: WrittenRow) -> None:
 
 
 def _regroup(
-    written: Sequence[list[WrittenRow] | Drop],
-    chat: Iterator[SupervisedRow],
-    text: Iterator[SupervisedRow],
-) -> Iterator[Supervised]:
-    """Put the tokenised rows back under their examples, both streams being in order."""
-    for rows in written:
-        if isinstance(rows, Drop):
-            yield rows
+    written: Sequence[list[WrittenExample] | Drop],
+    chats: Iterator[LabelledRow],
+    pairs: Iterator[LabelledRow],
+) -> Iterator[Labelled]:
+    """Put the labelled rows back under their examples, both streams being in order."""
+    for each in written:
+        if isinstance(each, Drop):
+            yield each
             continue
-        done = [_next_row(row, chat, text) for row in rows]
+        done = [_take_labelled_row(one, chats, pairs) for one in each]
         learned = tuple(row for row in done if row.turns)
         yield learned or Drop("no_target", "no token is left to learn")
 
 
-def _next_row(
-    row: WrittenRow, chat: Iterator[SupervisedRow], text: Iterator[SupervisedRow]
-) -> SupervisedRow:
-    if isinstance(row, SupervisedRow):
-        return row
-    return next(chat) if isinstance(row, RenderedRow) else next(text)
+def _take_labelled_row(
+    written: WrittenExample, chats: Iterator[LabelledRow], pairs: Iterator[LabelledRow]
+) -> LabelledRow:
+    if isinstance(written, LabelledRow):
+        return written
+    return next(chats) if isinstance(written, RenderedChat) else next(pairs)

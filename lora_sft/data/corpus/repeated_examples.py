@@ -1,10 +1,10 @@
-"""Find rows that are there before: twice in a split, or in a held-out split of its own as well.
+"""Find source rows whose example is there before: in their split, or in a held-out one.
 
-Two rows are the same where they hold the same example (`example_hash`), whatever format they are
-written in and whatever stands beside it: a test row is known to the model also where its id
+Two source rows are the same where they hold the same example (`example_hash`), whatever format they
+are written in and whatever stands beside it: a test row is known to the model also where its id
 differs, and where other answers of it are learned. For a duplicate these count too: a row that
-learns another answer of the same example adds to what is learned. Only rows that are kept can
-repeat others or be repeated in their own split. Where splits are drawn by a fraction, equal
+learns another answer of the same example adds to what is learned. Only source rows that are kept
+can repeat others or be repeated in their own split. Where splits are drawn by a fraction, equal
 examples share one; with `group_by` they may lie in groups of different splits, and are looked for.
 """
 
@@ -20,30 +20,30 @@ from lora_sft.data.drops import Drop
 from lora_sft.errors import DataError
 
 if TYPE_CHECKING:
-    from lora_sft.data.corpus.row_outcomes import RowOutcome
+    from lora_sft.data.corpus.source_row_outcomes import SourceRowOutcome
     from lora_sft.data.rows.row_sources import SourceRow
     from lora_sft.recipe import DataSection, DatasetSection
 
-# A row that two of them hold stays in the first: what is measured with is not made smaller.
+# A source row that two of them hold stays in the first: what is measured with is not made smaller.
 HELD_OUT = ("test", "validation")
 
 
-class HashedRow(NamedTuple):
-    """A row that its format can read: the hash it is drawn by, and that of its example."""
+class HashedExample(NamedTuple):
+    """A source row that its format can read: the hash it is drawn by, and its example's."""
 
-    row: SourceRow
+    source_row: SourceRow
     row_hash: bytes
     example_hash: bytes
 
 
-# The rows of one data set that its format can read.
-ReadHashedRows = Callable[["DatasetSection"], Iterable[HashedRow]]
-# Why a row is left out after all, if it is.
-FindRepeat = Callable[["RowOutcome"], Drop | None]
+# The source rows of one data set that its format can read.
+ReadHashedExamples = Callable[["DatasetSection"], Iterable[HashedExample]]
+# Why a source row is left out after all, if it is.
+FindRepeat = Callable[["SourceRowOutcome"], Drop | None]
 
 
 class Place(NamedTuple):
-    """A row of one data set: a file that two data sets read holds its rows twice."""
+    """A source row of one data set: a file that two data sets read holds its rows twice."""
 
     dataset: int
     source: str
@@ -51,23 +51,23 @@ class Place(NamedTuple):
     where: str
 
 
-class RepeatedRows:
-    """Judges the rows of one corpus by `data.duplicates` and `data.overlap`.
+class RepeatedExamples:
+    """Judges the source rows of one corpus by `data.duplicates` and `data.overlap`.
 
-    Asked about the same row again it says the same, so that splits may be read in any order and
-    more than once. What is held out is read once before the rows that could repeat it.
+    Asked about the same source row again it says the same, so that splits may be read in any order
+    and more than once. What is held out is read once before the rows that could repeat it.
     """
 
-    def __init__(self, data: DataSection, read_rows: ReadHashedRows) -> None:
+    def __init__(self, data: DataSection, read_examples: ReadHashedExamples) -> None:
         self._data = data
-        self._read_rows = read_rows
+        self._read_examples = read_examples
         self._by_fraction = SplitByFraction(data)
         self._first_seen: defaultdict[str, dict[bytes, Place]] = defaultdict(dict)
         self._held_out: dict[bytes, tuple[str, str]] | None = None
 
     @property
     def are_looked_for(self) -> bool:
-        """Whether any row could be left out: else no row's example needs its hash."""
+        """Whether any source row could be left out: else no example needs its hash."""
         return self._drops_duplicates or self._has_own_data_sets() or self._has_groups
 
     @property
@@ -75,10 +75,10 @@ class RepeatedRows:
         return self._data.duplicates == "drop"
 
     def follow(self, dataset: DatasetSection) -> FindRepeat:
-        """What judges the rows of `dataset` by what became of them."""
+        """What judges the source rows of `dataset` by what became of them."""
         own_split = self._find_own_split(dataset)
 
-        def find_repeat(outcome: RowOutcome) -> Drop | None:
+        def find_repeat(outcome: SourceRowOutcome) -> Drop | None:
             digest = outcome.example_hash
             if digest is None or outcome.drop is not None:
                 return None
@@ -112,7 +112,7 @@ class RepeatedRows:
         drawn = self._read_drawn() if self._may_repeat_drawn else {}
         for split in HELD_OUT:
             for dataset in self._list_own(split):
-                for row, _, digest in self._read_rows(dataset):
+                for row, _, digest in self._read_examples(dataset):
                     held_out.setdefault(digest, (split, row.where))
             for digest, where in drawn.get(split, {}).items():
                 held_out.setdefault(digest, (split, where))
@@ -125,8 +125,8 @@ class RepeatedRows:
 
     @property
     def _may_repeat_drawn(self) -> bool:
-        """Whether a row could repeat one that a fraction holds out, and not be found there: in
-        another group, or among the validation's own rows, which give way to the test's."""
+        """Whether a source row could repeat one that a fraction holds out, and not be found there:
+        in another group, or among the validation's own rows, which give way to the test's."""
         test = self._data.test
         is_test_drawn = test is not None and test.fraction is not None
         return self._has_groups or (is_test_drawn and bool(self._list_own("validation")))
@@ -135,7 +135,7 @@ class RepeatedRows:
         """The examples that fractions hold out of the training rows, and where each is first."""
         drawn: defaultdict[str, dict[bytes, str]] = defaultdict(dict)
         for dataset in self._data.datasets:
-            for row, row_hash, digest in self._read_rows(dataset):
+            for row, row_hash, digest in self._read_examples(dataset):
                 split = self._by_fraction.find_split(row_hash)
                 if split in HELD_OUT:
                     drawn[split].setdefault(digest, row.where)
@@ -156,7 +156,7 @@ class RepeatedRows:
         return ""
 
 
-def _hash_learned(digest: bytes, outcome: RowOutcome) -> bytes:
+def _hash_learned(digest: bytes, outcome: SourceRowOutcome) -> bytes:
     """The hash of an example and of which of its tokens are learned."""
-    spans = [[(turn.start, turn.end) for turn in row.turns] for row in outcome.rows]
+    spans = [[(turn.start, turn.end) for turn in row.turns] for row in outcome.labelled_rows]
     return hash_json("learned", [digest.hex(), spans])

@@ -1,0 +1,43 @@
+"""What the file of a saved adapter holds, read from its header and its B matrices alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+
+def find_fault_in_saved_adapter(
+    path: Path, shapes: Mapping[str, torch.Size], *, has_stepped: bool
+) -> str:
+    """What is wrong with an adapter on disk; nothing where it is the one in memory.
+
+    Sharded set-ups save tensors without elements, or none, and no library says so. The headers
+    tell. `has_stepped`: the optimizer has moved, so that some B matrix must have left zero.
+    """
+    if not path.exists():
+        return f"{path.name} was not written"
+    with safe_open(str(path), framework="pt") as file:
+        found = {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        learned_nothing = has_learned_nothing(file)
+    missing, strange = sorted(shapes.keys() - found), sorted(found.keys() - shapes)
+    if missing:
+        return f"{len(missing)} tensors are missing (first: {missing[0]})"
+    if strange:
+        return f"{len(strange)} tensors belong to no module (first: {strange[0]})"
+    for name, shape in shapes.items():
+        if found[name] != shape:
+            return f"{name} has the shape {list(found[name])} instead of {list(shape)}"
+    return "every lora_B is zero: nothing was learned" if has_stepped and learned_nothing else ""
+
+
+def has_learned_nothing(file: Any) -> bool:
+    """Return whether every B matrix of an opened adapter file is zero, as it is before training.
+
+    An adapter whose B matrices are zero leaves the base as it is. False for one without any.
+    """
+    names = [name for name in file.keys() if ".lora_B." in name or "lora_embedding_B" in name]  # noqa: SIM118
+    return bool(names) and not any(torch.any(file.get_tensor(name)) for name in names)
