@@ -82,7 +82,7 @@ def are_alike(shown: str, printed: str) -> bool:
     """Return whether a printed line is the page's, but for times and measured numbers."""
     shown, printed = (SECONDS.sub("N s", line.rstrip()) for line in (shown, printed))
     if "..." in shown:
-        head, tail = (part.strip() for part in shown.split("...", maxsplit=1))
+        head, tail = shown.split("...")[0].strip(), shown.split("...")[-1].strip()
         shown, printed = head + tail, printed[: len(head)] + printed[len(printed) - len(tail) :]
     if NUMBER.sub("#", shown) != NUMBER.sub("#", printed):
         return False
