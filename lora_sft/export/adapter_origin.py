@@ -6,14 +6,18 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lora_sft.data.corpus.building import Corpus
 from lora_sft.export.public_text import make_public
 from lora_sft.export.weights.adapter_reading import read_adapter_config
 from lora_sft.file_names import ORIGIN_FILE
 from lora_sft.model_files.fingerprint import fingerprint_location
 from lora_sft.recipe import Recipe
+
+if TYPE_CHECKING:
+    from lora_sft.data.corpus.building import (
+        Corpus,
+    )  # imports datasets, which a merge does not need
 
 
 @dataclass(frozen=True)
