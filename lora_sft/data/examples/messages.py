@@ -13,7 +13,7 @@ from typing import Any
 from lora_sft.data.drops import MalformedRow
 from lora_sft.data.examples.conversation import REASONING_KEYS, Message
 from lora_sft.data.examples.thinking import find_thinking
-from lora_sft.data.rows.plain_json import check_is_plain, find_foreign, parse_if_text
+from lora_sft.data.rows.plain_json import check_is_json_value, find_non_json_value, parse_if_string
 
 OWN_KEYS = {"role", "from", "content", "value", "tool_calls", "function_call", "train", "weight"}
 
@@ -59,7 +59,7 @@ def read_messages(value: Any, column: str, *, sharegpt: bool = False) -> tuple[M
 
     Raises: MalformedRow, with the message's index from 0 in its text.
     """
-    value = parse_if_text(value, f'"{column}"')
+    value = parse_if_string(value, f'"{column}"')
     if not isinstance(value, list) or not value:
         raise MalformedRow(f'"{column}" is not a list of messages')
     return tuple(_read_message(message, index, sharegpt) for index, message in enumerate(value))
@@ -75,7 +75,7 @@ def _read_message(value: Any, index: int, sharegpt: bool) -> Message:
     tool_calls = _read_tool_calls(_find_calls(value, index), index)
     if sharegpt and role.lower() in SHAREGPT_CALLS:
         tool_calls, content = _read_sharegpt_call(content, index), None
-    check_is_plain(tool_calls, f"message {index}.tool_calls")
+    check_is_json_value(tool_calls, f"message {index}.tool_calls")
     message = Message(
         role=_known_role(role, index) if sharegpt else role,
         content=_read_content(content, index),
@@ -159,17 +159,17 @@ def settle_extras(message: Message, index: int, is_read: Callable[[str], bool]) 
     Raises: MalformedRow for one whose key the template reads (`is_read`).
     """
     extras = message.extras
-    foreign = {key: found for key, item in extras.items() if (found := find_foreign(item))}
+    foreign = {key: found for key, item in extras.items() if (found := find_non_json_value(item))}
     if not foreign:
         return message
     for key in filter(is_read, foreign):
-        check_is_plain({key: extras[key]}, f"message {index}")
+        check_is_json_value({key: extras[key]}, f"message {index}")
     return _without_extras(message, foreign)
 
 
 def _find_calls(value: Mapping[str, Any], index: int) -> Any:
     """The calls of a message; `function_call` is OpenAI's older form of a single one."""
-    calls = parse_if_text(value.get("tool_calls"), f"the tool calls of message {index}")
+    calls = parse_if_string(value.get("tool_calls"), f"the tool calls of message {index}")
     call = value.get("function_call")
     return [{"type": "function", "function": call}] if call and not calls else calls
 
@@ -198,7 +198,7 @@ def _with_arguments(call: Mapping[str, Any], index: int) -> Mapping[str, Any]:
     if isinstance(function.get("arguments"), Mapping) and "parameters" not in function:
         return call
     name = f"the arguments of a tool call of message {index}"
-    parsed = [parse_if_text(function.get(key), name) for key in ARGUMENT_KEYS]
+    parsed = [parse_if_string(function.get(key), name) for key in ARGUMENT_KEYS]
     given = [arguments for arguments in parsed if arguments is not None]
     if not all(isinstance(arguments, Mapping) for arguments in given):
         raise MalformedRow(f"{name} are not an object")
@@ -242,7 +242,7 @@ def find_call_arguments(call: Mapping[str, Any]) -> Any:
 
 def _read_sharegpt_call(value: Any, index: int) -> tuple[Mapping[str, Any], ...]:
     """ShareGPT writes a call as a message of its own: JSON with `name` and `arguments`."""
-    calls = parse_if_text(value, f"the function call of message {index}")
+    calls = parse_if_string(value, f"the function call of message {index}")
     calls = calls if isinstance(calls, list) else [calls]
     wrapped = [{"type": "function", "function": call} for call in calls]
     return _read_tool_calls(wrapped, index)
@@ -260,10 +260,10 @@ def _read_train(value: Mapping[str, Any], index: int) -> bool | None:
 
 def read_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
     """The tools column: a list of objects, it or each of them as a JSON text; empty means none."""
-    tools = parse_if_text(value, "tools") or []
+    tools = parse_if_string(value, "tools") or []
     if isinstance(tools, list):
-        tools = [parse_if_text(tool, "a tool") for tool in tools]
+        tools = [parse_if_string(tool, "a tool") for tool in tools]
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise MalformedRow("tools is not a list of objects")
-    check_is_plain(tools, "tools")
+    check_is_json_value(tools, "tools")
     return tuple(tools)

@@ -22,7 +22,7 @@ from lora_sft.data.examples.conversation import (
 from lora_sft.data.examples.messages import read_messages, read_tools
 from lora_sft.data.examples.tokenized_rows import read_tokenized_row
 from lora_sft.data.one_line import make_one_line
-from lora_sft.data.rows.plain_json import check_is_plain, parse_if_text, parse_json
+from lora_sft.data.rows.plain_json import check_is_json_value, parse_if_string, parse_json
 from lora_sft.errors import DataError
 
 KWARGS_COLUMN = "chat_template_kwargs"
@@ -194,10 +194,10 @@ def _as_conversation(
     messages: tuple[Message, ...], values: Values, completion_start: int | None = None
 ) -> Conversation:
     written = values.get(KWARGS_COLUMN)
-    kwargs = parse_if_text(written, KWARGS_COLUMN)
+    kwargs = parse_if_string(written, KWARGS_COLUMN)
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise MalformedRow(f"{KWARGS_COLUMN} is not an object")
-    check_is_plain(kwargs, KWARGS_COLUMN)
+    check_is_json_value(kwargs, KWARGS_COLUMN)
     taken = next((name for name in NOT_KWARGS if name in (kwargs or {})), None)
     if taken is not None:
         raise MalformedRow(f"{KWARGS_COLUMN} sets {taken}, which is no template argument")
@@ -211,7 +211,7 @@ def _with_system(messages: tuple[Message, ...], system: str) -> tuple[Message, .
 
 def _read_history(value: Any) -> list[str]:
     """Earlier turns as `[[question, answer], ...]`, flattened; a CSV has them as a JSON text."""
-    value = parse_if_text(value, "history")
+    value = parse_if_string(value, "history")
     if not value:
         return []
     pairs = value if isinstance(value, list) else [value]

@@ -11,7 +11,7 @@ from typing import Any
 
 from lora_sft.data.drops import MalformedRow
 from lora_sft.data.one_line import make_one_line
-from lora_sft.data.rows.plain_json import check_is_plain, parse_json
+from lora_sft.data.rows.plain_json import check_is_json_value, parse_json
 
 TRUTH_WORDS = ("true", "false")
 # What a value of the recipe's is, to a person; bool comes first, being an int as well.
@@ -55,7 +55,7 @@ def _read_kwarg(column: str, value: Any, example: Any) -> Any:
         value = bool(value)
     if kind is not None and _find_kind(value) != kind:
         raise _malformed(column, value, kind)
-    check_is_plain(value, column)
+    check_is_json_value(value, column)
     return value
 
 
