@@ -27,8 +27,8 @@ from transformers.utils.chat_template_utils import (
 from lora_sft.data.drops import RowDropped
 from lora_sft.data.examples.conversation import Conversation, Message
 from lora_sft.data.examples.thinking import (
-    find_thinking,
-    split_inline_thinking,
+    move_thinking_to_field,
+    split_thinking_block,
     without_reasoning_fields,
 )
 from lora_sft.data.templates.template_environment import compile_template
@@ -267,7 +267,7 @@ class Dialect:
     def write_messages(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         """The messages as the template reads them."""
         if self.splits_thinking:
-            messages = [split_inline_thinking(message) for message in messages]
+            messages = [move_thinking_to_field(message) for message in messages]
         views = [message.as_template_input() for message in messages]
         if self.as_parts:
             for view in views:
@@ -278,12 +278,12 @@ class Dialect:
     def keep_one_thought(self, message: Message) -> Message:
         """The message with a thought that stands in its content and in a field left where the
         template looks for it: some print both, and some only one."""
-        block = find_thinking(message) if message.reasoning.strip() else None
+        block = split_thinking_block(message) if message.reasoning.strip() else None
         if block is None:
             return message
         if self.reads_block_only and block[0].strip():
             return without_reasoning_fields(message)
-        return split_inline_thinking(message)
+        return move_thinking_to_field(message)
 
 
 def list_templates(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
