@@ -1,15 +1,13 @@
-"""From rows on disk to labelled token ids: every row read is learned from, or counted as lost.
+"""Turn rows on disk into labelled token ids, and count every source row that is left out.
 
-`corpus.build_corpus` is the way in. What is learned and what is not is decided in
-`labels.labelling`, and nowhere else.
+Call `corpus.building.build_corpus`. Only the room `labels` decides which tokens are learned.
 
-The four things that "row" could mean have four names:
+The word "row" could mean four things, so each of them has its own name:
 
-- source row: a row as the file has it (`SourceRow`);
-- example: a source row read by its format (`Example`): a conversation, a prompt with its
-  completion, a text, or token ids;
-- labelled row: token ids, and which of them are learned (`LabelledRow`); one example gives one or
-  more;
-- packed row: several labelled rows in one training row. Packing calls the labelled rows that it
-  takes documents, as the literature does.
+- source row: a row as the file holds it (`SourceRow`);
+- example: a source row after its format was read (`Example`). It is a conversation, a prompt with
+  its completion, a text, or token ids;
+- labelled row: token ids with their labels (`LabelledRow`). One example gives one or more;
+- packed row: one training row that holds several labelled rows. In packing, each of these labelled
+  rows is called a document, as in the literature.
 """

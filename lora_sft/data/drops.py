@@ -1,4 +1,4 @@
-"""Why a source row is not learned from: the reasons, each with what a person can do about it."""
+"""The reasons why a source row is dropped, each with a fix that the user can apply."""
 
 from __future__ import annotations
 
@@ -6,33 +6,37 @@ from dataclasses import dataclass
 
 from lora_sft.data.one_line import make_one_line
 
-# reason -> the lever that brings such source rows back; `{longest}`, `{max_length}` are filled in.
-LEVERS = {
-    "malformed": "mend the rows, or choose another format or rename_columns",
-    "template_refused": "change what the template refuses, or name another data.chat_template",
-    "special_tokens": "clean the rows, or set data.special_tokens_in_content: allow",
-    "not_prefix_stable": "name a data.chat_template whose answer begins where its prompt ends",
-    "no_stop_token": "use a chat template that ends its turns (data.chat_template); where an "
-    "ordinary token ends them, name it in data.stop_tokens",
-    "content_lost": "name a data.chat_template that renders what the answers hold",
-    "no_target": "check data.loss_on, and that rows hold an assistant turn after another message",
-    "overlong": "set data.max_length to {longest} (it is {max_length}), or overlong: keep_start",
-    "subsampled": "raise the data set's repeat",
+# The fix for each reason. `{longest}` and `{max_length}` are filled in before it is shown.
+FIXES = {
+    "malformed": "correct the rows, or choose another format or rename_columns",
+    "template_refused": "correct the rows that the template refuses, or name another "
+    "data.chat_template",
+    "special_tokens": "remove the special tokens from the rows, or set "
+    "data.special_tokens_in_content: allow",
+    "not_prefix_stable": "name a data.chat_template in which each answer follows its generation "
+    "prompt directly",
+    "no_stop_token": "use a chat template that ends its turns with a special token "
+    "(data.chat_template); if an ordinary token ends them, name it in data.stop_tokens",
+    "content_lost": "name a data.chat_template that renders everything in the answers",
+    "no_target": "check data.loss_on; a row needs an assistant turn after another message",
+    "overlong": "set data.max_length to {longest} (it is {max_length}), or data.overlong: "
+    "keep_start",
+    "subsampled": "set a larger repeat for the data set",
     "duplicate": "set data.duplicates: keep",
-    "overlap": "name training rows that are not held out",
+    "overlap": "use training rows that are not in the validation or test data",
 }
 
 
 @dataclass(frozen=True)
 class Drop:
-    """Why one source row was left out: the reason it is counted under, and what was seen."""
+    """Why one source row was dropped: a key of `FIXES`, and a detail to show to the user."""
 
     reason: str
     detail: str = ""
 
 
 class RowDropped(ValueError):
-    """Raised where a source row turns out to be unusable; caught where they are counted."""
+    """A source row that cannot be used. The code that counts dropped rows catches it."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         self.drop = Drop(reason, make_one_line(detail))
@@ -40,7 +44,7 @@ class RowDropped(ValueError):
 
 
 class MalformedRow(RowDropped):
-    """A source row that its format cannot read. It is counted and shown, and the others go on."""
+    """A source row that its format cannot read. It is counted, and the other rows are read."""
 
     def __init__(self, detail: str) -> None:
         super().__init__("malformed", detail)

@@ -1,18 +1,23 @@
-"""A labelled row, ready for training: token ids, and which of them are learned."""
+"""A labelled row: token ids with their labels, ready for training."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-IGNORED_LABEL = -100  # of a token that is not learned; torch's cross-entropy leaves it out
+# The label of a token that is not learned. Cross-entropy in torch ignores -100.
+IGNORED_LABEL = -100
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One learned span, in token positions; `end` is exclusive and takes in the stop token.
+    """One learned span of a labelled row.
 
-    `message` counts from 0 in the converted conversation; it is None for text.
+    Attributes:
+        role: The role of the message, or a word such as `text` for people to read.
+        message: The index of the message in the conversation, from 0; None outside conversations.
+        start: The position of the first learned token.
+        end: The position after the last learned token. A chat turn ends with its stop token.
     """
 
     role: str
@@ -23,12 +28,16 @@ class Turn:
 
 @dataclass(frozen=True)
 class LabelledRow:
-    """Ids and unshifted labels: `labels[i] == input_ids[i]` where learned, else `IGNORED_LABEL`.
+    """Token ids and their labels. The labels are not shifted.
 
-    `built` says how the ids came about: `rendered` (one tokenisation of the whole text),
-    `boundary` (prompt and target apart, because a token would have crossed their border),
-    `spliced` (the template does not render what is served), `escaped` (special tokens of the
-    content as ordinary text) or `given` (the source row was tokens).
+    Attributes:
+        labels: `input_ids[i]` if token i is learned, else `IGNORED_LABEL`.
+        turns: The learned spans.
+        built: How the ids were made. `rendered`: the whole text was tokenised at once.
+            `boundary`: prompt and target were tokenised separately, because a token would have
+            spanned both. `spliced`: the text was put together, because the template does not
+            render the text that is served. `escaped`: special tokens in the content were tokenised
+            as ordinary text. `given`: the source row held the ids.
     """
 
     input_ids: list[int]
@@ -38,14 +47,17 @@ class LabelledRow:
 
     @property
     def num_target_tokens(self) -> int:
-        """How many tokens of the labelled row are learned."""
+        """The number of learned tokens."""
         return sum(turn.end - turn.start for turn in self.turns)
 
 
 def make_labelled_row(
     input_ids: list[int], turns: Sequence[Turn], built: str = "rendered"
 ) -> LabelledRow:
-    """Label exactly the turns. The first token has nothing before it and is never learned."""
+    """Return the labelled row whose learned tokens are exactly those of `turns`.
+
+    The first token is never learned, because no token before it can predict it.
+    """
     labels = [IGNORED_LABEL] * len(input_ids)
     kept = [Turn(turn.role, turn.message, max(turn.start, 1), turn.end) for turn in turns]
     kept = [turn for turn in kept if turn.start < turn.end]

@@ -1,7 +1,7 @@
-"""Show text that came from outside in one printable line.
+"""Write text from outside the program, such as a column name, in one printable line.
 
-A column name, a role or a file name may hold a line break, half a character or a megabyte; an
-error of three lines and an account that is JSON may not.
+Such text may hold a line break, half of a surrogate pair, or a megabyte. An error message has
+exactly three lines, and the account is a JSON file, so neither can hold the text unchanged.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ LONGEST_CHARACTERS = 300
 
 
 def make_one_line(text: str) -> str:
-    """`text` with its odd characters escaped, cut where it is long."""
+    """Return `text`, cut at `LONGEST_CHARACTERS`, with escapes for unprintable characters."""
     if len(text) > LONGEST_CHARACTERS:
         text = text[: LONGEST_CHARACTERS - 3] + "..."
     return "".join(

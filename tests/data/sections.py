@@ -1,4 +1,4 @@
-"""Recipe sections for tests: the contract's fields and defaults, and nothing that checks them."""
+"""Make recipe sections for tests, with the fields and defaults of the recipe but no checks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def make_dataset(location: Path | str, **fields: Any) -> SimpleNamespace:
-    """A data set whose `path` is as written; only the file's name by default."""
+    """Return a data set section. Its `path` is the file name, unless a test writes another."""
     defaults = {
         "path": Path(location).name,
         "location": str(location),
@@ -25,7 +25,7 @@ def make_dataset(location: Path | str, **fields: Any) -> SimpleNamespace:
 
 
 def make_data(*datasets: SimpleNamespace, **fields: Any) -> SimpleNamespace:
-    """The data section."""
+    """Return the data section."""
     defaults = {
         "datasets": list(datasets),
         "validation": None,
@@ -48,18 +48,18 @@ def make_data(*datasets: SimpleNamespace, **fields: Any) -> SimpleNamespace:
 
 
 def make_split(**fields: Any) -> SimpleNamespace:
-    """A validation or test section."""
+    """Return a validation or test section."""
     return SimpleNamespace(**({"fraction": None, "group_by": None, "datasets": None} | fields))
 
 
 def make_model(location: Path | str, **fields: Any) -> SimpleNamespace:
-    """The model section."""
+    """Return the model section."""
     defaults = {"location": str(location), "revision": None, "trust_remote_code": False}
     return SimpleNamespace(**(defaults | fields))
 
 
 def make_tokenizer_section(**fields: Any) -> SimpleNamespace:
-    """The tokenizer section."""
+    """Return the tokenizer section."""
     defaults = {
         "path": None,
         "location": "",
@@ -71,14 +71,14 @@ def make_tokenizer_section(**fields: Any) -> SimpleNamespace:
 
 
 def write_jsonl(path: Path, rows: list[Any]) -> Path:
-    """One row a line."""
+    """Write one row per line, and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
 def make_chat(*contents: str, system: str | None = None) -> list[dict[str, str]]:
-    """Messages that alternate between user and assistant."""
+    """Return messages that alternate between user and assistant."""
     turns = [
         {"role": "assistant" if index % 2 else "user", "content": content}
         for index, content in enumerate(contents)

@@ -1,6 +1,6 @@
-"""Real rows through real tokenizers: what is learned is the answers with their stop, all of it.
+"""Real rows with real tokenizers: exactly the answers and their stop tokens are learned.
 
-These need the folder of real data (see the fixture) and say so where it is missing.
+The tests need the folder of real data (fixture `shared_data`). They are skipped if it is missing.
 """
 
 import json
@@ -37,7 +37,7 @@ def read_values(path):
 
 
 def find_learned_texts(tokenizer, row):
-    """The runs of learned tokens, decoded: computed from the labels alone."""
+    """Return the text of each run of learned tokens. Only the labels are used."""
     runs, previous = [], False
     for label in row["labels"]:
         is_target = label != IGNORED_LABEL
@@ -50,12 +50,15 @@ def find_learned_texts(tokenizer, row):
 
 
 def check_learned(tokenizer, split, answers_of_row, stop):
-    """Each row's learned runs are its answers, stripped, and the stop; nothing else."""
+    """Check that each row learns its answers and their stop tokens, and nothing else.
+
+    Returns: The number of learned answers.
+    """
     seen = 0
     for row in split:
         answers = answers_of_row[row["row"]]
         learned = find_learned_texts(tokenizer, row)
-        if len(learned) < len(answers):  # expanded: one of the answers a row
+        if len(learned) < len(answers):  # rewritten_history: expand gives one row per answer
             assert len(learned) == 1
             assert learned[0].removesuffix(stop).strip() in [each.strip() for each in answers]
         else:
@@ -75,7 +78,7 @@ def build(shared_data, name, dataset, **data):
 
 
 @pytest.mark.parametrize("name", STOPS)
-def test_gsm8k_answers(shared_data, tmp_path, name):
+def test_exactly_the_answers_of_gsm8k_are_learned(shared_data, tmp_path, name):
     rows = read_values(shared_data / "gsm8k" / "test.jsonl")[:MAX_ROWS]
     renames = {"question": "instruction", "answer": "output"}
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
@@ -86,7 +89,7 @@ def test_gsm8k_answers(shared_data, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", STOPS)
-def test_toolformer_responses(shared_data, tmp_path, name):
+def test_exactly_the_responses_of_toolformer_are_learned(shared_data, tmp_path, name):
     rows = read_values(shared_data / "toolformer" / "toolformer-sim0.6.json")[:MAX_ROWS]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     tokenizer, corpus = build(shared_data, name, make_dataset(path))
@@ -95,7 +98,7 @@ def test_toolformer_responses(shared_data, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", STOPS)
-def test_sharegpt_answers(shared_data, name):
+def test_exactly_the_answers_of_sharegpt_are_learned(shared_data, name):
     path = shared_data / "sharegpt" / "dummy_conversation.json"
     rows = json.loads(path.read_text(encoding="utf-8"))
     answers = [
@@ -108,7 +111,7 @@ def test_sharegpt_answers(shared_data, name):
 
 
 def list_paths(node, path=()):
-    """Every way down an OpenAssistant tree, as messages."""
+    """Yield every path from the root of an OpenAssistant tree to a leaf, as messages."""
     role = "assistant" if node["role"] == "assistant" else "user"
     path = (*path, {"role": role, "content": node["text"]})
     if not node["replies"]:
@@ -118,7 +121,7 @@ def list_paths(node, path=()):
 
 
 @pytest.mark.parametrize("name", STOPS)
-def test_openassistant_threads(shared_data, tmp_path, name):
+def test_exactly_the_answers_of_openassistant_threads_are_learned(shared_data, tmp_path, name):
     lines = (shared_data / "oasst" / "en_100_tree.jsonl").read_text(encoding="utf-8").splitlines()
     trees = [json.loads(line) for line in lines]
     threads = [path for tree in trees for path in list_paths(tree["prompt"])][:MAX_ROWS]
@@ -134,7 +137,7 @@ def test_openassistant_threads(shared_data, tmp_path, name):
     assert seen == sum(len(answers[row]) for row in kept)
 
 
-def test_restaurant_texts_with_a_real_base(shared_data):
+def test_restaurant_texts_are_learned_by_a_real_base_model(shared_data):
     dataset = make_dataset(
         shared_data / "e2e_nlg" / "devset.csv", rename_columns={"mr": "prompt", "ref": "completion"}
     )
@@ -150,7 +153,9 @@ def test_restaurant_texts_with_a_real_base(shared_data):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "stories260K-hf"])
-def test_a_base_without_a_template_learns_conversations_with_the_plain_one(shared_data, name):
+def test_a_base_model_without_a_template_learns_conversations_with_the_plain_template(
+    shared_data, name
+):
     renames = {"question": "instruction", "answer": "output"}
     path = shared_data / "gsm8k" / "test.jsonl"
     tokenizer, stops = load(shared_data, name, chat_template="plain")

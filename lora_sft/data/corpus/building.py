@@ -21,7 +21,7 @@ from lora_sft.data.corpus.source_row_following import SourceRowFollower
 from lora_sft.data.corpus.source_row_outcomes import SourceRowOutcome
 from lora_sft.data.corpus.split_files import SplitWriter, WrittenSplit
 from lora_sft.data.corpus.splits import SplitByFraction, count_passes
-from lora_sft.data.drops import LEVERS
+from lora_sft.data.drops import FIXES
 from lora_sft.data.labels.labelling import Labeller
 from lora_sft.data.templates.rendering import hash_template
 from lora_sft.errors import DataError
@@ -209,13 +209,13 @@ def _check_has_rows(name: str, account: Account, data: DataSection) -> None:
 
 
 def _refuse_all_dropped(name: str, account: Account, data: DataSection) -> NoReturn:
-    """Show the account and the lever of the most frequent reason."""
+    """Show the account and the fix of the most frequent reason."""
     dropped = sorted(account.dropped.items(), key=lambda item: (-item[1], item[0]))
     reason = dropped[0][0]
     counts = ", ".join(f"{cause} {count}" for cause, count in dropped)
-    lever = LEVERS.get(reason, "mend the rows")
+    fix = FIXES.get(reason, "correct the rows")
     raise DataError(
         f"no {name} row is left: {account.read} read, dropped: {counts}",
         account.examples[reason],
-        lever.format(longest=account.longest_tokens, max_length=data.max_length),
+        fix.format(longest=account.longest_tokens, max_length=data.max_length),
     )

@@ -30,7 +30,7 @@ from lora_sft.data.corpus.building import Corpus, build_corpus, open_corpus, wri
 from lora_sft.data.corpus.code_hash import PACKAGE, hash_deciding_code
 from lora_sft.data.labels.labelling import read_day
 from lora_sft.data.rows.local_files import find_local_files
-from lora_sft.data.templates.rendering import hash_template, reads_clock
+from lora_sft.data.templates.rendering import depends_on_date, hash_template
 from lora_sft.log import say
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def with_kept_day(
 ) -> DataSection:
     """The section that renders what `load_or_build_corpus` finds: with the day of the first
     preparation, where the template reads the clock, no day is named and the corpus is kept."""
-    if data.template_date or not reads_clock(tokenizer):
+    if data.template_date or not depends_on_date(tokenizer):
         return data
     folder = _find_folder(data, tokenizer, frozenset(stop_token_ids))
     if folder is None:

@@ -51,7 +51,7 @@ class ExampleHasher:
         """What `example` is compared by; `content_hash` is the one it is drawn by."""
         if not isinstance(example, Conversation):
             return content_hash
-        kwargs = self._keys.keep_read({**self._recipe_kwargs, **example.template_kwargs})
+        kwargs = self._keys.select_read({**self._recipe_kwargs, **example.template_kwargs})
         details = [self._list_details(message) for message in example.messages]
         return hash_json("example", [content_hash.hex(), details, kwargs])
 
@@ -59,10 +59,10 @@ class ExampleHasher:
         """What of a message a draw does not follow."""
         reasoning, _ = separate_thinking(message)
         calls = [
-            self._keys.keep_read({**call, **call.get("function", call)}, but=CALL_KEYS)
+            self._keys.select_read({**call, **call.get("function", call)}, exclude=CALL_KEYS)
             for call in message.tool_calls
         ]
-        return [reasoning, self._keys.keep_read(message.extras, but=MESSAGE_KEYS), calls]
+        return [reasoning, self._keys.select_read(message.extras, exclude=MESSAGE_KEYS), calls]
 
 
 def _list_content(example: Example) -> Any:

@@ -19,7 +19,7 @@ from lora_sft.data.corpus.source_row_outcomes import SourceRowOutcome
 from lora_sft.data.corpus.splits import NOT_DRAWN, find_drawn_groups, is_drawn, make_row_hash
 from lora_sft.data.drops import Drop, RowDropped
 from lora_sft.data.examples.conversation import Conversation, Example
-from lora_sft.data.examples.messages import settle_extras
+from lora_sft.data.examples.messages import remove_non_json_extras
 from lora_sft.data.examples.row_formats import RowFormat, find_row_format
 from lora_sft.data.examples.row_kwargs import read_row_kwargs
 from lora_sft.data.labels.chat_label_rule import Notes
@@ -167,7 +167,7 @@ class SourceRowFollower:
         if not any(message.extras for message in messages):
             return conversation
         settled = (
-            settle_extras(message, index, self._keys.is_read)
+            remove_non_json_extras(message, index, self._keys.is_read)
             for index, message in enumerate(messages)
         )
         return replace(conversation, messages=tuple(settled))

@@ -1,1 +1,1 @@
-"""From source rows to examples: conversations, prompts with completions, text, token ids."""
+"""Turn source rows into examples: conversations, prompts with completions, texts, token ids."""

@@ -1,8 +1,7 @@
-"""What a source row becomes, whatever format it was written in.
+"""The examples that source rows become: the same four records for every format.
 
-Four records, because four things are learned in different ways: a conversation goes through a
-chat template, a prompt with its completion and a plain text do not, and tokens are left as they
-are.
+There are four, because each kind is learned in a different way. A conversation goes through a chat
+template. A prompt with its completion, and a plain text, do not. Token ids stay as they are.
 """
 
 from __future__ import annotations
@@ -12,17 +11,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 TRAINED_ROLE = "assistant"
-
-
+# Fields that hold reasoning. If several do, the first in this order is used.
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn as the chat template reads it, and whether the source row asks to learn it.
+    """One message of a conversation.
 
-    `extras` holds every other key of the message (`name`, `tool_call_id`,
-    `reasoning_content`, ...): templates differ in what they read.
+    Attributes:
+        extras: Every other key of the message (`name`, `tool_call_id`, `reasoning_content`, ...).
+            Chat templates read different keys, so all of them are kept.
+        train: Whether the source row asks to learn the message; None if it does not say.
     """
 
     role: str
@@ -32,7 +32,7 @@ class Message:
     train: bool | None = None
 
     def as_template_input(self) -> dict[str, Any]:
-        """The message as a chat template expects it: absent keys are left out, never null."""
+        """Return the message for a chat template. A key without a value is left out, never null."""
         view: dict[str, Any] = {"role": self.role}
         if self.content is not None:
             view["content"] = self.content
@@ -43,7 +43,7 @@ class Message:
 
     @property
     def reasoning(self) -> str:
-        """The thinking that comes with the message in a field of its own, or an empty text."""
+        """The reasoning from a field of the message; empty if no field holds any."""
         if not self.extras:
             return ""
         values = (self.extras.get(key) for key in REASONING_KEYS)
@@ -54,8 +54,10 @@ class Message:
 class Conversation:
     """Messages for a chat template.
 
-    `completion_start` is the index of the first message of the completion, where the source row
-    drew that line; `template_kwargs` are the source row's own and win over the recipe's.
+    Attributes:
+        template_kwargs: The template arguments of the source row. They override the recipe's.
+        completion_start: The index of the first message of the completion; None if the source row
+            does not separate prompt and completion.
     """
 
     messages: tuple[Message, ...]
@@ -66,7 +68,7 @@ class Conversation:
 
 @dataclass(frozen=True)
 class PromptCompletion:
-    """A text and the text that follows it; no template comes between them."""
+    """A prompt and the completion that directly follows it. No chat template is used."""
 
     prompt: str
     completion: str
@@ -74,16 +76,18 @@ class PromptCompletion:
 
 @dataclass(frozen=True)
 class PlainText:
-    """A text, learned from its first token to its end."""
+    """A text that is learned from its first token to its end."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class TokenizedExample:
-    """Token ids that were made elsewhere, and which of them are learned.
+    """Token ids from the source row.
 
-    `is_target` is None where the source row does not say; `role` names what the targets are.
+    Attributes:
+        is_target: Whether each token is learned; None if the source row does not say.
+        role: The role of the learned tokens, for people to read.
     """
 
     input_ids: tuple[int, ...]

@@ -1,8 +1,8 @@
-"""The formats a source row can be written in: how each is recognised and how it is read.
+"""The formats of source rows: how each is recognised and read.
 
-A new format is one function and one entry in `FORMATS` (and its name in `RowFormat` of the
-recipe's schema): the function takes a source row's values and returns an example or raises
-`MalformedRow`; `needs` names the columns that must be there, each with its accepted spellings.
+To add a format, write a function, an entry in `FORMATS`, and its name in `RowFormat` of the
+recipe's schema. The function takes the values of a source row. It returns an example, or raises
+`MalformedRow`.
 """
 
 from __future__ import annotations
@@ -22,40 +22,45 @@ from lora_sft.data.examples.conversation import (
 from lora_sft.data.examples.messages import read_messages, read_tools
 from lora_sft.data.examples.tokenized_rows import read_tokenized_row
 from lora_sft.data.one_line import make_one_line
-from lora_sft.data.rows.plain_json import check_is_plain, parse_if_text, parse_json
+from lora_sft.data.rows.plain_json import check_is_json_value, parse_if_string, parse_json
 from lora_sft.errors import DataError
 
 KWARGS_COLUMN = "chat_template_kwargs"
-# What a template is given of the source row itself: an argument of that name would be lost.
-NOT_KWARGS = ("messages", "tools", "add_generation_prompt")
+# Template arguments that are always set from other data. A row cannot set them.
+RESERVED_KWARGS = ("messages", "tools", "add_generation_prompt")
 
 Values = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class RowFormat:
-    """A format: the columns it needs, any spelling of each, and what reads a source row by it."""
+    """One format of source rows.
+
+    Attributes:
+        needs: The names that each needed column may have: one tuple per column.
+        read: Turns the values of a source row into an example.
+    """
 
     name: str
     needs: tuple[tuple[str, ...], ...]
     read: Callable[[Values], Example]
 
     def describe_needs(self) -> str:
-        """The needed columns for a person to read, as in `instruction, output|response`."""
+        """Return the needed columns for an error, such as `instruction, output|response`."""
         return ", ".join("|".join(spellings) for spellings in self.needs)
 
     def fits(self, columns: set[str]) -> bool:
-        """Whether every needed column is among `columns`."""
+        """Return whether `columns` holds every needed column."""
         return all(any(name in columns for name in spellings) for spellings in self.needs)
 
 
 def read_openai_row(values: Values) -> Conversation:
-    """`messages` with `role` and `content`, and `tools` beside them."""
+    """Read `messages` with `role` and `content`, and the optional column `tools`."""
     return _as_conversation(read_messages(values.get("messages"), "messages"), values)
 
 
 def read_sharegpt_row(values: Values) -> Conversation:
-    """`conversations` (or `messages`) with `from` and `value`; `system` may be its own column."""
+    """Read `conversations` or `messages` with `from` and `value`, and the optional `system`."""
     column = "conversations" if values.get("conversations") is not None else "messages"
     messages = read_messages(values.get(column), column, sharegpt=True)
     system = _read_optional_text(values, "system")
@@ -63,7 +68,7 @@ def read_sharegpt_row(values: Values) -> Conversation:
 
 
 def read_alpaca_row(values: Values) -> Conversation:
-    """`instruction` and `input` make the question, `output` or `response` the answer."""
+    """Read the question from `instruction` and `input`, the answer from `output` or `response`."""
     instruction = _read_text(values, "instruction")
     context = _read_optional_text(values, "input")
     question = f"{instruction}\n\n{context}" if context else instruction
@@ -79,7 +84,7 @@ def read_alpaca_row(values: Values) -> Conversation:
 
 
 def read_prompt_completion_row(values: Values) -> PromptCompletion | Conversation:
-    """`prompt` and `completion`, both texts or both lists of messages."""
+    """Read `prompt` and `completion`: two texts, or two lists of messages."""
     prompt, completion = values.get("prompt"), values.get("completion")
     if isinstance(prompt, list) and isinstance(completion, list):
         context = read_messages(prompt, "prompt")
@@ -89,7 +94,7 @@ def read_prompt_completion_row(values: Values) -> PromptCompletion | Conversatio
 
 
 def read_text_row(values: Values) -> PlainText:
-    """One text in `text`."""
+    """Read the text in `text`."""
     return PlainText(_read_text(values, "text"))
 
 
@@ -107,10 +112,12 @@ FORMATS: dict[str, RowFormat] = {
 
 
 def find_row_format(name: str, first_rows: Iterable[Values], where: str) -> RowFormat:
-    """The format called `name`, or for `auto` the one that the first rows' columns fit: those
-    that a row fills, as a table has a column in every row that one row needs.
+    """Return the format called `name`; for `auto`, the only format that fits the first rows.
 
-    Raises: DataError where none or several fit; it lists the columns and what each format needs.
+    A table has every column in every row. For `auto`, columns that are null in all first rows are
+    therefore ignored, unless no format fits without them.
+
+    Raises: DataError, with the columns and the needs of each format, if not exactly one fits.
     """
     rows = list(first_rows)
     columns = {column for row in rows for column in row}
@@ -119,7 +126,7 @@ def find_row_format(name: str, first_rows: Iterable[Values], where: str) -> RowF
     filled = {column for row in rows for column, value in row.items() if value is not None}
     fitting = _list_fitting(filled, rows) or _list_fitting(columns, rows)
     if len(fitting) != 1:
-        raise _undecided(columns, fitting, where)
+        raise _make_undecided_error(columns, fitting, where)
     return fitting[0]
 
 
@@ -131,7 +138,9 @@ def _list_fitting(columns: set[str], rows: list[Values]) -> list[RowFormat]:
 def _named_format(name: str, where: str) -> RowFormat:
     if name not in FORMATS:
         names = ", ".join(FORMATS)
-        raise DataError(f'there is no row format "{name}"', f"{where}  format", f"one of: {names}")
+        raise DataError(
+            f'there is no row format "{name}"', f"{where}  format", f"write one of: {names}"
+        )
     return FORMATS[name]
 
 
@@ -141,13 +150,16 @@ def _check_columns(row_format: RowFormat, columns: set[str], where: str) -> RowF
             f"format {row_format.name} needs the columns {row_format.describe_needs()}; "
             f"the rows have {_list_columns(columns)}",
             where,
-            "name them with rename_columns: {theirs: ours}, or choose another format",
+            "rename columns with rename_columns: {old name: new name}, or choose another format",
         )
     return row_format
 
 
 def _spelling_fits(row_format: RowFormat, rows: list[Values]) -> bool:
-    """`messages` is a column of two formats: `from` in a message decides for ShareGPT."""
+    """Return whether the messages are written as this format expects.
+
+    Two formats have a column `messages`. A message with `from` is in ShareGPT's format.
+    """
     if row_format.name not in ("messages", "sharegpt"):
         return True
     if any(row.get("conversations") is not None for row in rows):
@@ -163,7 +175,7 @@ def _has_sharegpt_messages(rows: list[Values]) -> bool:
 
 
 def _parse_if_json(value: Any) -> Any:
-    """What a text holds as JSON, a CSV's way to write a list; what is none stays a text."""
+    """Return the JSON value of a string (CSV holds lists as strings), or the string itself."""
     if not isinstance(value, str):
         return value
     try:
@@ -172,7 +184,7 @@ def _parse_if_json(value: Any) -> Any:
         return value
 
 
-def _undecided(columns: set[str], fitting: list[RowFormat], where: str) -> DataError:
+def _make_undecided_error(columns: set[str], fitting: list[RowFormat], where: str) -> DataError:
     found = _list_columns(columns)
     if fitting:
         names = [row_format.name for row_format in fitting]
@@ -182,7 +194,7 @@ def _undecided(columns: set[str], fitting: list[RowFormat], where: str) -> DataE
     return DataError(
         f"no row format fits the columns {found} (needed: {needs})",
         where,
-        "name them with rename_columns: {theirs: ours}",
+        "rename columns with rename_columns: {old name: new name}",
     )
 
 
@@ -194,13 +206,13 @@ def _as_conversation(
     messages: tuple[Message, ...], values: Values, completion_start: int | None = None
 ) -> Conversation:
     written = values.get(KWARGS_COLUMN)
-    kwargs = parse_if_text(written, KWARGS_COLUMN)
+    kwargs = parse_if_string(written, KWARGS_COLUMN)
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise MalformedRow(f"{KWARGS_COLUMN} is not an object")
-    check_is_plain(kwargs, KWARGS_COLUMN)
-    taken = next((name for name in NOT_KWARGS if name in (kwargs or {})), None)
+    check_is_json_value(kwargs, KWARGS_COLUMN)
+    taken = next((name for name in RESERVED_KWARGS if name in (kwargs or {})), None)
     if taken is not None:
-        raise MalformedRow(f"{KWARGS_COLUMN} sets {taken}, which is no template argument")
+        raise MalformedRow(f"{KWARGS_COLUMN} sets {taken}, which a row cannot set there")
     tools = read_tools(values.get("tools"))
     return Conversation(messages, tools, dict(kwargs or {}), completion_start)
 
@@ -210,8 +222,11 @@ def _with_system(messages: tuple[Message, ...], system: str) -> tuple[Message, .
 
 
 def _read_history(value: Any) -> list[str]:
-    """Earlier turns as `[[question, answer], ...]`, flattened; a CSV has them as a JSON text."""
-    value = parse_if_text(value, "history")
+    """Return the earlier turns as a flat list.
+
+    The column holds `[[question, answer], ...]`. In a CSV file this is a JSON string.
+    """
+    value = parse_if_string(value, "history")
     if not value:
         return []
     pairs = value if isinstance(value, list) else [value]
@@ -219,14 +234,14 @@ def _read_history(value: Any) -> list[str]:
         raise MalformedRow("history is not a list of [question, answer] pairs")
     turns = [turn for pair in pairs for turn in pair]
     if not all(isinstance(turn, str) for turn in turns):
-        raise MalformedRow("history holds something that is not text")
+        raise MalformedRow("history holds a turn that is not text")
     return turns
 
 
 def _read_text(values: Values, column: str) -> str:
     value = values.get(column)
     if not isinstance(value, str):
-        kind = "missing" if value is None else f"a {type(value).__name__}, not text"
+        kind = "missing" if value is None else f"of the type {type(value).__name__}, not text"
         raise MalformedRow(f'"{column}" is {kind}')
     return value
 

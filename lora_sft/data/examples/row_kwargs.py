@@ -1,7 +1,7 @@
-"""Read the template kwargs that a source row sets, in columns of its own or in one object.
+"""Read the template arguments that a source row sets, in separate columns or in one object.
 
-A CSV knows only texts, and to a template the text "false" is true: a value is read as the kind
-that the recipe gives the same argument.
+A CSV file holds only strings, and a template treats the string "false" as true. So a value is read
+as the type that the same argument has in the recipe.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any
 
 from lora_sft.data.drops import MalformedRow
 from lora_sft.data.one_line import make_one_line
-from lora_sft.data.rows.plain_json import check_is_plain, parse_json
+from lora_sft.data.rows.plain_json import check_is_json_value, parse_json
 
-TRUTH_WORDS = ("true", "false")
-# What a value of the recipe's is, to a person; bool comes first, being an int as well.
+BOOLEAN_WORDS = ("true", "false")
+# The types of values in a recipe, in words. bool is first, because Python counts it as int.
 KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
     (bool, "true or false"),
     ((int, float), "a number"),
@@ -26,11 +26,17 @@ KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
 def read_row_kwargs(
     values: Mapping[str, Any], own: Mapping[str, Any], recipe_kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The template kwargs that a row sets: those of the recipe in columns of their names, and its
-    `own` object's, which win. A null or an empty cell leaves the recipe's value alone; a null that
-    stands in the object is its value, for JSON writes only those that are meant.
+    """Return the template arguments that a row sets.
 
-    Raises: MalformedRow, with the column, for a value of another kind than the recipe's.
+    A column with the name of a recipe argument sets this argument. A null or an empty cell sets
+    nothing. In the row's own object, a null is a value: JSON holds it only if the author wrote it.
+
+    Args:
+        values: The values of the row by column.
+        own: The object of template arguments in the row. It overrides the columns.
+        recipe_kwargs: The template arguments of the recipe.
+
+    Raises: MalformedRow, with the column, if a value has another type than in the recipe.
     """
     cells = {name: cell for name in recipe_kwargs if (cell := values.get(name)) not in (None, "")}
     in_columns = {
@@ -45,7 +51,7 @@ def read_row_kwargs(
 
 
 def _read_kwarg(column: str, value: Any, example: Any) -> Any:
-    """The value as the kind that `example` is; 0 and 1 are what tables make of truth values."""
+    """Return the value as the type of `example`. Tables may hold true and false as 1 and 0."""
     kind = _find_kind(example)
     if value is None:
         return None
@@ -54,40 +60,44 @@ def _read_kwarg(column: str, value: Any, example: Any) -> Any:
     if isinstance(example, bool) and isinstance(value, int | float) and value in (0, 1):
         value = bool(value)
     if kind is not None and _find_kind(value) != kind:
-        raise _malformed(column, value, kind)
-    check_is_plain(value, column)
+        raise _make_type_error(column, value, kind)
+    check_is_json_value(value, column)
     return value
 
 
 def _read_text(column: str, text: str, example: Any) -> Any:
-    """A text as the kind of value that `example` is. Raises: MalformedRow."""
+    """Return the value of a string as the type of `example`.
+
+    Raises: MalformedRow if the string has no such value.
+    """
     kind = _find_kind(example)
     if kind is not None:
         return _parse_cell(column, text, kind)
-    if example is None and text.strip().lower() in TRUTH_WORDS:
+    if example is None and text.strip().lower() in BOOLEAN_WORDS:
         raise MalformedRow(
-            f'"{make_one_line(column)}" is the text {text!r}, which a template takes for true: '
-            "write it as a truth value, or give the recipe's chat_template_kwargs one"
+            f'"{make_one_line(column)}" is the string {text!r}, which a template treats as true: '
+            "write it without quotes, or set it in the recipe's chat_template_kwargs"
         )
     return text
 
 
 def _find_kind(value: Any) -> str | None:
-    """What `value` is to a person; None for a text, a null, and what the recipe cannot hold."""
+    """Return the type of `value` in words; None for a string, a null, and any other type."""
     return next((name for types, name in KINDS if isinstance(value, types)), None)
 
 
 def _parse_cell(column: str, text: str, kind: str) -> Any:
-    """The cell as JSON, where spreadsheets and Python write True and FALSE as well."""
+    """Return the cell as JSON. Accept TRUE and True too: spreadsheets and Python write them."""
     word = text.strip().lower()
     try:
-        return parse_json(word if word in TRUTH_WORDS else text)
+        return parse_json(word if word in BOOLEAN_WORDS else text)
     except ValueError as error:
-        raise _malformed(column, text, kind) from error
+        raise _make_type_error(column, text, kind) from error
 
 
-def _malformed(column: str, value: Any, kind: str) -> MalformedRow:
+def _make_type_error(column: str, value: Any, kind: str) -> MalformedRow:
     shown = make_one_line(repr(value))
     return MalformedRow(
-        f'"{make_one_line(column)}" is {shown}, not {kind} as in the recipe\'s chat_template_kwargs'
+        f'"{make_one_line(column)}" is {shown}, but must be {kind}, '
+        "as in the recipe's chat_template_kwargs"
     )

@@ -1,8 +1,10 @@
-"""Thinking blocks: finding one that a prompt opened, and writing what remains to be said in it.
+"""Find the reasoning of an answer, and write a turn whose thinking block the prompt has opened.
 
-Some templates (R1-distill, DeepSeek-V3, Nemotron) open the block in the generation prompt and drop
-it from the render, so the render is not what the model must produce. The target is then written
-from the message itself: reasoning, the closing mark, the answer.
+The reasoning is in a field of the message, or in its content inside a thinking block such as
+`<think>...</think>`. Some templates (R1-distill, DeepSeek-V3, Nemotron) open the block in the
+generation prompt, but leave it out when they render the answer. So the rendered text differs from
+the text that the model must produce. For these templates the target is written from the message:
+the reasoning, the closing mark, the answer.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from dataclasses import replace
 
 from lora_sft.data.examples.conversation import REASONING_KEYS, TRAINED_ROLE, Message
 
-# The marks that published templates put around reasoning.
+# The opening and closing marks of thinking blocks in published templates.
 THINKING_MARKS = {
     "<think>": "</think>",
     "[THINK]": "[/THINK]",
@@ -23,7 +25,7 @@ THINKING_MARKS = {
 
 
 def find_open_mark(text: str) -> str | None:
-    """The opening mark of the last thinking block in `text`, if nothing closes it."""
+    """Return the opening mark of the last thinking block in `text`; None if it is closed."""
     places = {mark: text.rfind(mark) for mark in THINKING_MARKS}
     mark = max(places, key=lambda each: places[each])
     is_open = places[mark] >= 0 and THINKING_MARKS[mark] not in text[places[mark] :]
@@ -31,38 +33,38 @@ def find_open_mark(text: str) -> str | None:
 
 
 def is_thinking_closed(generation_prompt: str) -> bool:
-    """Whether the prompt already ended the thinking (`enable_thinking: false` does that)."""
+    """Return whether the prompt closes the thinking block, as with `enable_thinking: false`."""
     has_mark = any(mark in generation_prompt for mark in THINKING_MARKS.values())
     return has_mark and find_open_mark(generation_prompt) is None
 
 
 def has_thinking(message: Message) -> bool:
-    """Whether the answer reasons, in a field of its own or inside its content."""
+    """Return whether an answer holds reasoning, in a field or inside its content."""
     return message.role == TRAINED_ROLE and (
         bool(message.reasoning.strip()) or _find_closing(message.content or "") is not None
     )
 
 
-def find_thinking(message: Message) -> tuple[str, str] | None:
-    """What an answer's content thinks before it answers, and what follows.
+def split_thinking_block(message: Message) -> tuple[str, str] | None:
+    """Return the reasoning inside an answer's content and the text after it, or None.
 
-    A closing mark that nothing opens may be one that the answer speaks of: it ends a thought only
-    where a field says the same. Others than answers quote such marks, and do not think.
+    A closing mark without an opening mark may be a quotation. It ends the reasoning only if a field
+    holds the same reasoning. A message of another role only quotes such marks, so it gives None.
     """
     if message.role != TRAINED_ROLE or not message.content:
         return None
-    block = _find_block(message.content)
+    block = _split_after_block(message.content)
     if block is not None or not message.reasoning.strip():
         return block
     closed = _split_at_closing(message.content)
-    is_said_twice = closed is not None and closed[0].strip() == message.reasoning.strip()
-    return closed if is_said_twice else None
+    is_repeated = closed is not None and closed[0].strip() == message.reasoning.strip()
+    return closed if is_repeated else None
 
 
-def _find_block(content: str) -> tuple[str, str] | None:
-    """What a thinking block at the content's start holds, and what follows it.
+def _split_after_block(content: str) -> tuple[str, str] | None:
+    """Return the inside of the thinking block that begins the content, and the text after it.
 
-    As templates split it themselves: without the line breaks around either.
+    Line breaks around both are removed, as templates do it. None if there is no complete block.
     """
     text = content.lstrip()
     mark = next((mark for mark in THINKING_MARKS if text.startswith(mark)), None)
@@ -73,7 +75,7 @@ def _find_block(content: str) -> tuple[str, str] | None:
 
 
 def _split_at_closing(content: str) -> tuple[str, str] | None:
-    """What stands before the first closing mark, and what follows it."""
+    """Return the text before the first closing mark and the text after it, or None."""
     mark = _find_closing(content)
     if mark is None:
         return None
@@ -82,29 +84,31 @@ def _split_at_closing(content: str) -> tuple[str, str] | None:
 
 
 def _find_closing(content: str) -> str | None:
-    """The closing mark that comes first, if there is any."""
+    """Return the closing mark that comes first in the content, or None."""
     found = [mark for mark in THINKING_MARKS.values() if mark in content]
     return min(found, key=content.index, default=None)
 
 
 def separate_thinking(message: Message) -> tuple[str, str]:
-    """What an answer thinks, wherever it says so, and what it says then.
+    """Return the reasoning and the visible answer of one message.
 
-    For telling answers apart: a closing mark that nothing opens ends a thought here, as it does
-    for templates that split a content themselves.
+    The result is used to compare messages. Here a closing mark without an opening mark always ends
+    the reasoning, as in templates that split the content themselves.
     """
     content = message.content or ""
-    block = find_thinking(message)
+    block = split_thinking_block(message)
     if block is None and has_thinking(message) and not message.reasoning.strip():
         block = _split_at_closing(content)
-    thought, said = block or ("", content)
-    return message.reasoning.strip() or thought.strip(), said
+    reasoning, visible = block or ("", content)
+    return message.reasoning.strip() or reasoning.strip(), visible
 
 
-def split_inline_thinking(message: Message) -> Message:
-    """The message with what its content thinks moved to `reasoning_content`, unless a field says
-    it already."""
-    block = find_thinking(message)
+def move_thinking_to_field(message: Message) -> Message:
+    """Return the message with the reasoning of its content moved to `reasoning_content`.
+
+    If a field already holds the reasoning, it is only removed from the content.
+    """
+    block = split_thinking_block(message)
     if block is None:
         return message
     reasoning, content = block
@@ -113,21 +117,26 @@ def split_inline_thinking(message: Message) -> Message:
 
 
 def without_reasoning_fields(message: Message) -> Message:
-    """The message with what its content says alone."""
+    """Return the message without its reasoning fields. The content does not change."""
     extras = {key: value for key, value in message.extras.items() if key not in REASONING_KEYS}
     return replace(message, extras=extras)
 
 
 def without_thinking(message: Message) -> Message:
-    """The message as a history that hides reasoning shows it."""
-    return without_reasoning_fields(split_inline_thinking(message))
+    """Return the message without any reasoning, as a template that hides reasoning shows it."""
+    return without_reasoning_fields(move_thinking_to_field(message))
 
 
 def write_rest_of_turn(message: Message, prompt: str, generation_prompt: str) -> str:
-    """What the model must produce after `prompt`, stop token left out.
+    """Return the text that the model must produce after `prompt`, without the stop token.
 
-    `generation_prompt` is the part of it that opens the answer. Where it opened a thinking block,
-    the reasoning and the closing mark come first; line breaks follow the prompt's own.
+    If the prompt opens a thinking block, the text begins with the reasoning and the closing mark.
+    Line breaks surround the mark only if the prompt ends with a line break.
+
+    Args:
+        message: The answer.
+        prompt: The whole text before the answer.
+        generation_prompt: The last part of `prompt`, which opens the answer.
     """
     content = message.content or ""
     mark = find_open_mark(generation_prompt)
@@ -135,7 +144,7 @@ def write_rest_of_turn(message: Message, prompt: str, generation_prompt: str) ->
         return content
     closing = THINKING_MARKS[mark]
     before, closed, after = content.partition(closing)
-    if closed:  # the thinking stands inside the content: keep it as it was written
+    if closed:  # the content holds the thinking block: keep it as it was written
         inside = before.lstrip().removeprefix(mark)
         return (inside.lstrip("\n") if prompt.endswith("\n") else inside) + closing + after
     line_break = "\n" if prompt.endswith("\n") else ""

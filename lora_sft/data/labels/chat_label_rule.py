@@ -111,7 +111,7 @@ class ChatLabelRule:
 
         Raises: RowDropped for this example alone; DataError where the recipe forbids going on.
         """
-        conversation = self._renderer.keep_one_thought(conversation)
+        conversation = self._renderer.remove_repeated_reasoning(conversation)
         found = self._find_special_token(conversation)
         if found is None:
             return self._write_clean_chats(conversation, where)

@@ -32,9 +32,9 @@ from lora_sft.data.labels.token_spans import SpanTokenizer
 from lora_sft.data.templates.rendering import (
     THINKING_SWITCH,
     ChatRenderer,
+    depends_on_date,
     find_special_names,
     make_token_pattern,
-    reads_clock,
 )
 from lora_sft.errors import DataError
 
@@ -79,13 +79,13 @@ class Labeller:
     @property
     def template_date(self) -> str | None:
         """The day that the template was shown, where it reads the clock."""
-        return self._renderer.today.isoformat() if reads_clock(self._tokenizer) else None
+        return self._renderer.today.isoformat() if depends_on_date(self._tokenizer) else None
 
     @property
     def warnings(self) -> list[str]:
         """What is right by the rule and may still not be what was meant."""
         warnings = []
-        is_open = self._renderer.teaches_empty_thoughts and self._notes.left_thinking_open
+        is_open = self._renderer.has_unset_thinking_switch and self._notes.left_thinking_open
         if is_open and not self._notes.saw_thinking:
             warnings.append(
                 "the template knows enable_thinking, it is not set, and no row reasons: the model "

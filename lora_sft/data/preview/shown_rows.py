@@ -20,7 +20,7 @@ from lora_sft.data.corpus.building import SplitSink, fill_splits, list_splits
 from lora_sft.data.corpus.cache import with_kept_day
 from lora_sft.data.corpus.source_row_following import SourceRowFollower
 from lora_sft.data.corpus.source_row_outcomes import SourceRowOutcome
-from lora_sft.data.drops import LEVERS, Drop
+from lora_sft.data.drops import FIXES, Drop
 from lora_sft.data.labelled_row import LabelledRow, Turn
 from lora_sft.data.labels.labelling import Labeller
 from lora_sft.data.templates.rendering import hash_template
@@ -314,9 +314,9 @@ def _check_has_split(recipe: Recipe, split: str) -> None:
 
 def find_lever(outcome: SourceRowOutcome, max_length: int) -> str:
     """What a person can do to have a dropped row learned from."""
-    assert outcome.drop is not None, "only a dropped row needs a lever"
-    lever = LEVERS.get(outcome.drop.reason, "mend the row")
-    return lever.format(longest=outcome.longest_tokens, max_length=max_length)
+    assert outcome.drop is not None, "only a dropped row needs a fix"
+    fix = FIXES.get(outcome.drop.reason, "correct the row")
+    return fix.format(longest=outcome.longest_tokens, max_length=max_length)
 
 
 def excerpt_values(values: Mapping[str, Any], max_characters: int) -> str:

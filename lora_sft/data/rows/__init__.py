@@ -1,1 +1,1 @@
-"""From what a recipe names (files, folders, addresses, hub data sets) to source rows."""
+"""Read source rows from files, folders, URLs and data sets of the Hub."""

@@ -1,14 +1,14 @@
-"""Read rows that lie in columns: Parquet and Arrow files, and the hub's data sets.
+"""Read source rows from tables: Parquet files, Arrow files and data sets of the Hub.
 
-A table has one type for all rows, so an object (struct) holds the keys of every other row as
-null: a tool call would get the arguments of all tools, and a template would print them. Nulls
-inside objects are therefore left out again. A null that was meant cannot be told from one that
-was filled in; who needs it writes JSON lines, or the object as a JSON text. A column that is
-null in a row stays null.
+A column has one type for all rows. An object (in Arrow: a struct) therefore holds a null for every
+key that only other rows have. A tool call would get the arguments of all tools, and a template
+would print them. So nulls inside objects are removed. A null that the author wrote on purpose looks
+the same and is removed too. To keep it, write JSON lines, or store the object as a JSON string. A
+column that is null in a row stays null.
 
-Dates, times and durations become their ISO 8601 text, decimals and UUIDs theirs: JSON has no form
-of its own for them, and a template would print a placeholder. Bytes stay bytes; a row is malformed
-where its format reads them, and a column of pictures beside the text does no harm.
+Dates, times and durations become ISO 8601 text. Decimals and UUIDs become text too. JSON has no
+type for them, and a template would print a placeholder. Bytes stay bytes: a row may have a column
+of pictures, and is malformed only if its format reads this column.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from lora_sft.data.one_line import make_one_line
-from lora_sft.data.rows.data_files import READ_FAULTS, DataFile, unreadable
-from lora_sft.data.rows.file_rows import NumberedRow, refuse_empty, refuse_repeated
+from lora_sft.data.rows.data_files import READ_FAULTS, DataFile, make_read_error
+from lora_sft.data.rows.file_rows import NumberedRow, refuse_empty, refuse_repeated_columns
 from lora_sft.data.rows.plain_json import parse_json
 from lora_sft.errors import DataError
 
 BATCH_ROWS = 1_000
 ARROW_FILE_MAGIC = b"ARROW1"
 
-# Makes of Arrow's Python value what JSON lines would hold.
+# Turns a Python value from Arrow into the value that JSON lines would hold.
 Clean = Callable[[Any], Any]
-# What a value that Python has no type for, or that is no text after all, raises.
+# Reading a value raises these if Python has no type for it, or if its text is not valid UTF-8.
 VALUE_FAULTS = (ValueError, OverflowError, TypeError, KeyError, pa.ArrowException)
 
 
 def read_parquet(file: DataFile) -> Iterator[NumberedRow]:
-    """The rows of a Parquet file, a batch in memory at a time."""
+    """Yield the rows of a Parquet file. One batch is in memory at a time."""
     with _reading(file), _open_columns(file) as stream:
         table = pyarrow.parquet.ParquetFile(stream)
         yield from _read_batches(file, table.iter_batches(batch_size=BATCH_ROWS))
 
 
 def read_arrow(file: DataFile) -> Iterator[NumberedRow]:
-    """The rows of an Arrow IPC file or stream (`save_to_disk` writes streams), batch by batch."""
+    """Yield the rows of an Arrow IPC file or stream. `save_to_disk` writes streams."""
     with _reading(file), _open_columns(file) as stream:
         is_file = stream.read(len(ARROW_FILE_MAGIC)) == ARROW_FILE_MAGIC
         stream.seek(0)
@@ -60,7 +60,10 @@ def _read_arrow_file(stream: Any) -> Iterator[pa.RecordBatch]:
 
 @contextmanager
 def _open_columns(file: DataFile) -> Iterator[BinaryIO | pa.NativeFile]:
-    """A local file is mapped, so that only what is read takes memory."""
+    """Open a local file as a memory map, and any other file as a seekable stream.
+
+    With a memory map, only the parts that are read take memory.
+    """
     if file.path is not None and not file.compression and file.path.stat().st_size:
         with pa.memory_map(str(file.path)) as mapped:
             yield mapped
@@ -76,7 +79,7 @@ def _reading(file: DataFile) -> Iterator[None]:
     except DataError:
         raise
     except (*READ_FAULTS, *VALUE_FAULTS) as error:
-        raise unreadable(file, error) from error
+        raise make_read_error(file, error) from error
 
 
 def _read_batches(file: DataFile, batches: Iterable[pa.RecordBatch]) -> Iterator[NumberedRow]:
@@ -93,11 +96,16 @@ def _read_batches(file: DataFile, batches: Iterable[pa.RecordBatch]) -> Iterator
 def read_columns(
     batch: pa.RecordBatch | pa.Table, source: str, first_row: int
 ) -> Iterator[dict[str, Any]]:
-    """The rows of one batch, as JSON lines would hold them.
+    """Yield the rows of one batch as JSON lines would hold them.
 
-    Raises: DataError with the row's number for a value that cannot be read.
+    Args:
+        batch: Rows that follow each other in the source.
+        source: The path that an error names.
+        first_row: The number of the batch's first row in the source, from 0.
+
+    Raises: DataError, with the number of the row, if a value cannot be read.
     """
-    refuse_repeated(batch.schema.names, source)
+    refuse_repeated_columns(batch.schema.names, source)
     cleaners = {field.name: clean for field in batch.schema if (clean := _make_cleaner(field.type))}
     try:
         rows = _convert(batch, cleaners)
@@ -108,7 +116,7 @@ def read_columns(
 
 
 def _convert(batch: pa.RecordBatch | pa.Table, cleaners: dict[str, Clean]) -> list[dict[str, Any]]:
-    """The rows of a batch, once its insides are known to be whole: Arrow trusts what it reads."""
+    """Return the rows of a batch. Check the batch first: Arrow does not check when it reads."""
     batch.validate(full=True)
     return [_clean_row(values, cleaners) for values in batch.to_pylist()]
 
@@ -130,12 +138,12 @@ def _refuse_first_unreadable(
             raise DataError(
                 f"the row cannot be read: {make_one_line(str(error))}",
                 f"{source} row {first_row + index}",
-                "mend the row or take it out",
+                "correct the row or remove it",
             ) from error
 
 
 def _make_cleaner(kind: pa.DataType) -> Clean | None:
-    """How values of one type are cleaned; None where there is nothing to do."""
+    """Return the function that cleans values of one type; None if they need no cleaning."""
     if isinstance(kind, pa.JsonType):
         return parse_json
     if pa.types.is_struct(kind):
@@ -153,14 +161,14 @@ def _make_cleaner(kind: pa.DataType) -> Clean | None:
 
 
 def _has_no_json_form(kind: pa.DataType) -> bool:
-    """Whether values of a type are written as text. Bytes are not: no text is right for them."""
+    """Return whether values of a type become text. Bytes do not: their encoding is unknown."""
     is_temporal, is_decimal = pa.types.is_temporal(kind), pa.types.is_decimal(kind)
     return is_temporal or is_decimal or isinstance(kind, pa.UuidType)
 
 
 def _write_as_text(value: Any) -> str:
-    """ISO 8601 for what is a time, as many digits as it has."""
-    if hasattr(value, "isoformat"):  # a Timedelta of nanoseconds among them
+    """Return a time as ISO 8601 text with all its digits, and any other value as `str` does."""
+    if hasattr(value, "isoformat"):  # also pandas.Timedelta, for nanoseconds
         return str(value.isoformat())
     if isinstance(value, timedelta):
         return f"PT{_write_seconds(value // timedelta(microseconds=1), 6)}S"
@@ -170,7 +178,7 @@ def _write_as_text(value: Any) -> str:
 
 
 def _write_seconds(count: int, digits: int) -> str:
-    """So many parts of a second, as seconds: no digit is lost, and no zero ends it."""
+    """Return `count` times 10**-`digits` seconds, exactly and without zeros at the end."""
     seconds = format(Decimal(count).scaleb(-digits), "f")
     return seconds.rstrip("0").rstrip(".")
 
@@ -196,8 +204,11 @@ def _without_nulls(value: dict[str, Any], cleaners: dict[str, Clean | None]) -> 
 
 
 def _clean_map(pairs: list[tuple[Any, Any]], clean: Clean | None) -> dict[str, Any]:
-    """A map names its own keys, so that a null in it was meant."""
+    """Return a map as an object. Its nulls stay, because each row of a map has its own keys.
+
+    Raises: ValueError if a key occurs more than once.
+    """
     values = {str(key): item for key, item in pairs}
     if len(values) < len(pairs):
-        raise ValueError("a key of a map is there more than once")
+        raise ValueError("a map holds the same key more than once")
     return {key: _clean_item(item, clean) if clean else item for key, item in values.items()}

@@ -1,8 +1,9 @@
-"""A data file wherever it lies: its name in the recipe's words, and its unpacked bytes.
+"""A data file on this machine or behind a URL: its name, and its unpacked bytes.
 
-The end of its name says how it is packed and which kind of rows it holds: `train.jsonl.zst` is
-JSON lines under Zstandard. Nothing is unpacked to disk, but for the kinds that are not read from
-front to back (`open_seekable`), whose copy is deleted once it is read.
+The endings of the name show the kind of rows and the compression: `train.jsonl.zst` holds JSON
+lines, packed with Zstandard. Files are unpacked while they are read, without a copy on disk. Only
+kinds that cannot be read from front to back need a copy (`open_seekable`), which is deleted after
+the reading.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from lora_sft.errors import DataError
 KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar")
 
-# What reading stored or packed bytes can raise, wherever they lie.
+# Reading a stored or packed file, local or remote, can raise these.
 READ_FAULTS = (
     OSError,
     EOFError,
@@ -53,7 +54,7 @@ def _open_xz(stored: BinaryIO) -> BinaryIO:
 
 
 def _open_zstandard(stored: BinaryIO) -> BinaryIO:
-    """Arrow brings the codec; Python itself has none before 3.14."""
+    """Unpack Zstandard with Arrow's codec. Python itself has no codec before 3.14."""
     return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(stored, mode="r"), "zstd"))
 
 
@@ -69,8 +70,11 @@ COMPRESSIONS: dict[str, Callable[[BinaryIO], BinaryIO]] = {
 class DataFile:
     """One data file.
 
-    `source` is its path in the words of the recipe, `open_stored` opens its bytes as they are
-    stored; `path` is there for a local file.
+    Attributes:
+        source: The path as the recipe writes it, for errors.
+        name: The file name. Its endings decide `kind` and `compression`.
+        open_stored: Opens the bytes as they are stored, still packed.
+        path: The path on this machine; None for a remote file.
     """
 
     source: str
@@ -80,19 +84,22 @@ class DataFile:
 
     @property
     def compression(self) -> str:
-        """The ending that says how the file is packed; empty where it is not."""
+        """The ending of the compression, such as `.gz`; empty if the file is not packed."""
         suffix = PurePath(self.name).suffix.lower()
         return suffix if suffix in COMPRESSIONS else ""
 
     @property
     def kind(self) -> str:
-        """The ending that says how rows are written: `.jsonl` of `train.jsonl.gz`."""
+        """The ending of the kind of rows: `.jsonl` for `train.jsonl.gz`."""
         name = PurePath(self.name)
         return (name.with_suffix("") if self.compression else name).suffix.lower()
 
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
-        """The unpacked bytes, from front to back. Reading raises one of `READ_FAULTS`."""
+        """Open the unpacked bytes, to be read from front to back.
+
+        Reading them can raise any of `READ_FAULTS`.
+        """
         with self.open_stored() as stored:
             if not self.compression:
                 yield stored
@@ -102,7 +109,10 @@ class DataFile:
 
     @contextmanager
     def open_seekable(self) -> Iterator[BinaryIO]:
-        """The unpacked bytes, in any order: a packed or remote file is copied to disk first."""
+        """Open the unpacked bytes, to be read in any order.
+
+        A packed or remote file is copied to disk first.
+        """
         if self.path is not None and not self.compression:
             with self.open_stored() as stored:
                 yield stored
@@ -115,32 +125,34 @@ class DataFile:
 
 
 def make_local_file(path: Path, source: str) -> DataFile:
-    """A file on this machine."""
+    """Return the data file for a path on this machine."""
     return DataFile(make_one_line(source), path.name, lambda: path.open("rb"), path)
 
 
 def has_data_name(name: str) -> bool:
-    """Whether a file of this name is read, packed or not."""
+    """Return whether a file of this name, packed or not, can be read."""
     return DataFile("", name, io.BytesIO).kind in KINDS
 
 
 def check_is_readable(file: DataFile) -> None:
-    """Raises: DataError where the file's name does not say a kind that is read."""
+    """Raise DataError if the file name does not end in one of `KINDS`, packed or not."""
     if file.kind in KINDS:
         return
     suffix = PurePath(file.name).suffix.lower()
     if suffix in ARCHIVES or file.kind == ".tar":
         fix = "unpack it first"
     elif file.compression or not suffix:
-        fix = f"rename it so that its name says what it holds, such as rows.jsonl{suffix}"
+        fix = f"add the kind of rows to its name, for example: rows.jsonl{suffix}"
     else:
         fix = f"convert it to one of {', '.join(KINDS)}"
-    what = f'files that end in "{suffix}" are not read' if suffix else "the name has no ending"
+    what = (
+        f'files that end in "{suffix}" cannot be read' if suffix else "the file name has no ending"
+    )
     raise DataError(what, file.source, fix)
 
 
-def unreadable(file: DataFile, error: Exception, where: str | None = None) -> DataError:
-    """The error to raise for one of `READ_FAULTS`."""
+def make_read_error(file: DataFile, error: Exception, where: str | None = None) -> DataError:
+    """Return the DataError for an exception of `READ_FAULTS`."""
     reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     return DataError(
         f"the file cannot be read: {make_one_line(reason.splitlines()[0])}",
@@ -151,9 +163,9 @@ def unreadable(file: DataFile, error: Exception, where: str | None = None) -> Da
 
 def _find_fix(file: DataFile, error: Exception) -> str:
     if isinstance(error, PermissionError):
-        return "check its permissions"
+        return "check the permissions of the file"
     if file.path is None:
-        return "check the address, and whether this machine reaches it"
+        return "check the address, and that this machine can reach it"
     if file.compression:
-        return "it may be cut short or packed in another way; copy or pack it again"
-    return "check the file; copy it again if it may be cut short"
+        return "the file may be incomplete or packed in another way; copy or pack it again"
+    return "check the file; if it may be incomplete, copy it again"

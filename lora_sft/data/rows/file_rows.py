@@ -1,9 +1,9 @@
-"""Read a file of text row by row: JSON lines, a JSON array, CSV or TSV.
+"""Read source rows from text files: JSON lines, a JSON array, CSV or TSV.
 
-Each reader yields `(line, values)`, the line from 1 where the format has lines, else None. A
-fault stops the reading and names the line: a file with a broken row is mended or cut by a
-person, because a guess here would be silent. JSON is read by Python and not by a table library,
-which would give every object the union of all keys, filled with null.
+Each reader yields `(line, values)`. `line` is the number of the line, from 1, or None in a JSON
+array. An invalid row stops the reading, and the error names its line. The row is never repaired
+here, because the user would not notice a wrong guess. Python reads the JSON, not a table library: a
+table library would give every object the keys of all objects, filled with null.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from itertools import chain, islice
 from typing import Any, NoReturn
 
 from lora_sft.data.one_line import make_one_line
-from lora_sft.data.rows.data_files import READ_FAULTS, DataFile, unreadable
+from lora_sft.data.rows.data_files import READ_FAULTS, DataFile, make_read_error
 from lora_sft.data.rows.json_array import ArrayReader
 from lora_sft.data.rows.plain_json import parse_json
 from lora_sft.errors import DataError
@@ -25,10 +25,11 @@ NumberedLine = tuple[int, str]
 
 LARGEST_CSV_FIELD_CHARACTERS = 2**31 - 1
 EXCERPT_CHARACTERS = 60
-SPREAD_OBJECT_LINES = 10_000
+# A first object that spans more lines than this is reported as a line that is not valid JSON.
+LONGEST_OBJECT_LINES = 10_000
 JSON_KINDS = {
     list: "an array",
-    str: "a text",
+    str: "a string",
     int: "a number",
     float: "a number",
     bool: "true or false",
@@ -37,7 +38,7 @@ JSON_KINDS = {
 
 
 def read_json_lines(file: DataFile) -> Iterator[NumberedRow]:
-    """One JSON object a line; blank lines are skipped."""
+    """Yield one row per line. Blank lines are skipped."""
     return _read_objects(file, _read_lines(file))
 
 
@@ -52,7 +53,7 @@ def _read_objects(file: DataFile, lines: Iterable[NumberedLine]) -> Iterator[Num
 
 
 def read_json(file: DataFile) -> Iterator[NumberedRow]:
-    """An array of objects, or JSON lines under a `.json` name."""
+    """Return the rows of a `.json` file: an array of objects, or JSON lines."""
     lines = _read_lines(file)
     head = []
     for numbered in lines:
@@ -63,21 +64,21 @@ def read_json(file: DataFile) -> Iterator[NumberedRow]:
     if first.startswith("["):
         return _read_array(file, chain(head, lines))
     if first.startswith("{") and not _is_json(first):
-        _check_is_not_spread(file, chain(head, islice(lines, SPREAD_OBJECT_LINES)))
+        _refuse_object_of_many_lines(file, chain(head, islice(lines, LONGEST_OBJECT_LINES)))
     return _read_objects(file, chain(head, lines))
 
 
-def _check_is_not_spread(file: DataFile, lines: Iterable[NumberedLine]) -> None:
-    """Raises: DataError where the file begins with an object that spans lines."""
+def _refuse_object_of_many_lines(file: DataFile, lines: Iterable[NumberedLine]) -> None:
+    """Raise DataError if the file begins with one object over several lines."""
     text = "".join(line for _, line in lines).lstrip()
     try:
         json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):
         return
     raise DataError(
-        "the file holds neither an array of rows nor one row a line",
+        "the file holds neither an array of rows nor one row per line",
         file.source,
-        "write it as [{...}, {...}], or one {...} a line",
+        "write it as [{...}, {...}], or one {...} per line",
     )
 
 
@@ -100,18 +101,18 @@ def _read_array(file: DataFile, lines: Iterable[NumberedLine]) -> Iterator[Numbe
     except DataError:
         raise
     except ValueError as error:
-        _refuse_other_json(error, f"{file.source} row {index + 1}")
+        _refuse_lenient_json(error, f"{file.source} row {index + 1}")
     if index < 0:
         refuse_empty(file)
 
 
 def read_csv(file: DataFile) -> Iterator[NumberedRow]:
-    """Comma-separated rows under a header line."""
+    """Yield comma-separated rows. The first line holds the column names."""
     return _read_separated(file, ",")
 
 
 def read_tsv(file: DataFile) -> Iterator[NumberedRow]:
-    """Tab-separated rows under a header line."""
+    """Yield tab-separated rows. The first line holds the column names."""
     return _read_separated(file, "\t")
 
 
@@ -129,7 +130,7 @@ def _read_separated(file: DataFile, delimiter: str) -> Iterator[NumberedRow]:
                 yield line, _as_row(fields, header, f"{file.source}:{line}")
             line = reader.line_num + 1
     except csv.Error as error:
-        fix = "close the quote, or double a quote inside a quoted field"
+        fix = 'close the quoted field, and write "" for a quote inside it'
         raise DataError(f"the row cannot be read: {error}", f"{file.source}:{line}", fix) from error
     if empty:
         refuse_empty(file)
@@ -138,32 +139,35 @@ def _read_separated(file: DataFile, delimiter: str) -> Iterator[NumberedRow]:
 def _check_header(file: DataFile, header: list[str]) -> None:
     if not header:
         refuse_empty(file)
-    refuse_repeated(header, f"{file.source}:1")
+    refuse_repeated_columns(header, f"{file.source}:1")
 
 
-def refuse_repeated(names: list[str], where: str) -> None:
-    """Raises: DataError where two columns have one name: a row would lose one of them."""
+def refuse_repeated_columns(names: list[str], where: str) -> None:
+    """Raise DataError if two columns have the same name: a row would lose one of them."""
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise DataError(
-            f'the column "{make_one_line(repeated[0])}" is there more than once',
+            f'the column name "{make_one_line(repeated[0])}" occurs more than once',
             where,
-            "give each column a name of its own",
+            "give each column a different name",
         )
 
 
 def _as_row(fields: list[str], header: list[str], where: str) -> dict[str, Any]:
     if len(fields) != len(header):
         raise DataError(
-            f"the row has {len(fields)} fields, the header {len(header)}",
+            f"the row has {len(fields)} fields, but the header has {len(header)}",
             where,
-            "quote fields that hold the separator, or complete the row",
+            "put quotes around fields that hold the separator, or add the missing fields",
         )
     return dict(zip(header, fields, strict=True))
 
 
 def _read_lines(file: DataFile) -> Iterator[NumberedLine]:
-    """Lines from 1, decoded one by one so that a bad byte has a line. A leading BOM is dropped."""
+    """Yield each line with its number, from 1. A byte order mark at the start is removed.
+
+    Lines are decoded one by one, so that the error for an invalid byte names its line.
+    """
     number = 0
     try:
         with file.open() as stream:
@@ -172,7 +176,7 @@ def _read_lines(file: DataFile) -> Iterator[NumberedLine]:
                 yield number, _decode(line, encoding, f"{file.source}:{number}")
     except READ_FAULTS as error:
         where = f"{file.source}:{number + 1}" if number else None
-        raise unreadable(file, error, where) from error
+        raise make_read_error(file, error, where) from error
 
 
 def _decode(line: bytes, encoding: str, where: str) -> str:
@@ -203,26 +207,27 @@ def _parse_json(text: str, where: str) -> Any:
     except json.JSONDecodeError as error:
         _refuse_broken_json(error, where)
     except ValueError as error:
-        _refuse_other_json(error, where)
+        _refuse_lenient_json(error, where)
 
 
-def _refuse_other_json(error: ValueError, where: str) -> NoReturn:
-    fix = "write it as plain JSON (null for no value, each key once), or take the row out"
-    raise DataError(f"the row is not plain JSON: {error}", where, fix) from error
+def _refuse_lenient_json(error: ValueError, where: str) -> NoReturn:
+    """Raise DataError for JSON that Python would read, but `parse_json` refuses."""
+    fix = "write null for a missing value and each key only once, or remove the row"
+    raise DataError(f"the JSON of the row is not accepted: {error}", where, fix) from error
 
 
 def _refuse_broken_json(error: json.JSONDecodeError, where: str, lines_before: int = 0) -> NoReturn:
     line = lines_before + error.lineno
-    if line > 1:  # an array over several lines: the fault's own beats the file's name
+    if line > 1:  # the error is inside an array of several lines, so the file name is not enough
         where = f"{where}:{line}"
     excerpt = error.doc[max(0, error.pos - EXCERPT_CHARACTERS // 2) :][:EXCERPT_CHARACTERS]
     raise DataError(
         f"the line is not valid JSON: {error.msg} at character {error.colno}, near {excerpt!r}",
         where,
-        "mend the line or take it out",
+        "correct the line or remove it",
     ) from error
 
 
 def refuse_empty(file: DataFile) -> NoReturn:
-    """Raises: DataError, because a file without rows is named by mistake."""
+    """Raise DataError for a file without rows. Such a file is in the recipe by mistake."""
     raise DataError("the file holds no rows", file.source, "name a file with at least one row")

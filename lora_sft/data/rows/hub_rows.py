@@ -1,4 +1,7 @@
-"""Read a data set from the hub through `datasets.load_dataset`, whose names the recipe uses."""
+"""Read source rows from the Hub with `datasets.load_dataset`.
+
+The recipe uses the argument names of this function.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def read_hub_rows(dataset: DatasetSection) -> Iterator[dict[str, Any]]:
-    """The rows of one split, in the hub's order.
+    """Yield the rows of one split, in the order of the Hub.
 
-    Raises: DataError where the split is missing or the hub cannot deliver.
+    Raises: DataError if the split does not exist, or the data set cannot be loaded.
     """
     import datasets
 
@@ -29,7 +32,7 @@ def read_hub_rows(dataset: DatasetSection) -> Iterator[dict[str, Any]]:
             data_files=dataset.data_files,
         )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise _unreadable(dataset, error) from error
+        raise _make_load_error(dataset, error) from error
     first_row = 0
     try:
         for batch in rows.with_format("arrow").iter(batch_size=BATCH_ROWS):
@@ -38,11 +41,14 @@ def read_hub_rows(dataset: DatasetSection) -> Iterator[dict[str, Any]]:
     except (OSError, *VALUE_FAULTS) as error:
         if isinstance(error, DataError):
             raise
-        raise _unreadable(dataset, error) from error
+        raise _make_load_error(dataset, error) from error
 
 
 def _find_default_split(dataset: DatasetSection) -> str:
-    """`train` where there is one; any other choice is the recipe's to make."""
+    """Return `train` if the data set has this split.
+
+    Raises: DataError if it has not: the recipe must then name a split.
+    """
     import datasets
 
     try:
@@ -53,21 +59,21 @@ def _find_default_split(dataset: DatasetSection) -> str:
             data_files=dataset.data_files,
         )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise _unreadable(dataset, error) from error
+        raise _make_load_error(dataset, error) from error
     if "train" in splits:
         return "train"
     raise DataError(
-        f"{dataset.path} has no split called train",
+        f'{dataset.path} has no split "train"',
         f"{dataset.path}  split",
         f"write one of these: {', '.join(f'split: {split}' for split in splits)}",
     )
 
 
-def _unreadable(dataset: DatasetSection, error: Exception) -> DataError:
+def _make_load_error(dataset: DatasetSection, error: Exception) -> DataError:
     first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
     revision = f" @ {dataset.revision}" if dataset.revision else ""
     return DataError(
-        f"the hub's data set cannot be loaded: {first_line}",
+        f"the data set cannot be loaded from the Hub: {first_line}",
         f"{dataset.path}{revision}",
-        "check path, name, split and revision; if it is meant as a local file, check its path",
+        "check path, name, split and revision; a local file must exist at this path",
     )

@@ -1,8 +1,8 @@
-"""Read a JSON array element by element, so that a large file is never in memory whole.
+"""Read a JSON array one element at a time, so that a large file does not fill the memory.
 
-Python's reader takes a text at once. Here it takes an element at a time from a buffer; where the
-buffer ends inside the element, as much again is read and the element is tried anew, which costs at
-most twice the work.
+Python's JSON reader needs the whole text. Here it reads single elements from a buffer. If the
+buffer ends inside an element, at least as much text is added, and the element is read again. This
+costs at most twice the work.
 """
 
 from __future__ import annotations
@@ -18,20 +18,25 @@ SPACE = " \t\r\n"
 
 
 class ArrayReader:
-    """The elements of the array that `pieces` are the text of, in order.
+    """The elements of a JSON array, in order.
 
-    `lines_before` are the lines of the text that the buffer no longer holds: a fault's line is
-    counted in the buffer.
+    Attributes:
+        lines_before: The number of lines that were removed from the buffer. A JSONDecodeError
+            counts lines from the start of the buffer, so add this number.
     """
 
     def __init__(self, pieces: Iterator[str]) -> None:
+        """Read the array from `pieces`, which together are its text."""
         self._pieces = pieces
         self._text = ""
         self._position = 0
         self.lines_before = 0
 
     def __iter__(self) -> Iterator[Any]:
-        """Raises: ValueError as `parse_json` does, where the text is no array or goes on after."""
+        """Yield the elements.
+
+        Raises: ValueError, as `parse_json` does, if the text is not an array, or goes on after it.
+        """
         self._take("[")
         if self._peek() != "]":
             yield self._take_value()
@@ -44,7 +49,7 @@ class ArrayReader:
             raise json.JSONDecodeError("Extra data", self._text, self._position)
 
     def _peek(self) -> str:
-        """The next character that is no space, which is now at the position; empty at the end."""
+        """Move to the next character that is not white space, and return it; empty at the end."""
         while True:
             while self._position < len(self._text):
                 if self._text[self._position] not in SPACE:
@@ -70,7 +75,12 @@ class ArrayReader:
                 return value
 
     def _read_more(self) -> bool:
-        """Let go of what was taken and read as much as is left, at least; whether more came."""
+        """Remove the part of the buffer that was read, and append more text.
+
+        Append at least as much as is left, so that an element is read again only a few times.
+
+        Returns: Whether there was more text.
+        """
         more = next(self._pieces, None)
         if more is None:
             return False

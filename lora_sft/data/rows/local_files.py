@@ -1,8 +1,8 @@
-"""Find the files that a data set's path means on this machine: one file, a folder or a glob.
+"""Find the files on this machine that a data set's path names: a file, a folder or a glob.
 
-A folder that `datasets.save_to_disk` wrote is read as what it is: its notes are no rows, and
-where it holds several splits the recipe's `split` chooses. A path that is none of these and
-looks like no file is left to the network (`None`).
+A folder that `datasets.save_to_disk` wrote is recognised. Its metadata files hold no rows. If it
+holds several splits, the recipe's `split` chooses one. A path that does not exist here, and does
+not look like a file name, is a URL or a Hub id: `find_local_files` returns None for it.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from lora_sft.errors import DataError
 if TYPE_CHECKING:
     from lora_sft.recipe import DatasetSection
 
-# What save_to_disk writes beside its Arrow files.
+# Metadata files that save_to_disk writes beside its Arrow files.
 SAVED_SPLITS = "dataset_dict.json"
-SAVED_NOTES = frozenset((SAVED_SPLITS, "dataset_info.json", "state.json"))
+SAVED_METADATA = frozenset((SAVED_SPLITS, "dataset_info.json", "state.json"))
 DEFAULT_SPLIT = "train"
 
 
 def find_local_files(dataset: DatasetSection) -> list[DataFile] | None:
-    """The files `dataset` means, in sorted order; None where its path is a URL or a hub id.
+    """Return the files of `dataset`, sorted; None if its path is a URL or a Hub id.
 
-    Raises: DataError for a path that is clearly local and not there.
+    Raises: DataError if the path is clearly local, and does not exist or holds no rows.
     """
     if is_url(dataset.location):
         return None
@@ -58,10 +58,13 @@ def find_local_files(dataset: DatasetSection) -> list[DataFile] | None:
 
 
 def check_files(dataset: DatasetSection, files: list[DataFile]) -> None:
-    """Raises: DataError where there is none, one that is not read, or a split is asked for."""
+    """Check that there are files, that each can be read, and that no split is chosen from them.
+
+    Raises: DataError if not.
+    """
     if not files:
         raise DataError(
-            f'no data files are found under "{make_one_line(dataset.path)}"',
+            f'no data files were found under "{make_one_line(dataset.path)}"',
             make_one_line(str(dataset.location)),
             f"name a file, a folder or a glob of {', '.join(KINDS)}",
         )
@@ -71,12 +74,12 @@ def check_files(dataset: DatasetSection, files: list[DataFile]) -> None:
         raise DataError(
             f'files have no split "{dataset.split}"',
             f"{dataset.path}  split",
-            "take split out and name the files of that split, for example with data_files",
+            "remove split, and name the files of that split, for example with data_files",
         )
 
 
 def _find_saved_split(dataset: DatasetSection, folder: Path) -> list[DataFile]:
-    """The Arrow files of one split of a folder that `DatasetDict.save_to_disk` wrote."""
+    """Return the Arrow files of one split in a folder that `DatasetDict.save_to_disk` wrote."""
     split = dataset.split or DEFAULT_SPLIT
     files = [
         make_local_file(path, (PurePath(dataset.path) / split / path.name).as_posix())
@@ -96,7 +99,7 @@ def _list_saved_splits(folder: Path) -> str:
         splits = json.loads((folder / SAVED_SPLITS).read_text(encoding="utf-8"))["splits"]
         return make_one_line(", ".join(f"split: {split}" for split in splits))
     except (OSError, ValueError, LookupError, TypeError):
-        return "the name of a folder that is there"
+        return "split: the name of a folder inside it"
 
 
 def _find_in_folder(dataset: DatasetSection, folder: Path) -> list[DataFile]:
@@ -106,7 +109,7 @@ def _find_in_folder(dataset: DatasetSection, folder: Path) -> list[DataFile]:
         matches = _match(folder, pattern)
         if not matches:
             where = f"{make_one_line(str(folder))}  data_files"
-            fix = "name files inside that folder"
+            fix = "name files in this folder"
             raise DataError(f'data_files: "{pattern}" matches no file', where, fix)
         found.update(matches)
     if not patterns:
@@ -124,7 +127,12 @@ def _match(folder: Path, pattern: str) -> list[PurePath]:
 
 
 def _list_data_files(dataset: DatasetSection) -> list[str]:
-    """`data_files` as load_dataset takes it: a pattern, several, or patterns by split."""
+    """Return the patterns in `data_files`: one, several, or those of the chosen split.
+
+    `load_dataset` takes the same three forms.
+
+    Raises: DataError if the split is missing, or a pattern is not a string.
+    """
     named = dataset.data_files or []
     if isinstance(named, dict):
         split = dataset.split or DEFAULT_SPLIT
@@ -138,9 +146,9 @@ def _list_data_files(dataset: DatasetSection) -> list[str]:
     patterns = [named] if isinstance(named, str) else named
     if not isinstance(patterns, list) or not all(isinstance(one, str) for one in patterns):
         raise DataError(
-            "data_files holds something that is no file name",
+            "data_files holds a value that is not a file name",
             f"{dataset.path}  data_files",
-            "name one file or pattern, a list of them, or one of these for each split",
+            "write a file name or a pattern, a list of them, or one of these per split",
         )
     return patterns
 
@@ -148,12 +156,12 @@ def _list_data_files(dataset: DatasetSection) -> list[str]:
 def _is_visible_data(folder: Path, path: PurePath) -> bool:
     hidden = any(part.startswith(".") for part in path.parts)
     beside = (folder / path).parent
-    is_note = path.name in SAVED_NOTES and next(beside.glob("*.arrow"), None) is not None
-    return not hidden and not is_note and has_data_name(path.name)
+    is_metadata = path.name in SAVED_METADATA and next(beside.glob("*.arrow"), None) is not None
+    return not hidden and not is_metadata and has_data_name(path.name)
 
 
 def _find_by_glob(dataset: DatasetSection) -> list[DataFile]:
-    """Matches, each written with the recipe's own beginning of the path."""
+    """Return the matching files. The source of each begins as the recipe writes the path."""
     found = sorted(glob.glob(str(dataset.location), recursive=True))  # noqa: PTH207, absolute
     files = [Path(path) for path in found if Path(path).is_file()]
     location_base, written_base = _fixed_base(str(dataset.location)), _fixed_base(dataset.path)
@@ -162,7 +170,7 @@ def _find_by_glob(dataset: DatasetSection) -> list[DataFile]:
 
 
 def _fixed_base(pattern: str) -> PurePath:
-    """The part of a glob before its first wildcard."""
+    """Return the part of a glob before its first wildcard."""
     parts = PurePath(pattern).parts
     fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
     return PurePath(*parts[:fixed])
@@ -180,5 +188,5 @@ def _refuse_missing(dataset: DatasetSection) -> NoReturn:
     raise DataError(
         f'there is no file or folder "{make_one_line(dataset.path)}"',
         make_one_line(str(dataset.location)),
-        "check the path; a relative one starts at the recipe's own folder",
+        "check the path; a relative path starts at the folder of the recipe",
     )

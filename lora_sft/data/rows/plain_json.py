@@ -1,7 +1,8 @@
-"""Read JSON as strictly as rows need it: nothing lost, nothing that later steps choke on.
+"""Read JSON more strictly than Python: refuse values that would be lost or break a later step.
 
-Python's reader keeps the last of two equal keys, takes NaN for a number, 1e999 for infinity and
-objects as deep as its stack; these would break whatever walks a row next, a template for one.
+Python's reader keeps only the last of two equal keys. It reads NaN as a number and 1e999 as
+infinity. It accepts objects as deep as its stack, and such an object breaks a later step, for
+example the template.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ DEEPEST_NESTING = 100
 
 
 def parse_json(text: str) -> Any:
-    """The value that `text` holds.
+    """Return the value of a JSON text.
 
-    Raises: ValueError, of which json.JSONDecodeError knows the place; its text is one line.
+    Raises: ValueError, with a message of one line, if the text is not JSON or its value is
+        refused. It is a json.JSONDecodeError, with the position, if the text is not JSON.
     """
     try:
         value = DECODER.decode(text)
@@ -32,9 +34,9 @@ def parse_json(text: str) -> Any:
 
 
 def parse_json_at(text: str, start: int) -> tuple[Any, int]:
-    """The value that begins at `start`, and where it ends; what follows it is not looked at.
+    """Return the value that begins at `start`, and its end. The text after it is not read.
 
-    Raises: ValueError as `parse_json` does.
+    Raises: ValueError, as `parse_json` does.
     """
     try:
         value, end = DECODER.raw_decode(text, start)
@@ -50,17 +52,17 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The pairs as a dictionary; a key that is there twice would lose one of its values."""
+    """Return the pairs as a dictionary. A repeated key is an error: it would lose a value."""
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f'the key "{make_one_line(repeated)}" is there more than once')
+        raise ValueError(f'the key "{make_one_line(repeated)}" occurs more than once')
     return values
 
 
 def _parse_float(text: str) -> float:
-    """The number; one that a double cannot hold would be read as infinity."""
+    """Return the number. A number too large for a double is an error, and not infinity."""
     value = float(text)
     if math.isinf(value):
         raise ValueError(f"the number {make_one_line(text)} is too large")
@@ -74,42 +76,47 @@ DECODER = json.JSONDecoder(
 )
 
 
-def check_is_plain(value: Any, name: str) -> None:
-    """See that `value` holds only what JSON has a form for, at any depth.
+def check_is_json_value(value: Any, name: str) -> None:
+    """Check that JSON can hold `value` and everything inside it.
 
-    A template writes all else as a placeholder (bytes of a table as `<bytes>`, for one), and
-    infinity as a word that no JSON reader takes.
+    A template would write a placeholder for any other value, for example `<bytes>` for bytes. For
+    infinity it would write a word that no JSON reader accepts.
 
-    Raises: MalformedRow, with the place in `name`.
+    Raises: MalformedRow, with `name` and the path inside the value, if JSON cannot hold it.
     """
-    found = find_foreign(value)
+    found = find_non_json_value(value)
     if found is not None:
-        raise MalformedRow(make_one_line(f"{name}{found}, which is no JSON value"))
+        raise MalformedRow(make_one_line(f"{name}{found}, which JSON cannot hold"))
 
 
-def find_foreign(value: Any) -> str | None:
-    """The first value that is not JSON's: the way down to it, and what it is."""
+def find_non_json_value(value: Any) -> str | None:
+    """Describe the first value that JSON cannot hold: its path, and its type or number.
+
+    For example `.score is nan`, or `[0].picture is of type bytes`. None if JSON can hold all.
+    """
     if value is None or isinstance(value, str | int):
         return None
     if isinstance(value, float):
         return None if math.isfinite(value) else f" is {value}"
     if isinstance(value, Mapping):
         for key, item in value.items():
-            if (found := find_foreign(item)) is not None:
+            if (found := find_non_json_value(item)) is not None:
                 return f".{key}{found}"
         return None
     if isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            if (found := find_foreign(item)) is not None:
+            if (found := find_non_json_value(item)) is not None:
                 return f"[{index}]{found}"
         return None
     return f" is of type {type(value).__name__}"
 
 
-def parse_if_text(value: Any, name: str) -> Any:
-    """What a text holds as JSON, and anything else as it is. An empty text is a table's null.
+def parse_if_string(value: Any, name: str) -> Any:
+    """Return the JSON value of a string, and any other value unchanged.
 
-    Raises: MalformedRow, with `name` in its text.
+    An empty string gives None, because a CSV file has no other form for null.
+
+    Raises: MalformedRow, with `name`, if a string is not valid JSON.
     """
     if not isinstance(value, str):
         return value
@@ -136,4 +143,4 @@ def _check_nesting(value: Any) -> None:
 
 
 def _refuse_nesting() -> NoReturn:
-    raise ValueError(f"it is nested deeper than {DEEPEST_NESTING} levels")
+    raise ValueError(f"the value is nested deeper than {DEEPEST_NESTING} levels")

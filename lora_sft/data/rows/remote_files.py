@@ -1,7 +1,7 @@
-"""Find and open data files behind a URL: HTTP by Python itself, all else through fsspec.
+"""Find and open data files behind a URL: HTTP with Python itself, other protocols with fsspec.
 
-Rows stream from the network as they are read, and nothing is cached: what is read is what is
-there now. fsspec's own HTTP needs aiohttp, which nothing here brings, and a plain GET does not.
+Rows are streamed from the network and never cached, so every run reads the present content. HTTP
+does not go through fsspec: it would need aiohttp, which this package does not install.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ BUFFER_BYTES = 1 << 20
 
 
 def is_url(location: str) -> bool:
-    """Whether the place of a data set is a URL."""
+    """Return whether the location of a data set is a URL."""
     return "://" in location
 
 
 def find_remote_files(dataset: DatasetSection) -> list[DataFile]:
-    """The files that a URL means; a folder or a glob where its protocol can list.
+    """Return the files of a URL. It may be a folder or a glob if the protocol can list files.
 
-    Raises: DataError where nothing is there; CapabilityError where fsspec lacks a package.
+    Raises:
+        DataError: If the address cannot be read.
+        CapabilityError: If fsspec needs a package that is not installed.
     """
     url = dataset.location
     if urlsplit(url).scheme.lower() in HTTP_SCHEMES:
@@ -42,9 +44,9 @@ def find_remote_files(dataset: DatasetSection) -> list[DataFile]:
     system, path = _connect(url)
     try:
         paths = _list_paths(system, path)
-    except Exception as error:  # each protocol has exceptions of its own
-        raise _unreachable(url, error) from error
-    return [_make_file(dataset, system, found, alone=found == path) for found in paths]
+    except Exception as error:  # each protocol raises its own exceptions
+        raise _make_remote_error(url, error) from error
+    return [_make_file(dataset, system, found, is_named=found == path) for found in paths]
 
 
 def _connect(url: str) -> tuple[Any, str]:
@@ -58,8 +60,8 @@ def _connect(url: str) -> tuple[Any, str]:
             make_one_line(url),
             make_one_line(str(error)) + ", or download the file and name its local path",
         ) from error
-    except Exception as error:  # an unknown protocol, or one that cannot be set up
-        raise _unreachable(url, error) from error
+    except Exception as error:  # an unknown protocol, or its set-up failed
+        raise _make_remote_error(url, error) from error
     return system, str(path)
 
 
@@ -76,8 +78,8 @@ def _is_visible_data(found: str, folder: str) -> bool:
     return has_data_name(inside.name) and not any(part.startswith(".") for part in inside.parts)
 
 
-def _make_file(dataset: DatasetSection, system: Any, path: str, *, alone: bool) -> DataFile:
-    source = dataset.path if alone else str(system.unstrip_protocol(path))
+def _make_file(dataset: DatasetSection, system: Any, path: str, *, is_named: bool) -> DataFile:
+    source = dataset.path if is_named else str(system.unstrip_protocol(path))
     name = PurePosixPath(path).name
     return DataFile(make_one_line(source), name, partial(_open_with_fsspec, system, path))
 
@@ -86,7 +88,7 @@ def _open_http(url: str) -> BinaryIO:
     request = urllib.request.Request(url, headers={"User-Agent": "lora-sft"})
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
-    except ValueError as error:  # an address that is none
+    except ValueError as error:  # the address is not valid
         raise OSError(str(error)) from error
     return io.BufferedReader(_HttpBody(response), BUFFER_BYTES)
 
@@ -96,13 +98,13 @@ def _open_with_fsspec(system: Any, path: str) -> BinaryIO:
         stream = system.open(path, "rb")
     except OSError:
         raise
-    except Exception as error:  # each protocol has exceptions of its own
+    except Exception as error:  # each protocol raises its own exceptions
         raise OSError(f"{type(error).__name__}: {error}") from error
-    return io.BufferedReader(_ForeignBody(stream), BUFFER_BYTES)
+    return io.BufferedReader(_FsspecBody(stream), BUFFER_BYTES)
 
 
 class _HttpBody(io.RawIOBase):
-    """The body of a response; one that ends before its promised length is an error."""
+    """The body of an HTTP response. Reading fails if it is shorter than its header states."""
 
     def __init__(self, response: Any) -> None:
         self._response = response
@@ -121,8 +123,8 @@ class _HttpBody(io.RawIOBase):
         super().close()
 
 
-class _ForeignBody(io.RawIOBase):
-    """A file of some protocol of fsspec, whose exceptions become one that readers know."""
+class _FsspecBody(io.RawIOBase):
+    """A file that fsspec opened. Exceptions of its protocol become OSError for the readers."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -136,7 +138,7 @@ class _ForeignBody(io.RawIOBase):
             data = self._stream.read(len(view))
         except OSError:
             raise
-        except Exception as error:  # each protocol has exceptions of its own
+        except Exception as error:  # each protocol raises its own exceptions
             raise OSError(f"{type(error).__name__}: {error}") from error
         view[: len(data)] = data
         return len(data)
@@ -146,10 +148,10 @@ class _ForeignBody(io.RawIOBase):
         super().close()
 
 
-def _unreachable(url: str, error: Exception) -> DataError:
+def _make_remote_error(url: str, error: Exception) -> DataError:
     reason = str(error).strip() or type(error).__name__
     return DataError(
-        f"nothing can be read from there: {make_one_line(reason.splitlines()[0])}",
+        f"the address cannot be read: {make_one_line(reason.splitlines()[0])}",
         make_one_line(url),
-        "check the address, its credentials, and whether this machine reaches it",
+        "check the address and its credentials, and that this machine can reach it",
     )

@@ -1,8 +1,8 @@
-"""Read the rows of one data set in their own order, each with the place it came from.
+"""Read the source rows of one data set in their order, each with its place.
 
-What a path means is tried in this order: something local, a URL, a data set of the hub. Rows
-stream: a line, or a batch of a table, is in memory at a time. What is read stays as it was
-written, and a fault names its file and line.
+A path is first tried as a local file, folder or glob, then as a URL, then as a data set of the Hub.
+Rows are streamed: one line, or one batch of a table, is in memory at a time. Rows are not repaired.
+An error names the file and the line.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from lora_sft.errors import DataError
 if TYPE_CHECKING:
     from lora_sft.recipe import DatasetSection
 
-RENAME_PROBE_ROWS = 100
+RENAME_PROBE_ROWS = 100  # rows that are read before rename_columns is checked
 
-# One reader for each of `data_files.KINDS`.
+# One reader per ending in `data_files.KINDS`.
 READERS: dict[str, Callable[[DataFile], Iterator[NumberedRow]]] = {
     ".jsonl": read_json_lines,
     ".ndjson": read_json_lines,
@@ -40,10 +40,13 @@ READERS: dict[str, Callable[[DataFile], Iterator[NumberedRow]]] = {
 
 @dataclass(frozen=True)
 class SourceRow:
-    """One row as read.
+    """One row of a data set, as the file holds it.
 
-    `source` is the path as the recipe writes it, `row` counts from 0 in that source's order,
-    `line` from 1 where the source has lines.
+    Attributes:
+        source: The path as the recipe writes it.
+        row: The number of the row in its source, from 0.
+        line: The line where the row begins, from 1; None if the source has no lines.
+        values: The values by column.
     """
 
     source: str
@@ -53,16 +56,16 @@ class SourceRow:
 
     @property
     def where(self) -> str:
-        """The place to show a person: `file.jsonl:1017`, or `file.parquet row 12`."""
+        """The place for messages: `file.jsonl:1017`, or `file.parquet row 12`."""
         return (
             f"{self.source} row {self.row}" if self.line is None else f"{self.source}:{self.line}"
         )
 
 
 def read_rows(dataset: DatasetSection) -> Iterator[SourceRow]:
-    """Every row of `dataset` with its columns renamed.
+    """Yield every row of `dataset`, with its columns renamed.
 
-    Raises: DataError for anything that cannot be read.
+    Raises: DataError if a file or a row cannot be read, or a column cannot be renamed.
     """
     rows = _read_unrenamed_rows(dataset)
     return _rename_columns(rows, dataset) if dataset.rename_columns else rows
@@ -81,7 +84,7 @@ def _read_unrenamed_rows(dataset: DatasetSection) -> Iterator[SourceRow]:
 
 
 def _find_files(dataset: DatasetSection) -> list[DataFile] | None:
-    """The files of `dataset`, here or behind a URL; None where it is the hub's."""
+    """Return the files of `dataset`, local or behind a URL; None for a data set of the Hub."""
     if not is_url(dataset.location):
         return find_local_files(dataset)
     files = find_remote_files(dataset)
@@ -90,7 +93,10 @@ def _find_files(dataset: DatasetSection) -> list[DataFile] | None:
 
 
 def _rename_columns(rows: Iterator[SourceRow], dataset: DatasetSection) -> Iterator[SourceRow]:
-    """Rename, after a look at the first rows: rows may differ in their columns."""
+    """Yield the rows with renamed columns, after a check of the first rows.
+
+    The check reads several rows, because rows may have different columns.
+    """
     first_rows = list(islice(rows, RENAME_PROBE_ROWS))
     _check_renames(dataset, first_rows)
     for row in chain(first_rows, rows):
@@ -98,23 +104,27 @@ def _rename_columns(rows: Iterator[SourceRow], dataset: DatasetSection) -> Itera
 
 
 def _check_renames(dataset: DatasetSection, first_rows: list[SourceRow]) -> None:
-    """Raises: DataError for a column that is not there, or one whose new name is taken: a column
-    that is null in all of the rows takes none."""
+    """Check that the columns to rename exist, and that their new names are free.
+
+    A name is also free if its column is null in all these rows.
+
+    Raises: DataError if not.
+    """
     cells = [cell for row in first_rows for cell in row.values.items()]
     columns = sorted({column for column, _ in cells})
     filled = {column for column, value in cells if value is not None}
     for theirs, ours in dataset.rename_columns.items():
         if theirs not in columns:
             raise DataError(
-                f'rename_columns names the column "{theirs}", which is not there',
+                f'rename_columns names the column "{theirs}", but the rows do not have it',
                 f"{dataset.path}  rename_columns",
-                f"the columns are: {make_one_line(', '.join(columns))} (write it as theirs: ours)",
+                f"the columns are: {make_one_line(', '.join(columns))} (write old name: new name)",
             )
         if ours in filled and ours not in dataset.rename_columns:
             raise DataError(
-                f'rename_columns turns "{theirs}" into "{ours}", which is there already',
+                f'rename_columns renames "{theirs}" to "{ours}", but this column already exists',
                 f"{dataset.path}  rename_columns",
-                f"rename the other one away too, for example {{{ours}: unused_{ours}}}",
+                f"also rename the existing column, for example {{{ours}: unused_{ours}}}",
             )
     _check_names_differ(dataset)
 
@@ -126,7 +136,7 @@ def _check_names_differ(dataset: DatasetSection) -> None:
         raise DataError(
             f'rename_columns gives two columns the name "{twice}"',
             f"{dataset.path}  rename_columns",
-            "keep one of them",
+            "rename only one of them to it",
         )
 
 
@@ -138,9 +148,11 @@ def _renamed(row: SourceRow, renames: dict[str, str]) -> SourceRow:
 
 
 def _merge_renamed(row: SourceRow, renames: dict[str, str]) -> dict[str, Any]:
-    """The columns of a row where two get one name, which later rows may have: a null gives way.
+    """Return the values of a row in which two columns get the same name: keep the one not null.
 
-    Raises: DataError where both are filled.
+    Only a row after those that `_check_renames` saw can hold both values.
+
+    Raises: DataError if both columns hold a value.
     """
     values: dict[str, Any] = {}
     for column, value in row.values.items():
@@ -155,7 +167,7 @@ def _merge_renamed(row: SourceRow, renames: dict[str, str]) -> dict[str, Any]:
 def _refuse_overwriting(row: SourceRow, renames: dict[str, str], ours: str) -> NoReturn:
     theirs = next(column for column in row.values if renames.get(column) == ours != column)
     raise DataError(
-        f'rename_columns turns "{theirs}" into "{ours}", which the row has already',
+        f'rename_columns renames "{theirs}" to "{ours}", but the row already has this column',
         f"{row.where}  rename_columns",
-        f"rename the other one away too, for example {{{ours}: unused_{ours}}}",
+        f"also rename the existing column, for example {{{ours}: unused_{ours}}}",
     )

@@ -1,1 +1,1 @@
-"""The tokenizer and its chat template: load, render, tokenize."""
+"""Load the tokenizer, and render conversations with its chat template."""

@@ -1,7 +1,7 @@
-"""Conversations to text, through the chat template, and what the tokenizer calls special.
+"""Render conversations to text with the chat template, and find the tokenizer's special tokens.
 
-Rendering is the template's business alone: nothing is added, trimmed or repaired here, so that
-what is trained is what the same template serves.
+Only the template decides the text. Nothing is added, trimmed or repaired here, so that the model is
+trained on the text that the same template produces in a server.
 """
 
 from __future__ import annotations
@@ -27,22 +27,23 @@ from transformers.utils.chat_template_utils import (
 from lora_sft.data.drops import RowDropped
 from lora_sft.data.examples.conversation import Conversation, Message
 from lora_sft.data.examples.thinking import (
-    find_thinking,
-    split_inline_thinking,
+    move_thinking_to_field,
+    split_thinking_block,
     without_reasoning_fields,
 )
 from lora_sft.data.templates.template_environment import compile_template
 
+# Misspelled on purpose, so that no template contains these words itself.
 PROBE_QUESTION = "Kwestion"
 PROBE_ANSWER = "Ansswer"
 PROBE_THOUGHT = "Thougght"
 THINKING_SWITCH = "enable_thinking"
-CLOCK = "strftime_now"  # the function by which templates read the date
-# Defined by an exported template that tells the recipe's day alone, in the place of the clock.
-STOPPED_CLOCK = f"{{%- macro {CLOCK}(format) -%}}"
+DATE_FUNCTION = "strftime_now"  # templates call this function to read the date
+# An exported template defines this macro in place of the function if the recipe fixes the date.
+FIXED_DATE_MACRO = f"{{%- macro {DATE_FUNCTION}(format) -%}}"
 
 
-# Templates are programs: these are what a conversation they did not expect makes them raise.
+# Templates are programs. They raise these for a conversation that they do not expect.
 TEMPLATE_FAULTS = (
     jinja2.TemplateError,
     ArithmeticError,
@@ -55,19 +56,19 @@ TEMPLATE_FAULTS = (
 
 
 class TemplateRefusal(RowDropped):
-    """The chat template raised on a conversation; the detail is the template's own message."""
+    """The chat template failed on a conversation. The detail is the template's own message."""
 
     def __init__(self, detail: str) -> None:
         super().__init__("template_refused", detail)
 
 
 class ChatRenderer:
-    """One tokenizer's template with the recipe's template kwargs, and a clock that stands still.
+    """Renders conversations with one tokenizer's template, the recipe's arguments and a fixed date.
 
-    The text is that of `apply_chat_template`, rendered by its own compiled template (transformers
-    5.23 `render_jinja_template`; a test holds the two equal). Going there directly lets a
-    conversation be prepared once for all its prefixes, and lets `strftime_now` be set, which some
-    templates write into every prompt.
+    The text is the same as from `apply_chat_template` (transformers 5.23 `render_jinja_template`; a
+    test compares the two). The compiled template is called directly, for two reasons. It lets a
+    conversation be prepared once for all its prefixes. And it lets the date of `strftime_now` be
+    set, which some templates write into every prompt.
     """
 
     def __init__(
@@ -82,25 +83,25 @@ class ChatRenderer:
 
     @property
     def has_template(self) -> bool:
-        """Whether there is a template at all; base models often have none."""
+        """Whether the tokenizer has a template. Many base models do not have one."""
         return bool(self._tokenizer.chat_template)
 
     @property
-    def teaches_empty_thoughts(self) -> bool:
-        """Whether the template knows `enable_thinking` and the recipe leaves it open."""
-        known = any(THINKING_SWITCH in text for text in list_templates(self._tokenizer).values())
-        return known and THINKING_SWITCH not in self._template_kwargs
+    def has_unset_thinking_switch(self) -> bool:
+        """Whether the template reads `enable_thinking`, and the recipe does not set it."""
+        is_read = any(THINKING_SWITCH in text for text in list_templates(self._tokenizer).values())
+        return is_read and THINKING_SWITCH not in self._template_kwargs
 
     def open(self, conversation: Conversation) -> OpenedChat:
-        """Prepare a conversation for rendering its prefixes.
+        """Prepare a conversation, so that its prefixes can be rendered.
 
-        Raises: TemplateRefusal where there is no template for a row with tools.
+        Raises: TemplateRefusal if the tokenizer has named templates, but no default.
         """
         return self._open(conversation, self._dialect)
 
-    def keep_one_thought(self, conversation: Conversation) -> Conversation:
-        """The conversation with what an answer thinks said once."""
-        messages = tuple(map(self._dialect.keep_one_thought, conversation.messages))
+    def remove_repeated_reasoning(self, conversation: Conversation) -> Conversation:
+        """Return the conversation with the reasoning of each answer in only one place."""
+        messages = tuple(map(self._dialect.remove_repeated_reasoning, conversation.messages))
         return replace(conversation, messages=messages)
 
     def _open(self, conversation: Conversation, dialect: Dialect) -> OpenedChat:
@@ -109,23 +110,31 @@ class ChatRenderer:
         return OpenedChat(
             compile_template(self._get_template(tools)),
             dialect.write_messages(conversation.messages),
-            {**self._shared_variables, **_plain_template_data(own), CLOCK: self.today.strftime},
+            {
+                **self._shared_variables,
+                **_plain_template_data(own),
+                DATE_FUNCTION: self.today.strftime,
+            },
             dialect,
         )
 
     @cached_property
     def _dialect(self) -> Dialect:
-        """What the template reads, found by rendering probes: plain texts unless only parts are
-        rendered; thinking inside the content unless only its own field is."""
+        """How the template reads messages, found by rendering test messages.
+
+        Content is passed as text, unless the template renders only typed parts. Reasoning moves
+        from the content to its field if the template reads the field and renders it differently.
+        """
         answer = Message("assistant", PROBE_ANSWER)
         texts, parts = Dialect(), Dialect(as_parts=True)
-        reads_parts_only = PROBE_ANSWER not in self._try(answer, texts) and (
-            PROBE_ANSWER in self._try(answer, parts)
+        reads_parts_only = PROBE_ANSWER not in self._render_probe(answer, texts) and (
+            PROBE_ANSWER in self._render_probe(answer, parts)
         )
         dialect = parts if reads_parts_only else texts
         in_field = replace(answer, extras={"reasoning_content": PROBE_THOUGHT})
         inline = replace(answer, content=f"<think>\n{PROBE_THOUGHT}\n</think>\n\n{PROBE_ANSWER}")
-        by_field, by_content = self._try(in_field, dialect), self._try(inline, dialect)
+        by_field = self._render_probe(in_field, dialect)
+        by_content = self._render_probe(inline, dialect)
         reads_field, reads_block = PROBE_THOUGHT in by_field, PROBE_THOUGHT in by_content
         return replace(
             dialect,
@@ -133,8 +142,8 @@ class ChatRenderer:
             reads_block_only=reads_block and not reads_field,
         )
 
-    def _try(self, answer: Message, dialect: Dialect) -> str:
-        """A question and the answer as text, or nothing where the template refuses them."""
+    def _render_probe(self, answer: Message, dialect: Dialect) -> str:
+        """Return the text of a question with `answer`; empty if the template refuses them."""
         probe = Conversation((Message("user", PROBE_QUESTION), answer))
         try:
             return self._open(probe, dialect).render(2, served=False)
@@ -144,25 +153,30 @@ class ChatRenderer:
     def _get_template(self, tools: list[dict[str, Any]] | None) -> str:
         try:
             return str(self._tokenizer.get_chat_template(None, tools))
-        except ValueError as error:  # several named templates, and none is the default
+        except ValueError as error:  # several named templates without a default
             raise TemplateRefusal(f"{type(error).__name__}: {error}") from error
 
     @cached_property
     def _shared_variables(self) -> dict[str, Any]:
-        """What every conversation's template is given: special tokens, and the recipe's kwargs.
+        """The variables of every conversation: the special tokens and the recipe's arguments.
 
-        `documents` is there even where nobody gives any, as transformers renders it.
+        `documents` is always defined, as in transformers.
         """
         special = self._tokenizer.special_tokens_map
         shared = {"documents": None, **special, **self._template_kwargs}
         return dict(_plain_template_data(shared))
 
     def find_end_of_turn(self, special: re.Pattern[str], known: re.Pattern[str]) -> str | None:
-        """The special token that the template itself ends an answer with, unless it is `known`.
+        """Return the special token that ends an answer; None if a `known` stop token ends it.
 
-        What follows an answer whether or not the conversation goes on ends the turn, and its last
-        special token is the stop: those before it are separators. One that text follows opens the
-        next turn. Where nothing is common, the first special token after a final answer is.
+        The text after an answer is rendered twice: with a next turn and without it. The beginning
+        that both have in common ends the turn. Its last special token is the stop token, and those
+        before it are separators. A special token that text follows opens the next turn, so it does
+        not count. If no token is left, the first special token after a final answer is returned.
+
+        Args:
+            special: Finds special tokens.
+            known: Finds the stop tokens that are already known.
         """
         final, followed = self._render_after_answer(2), self._render_after_answer(3)
         pairs = zip(final, followed, strict=False)
@@ -193,13 +207,13 @@ class ChatRenderer:
 
 
 def _opens_text(after: str, special: re.Pattern[str]) -> bool:
-    """Whether what comes after a special token, up to the next one, is more than line breaks."""
+    """Return whether text other than white space follows a special token, before the next one."""
     following = special.search(after)
     return bool(after[: following.start() if following else None].strip())
 
 
 class OpenedChat:
-    """A conversation ready to be rendered up to any of its messages."""
+    """A conversation that is prepared, so that it can be rendered up to any of its messages."""
 
     def __init__(
         self,
@@ -215,11 +229,11 @@ class OpenedChat:
 
     @property
     def num_messages(self) -> int:
-        """How many messages the conversation has."""
+        """The number of messages of the conversation."""
         return len(self._messages)
 
     def has_calls(self, index: int) -> bool:
-        """Whether a message calls tools."""
+        """Return whether a message calls tools."""
         return bool(self._messages[index].get("tool_calls"))
 
     def render(
@@ -230,11 +244,16 @@ class OpenedChat:
         then: Sequence[Message] = (),
         instead: Mapping[int, Message] = MappingProxyType({}),
     ) -> str:
-        """The first `num_messages` and those of `then`; `served` adds what opens the answer.
+        """Return the text of the first messages.
 
-        What the messages of `instead` hold takes the place of the same fields.
+        Args:
+            num_messages: How many messages of the conversation to render.
+            served: Add the generation prompt, as a server does before it generates an answer.
+            then: Messages to append.
+            instead: Messages by index. Their fields replace those of the message at the index. The
+                role stays.
 
-        Raises: TemplateRefusal.
+        Raises: TemplateRefusal if the template fails.
         """
         messages = self._messages[:num_messages]
         if then:
@@ -253,11 +272,12 @@ class OpenedChat:
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a template wants to be given messages.
+    """The form in which a template reads messages.
 
-    `as_parts`: content as a list of typed parts (templates of models that also see images).
-    `splits_thinking`: reasoning in its own field, not inside the content.
-    `reads_block_only`: reasoning inside the content, for no field of it is shown.
+    Attributes:
+        as_parts: Content is a list of typed parts, as for models that also read images.
+        splits_thinking: Reasoning is in its own field, not inside the content.
+        reads_block_only: Reasoning is inside the content. The template shows no field of it.
     """
 
     as_parts: bool = False
@@ -265,9 +285,9 @@ class Dialect:
     reads_block_only: bool = False
 
     def write_messages(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
-        """The messages as the template reads them."""
+        """Return the messages in the form that the template reads."""
         if self.splits_thinking:
-            messages = [split_inline_thinking(message) for message in messages]
+            messages = [move_thinking_to_field(message) for message in messages]
         views = [message.as_template_input() for message in messages]
         if self.as_parts:
             for view in views:
@@ -275,31 +295,34 @@ class Dialect:
                     view["content"] = [{"type": "text", "text": view["content"]}]
         return list(_alias_reasoning_fields(_plain_template_data(views)))
 
-    def keep_one_thought(self, message: Message) -> Message:
-        """The message with a thought that stands in its content and in a field left where the
-        template looks for it: some print both, and some only one."""
-        block = find_thinking(message) if message.reasoning.strip() else None
+    def remove_repeated_reasoning(self, message: Message) -> Message:
+        """Return the message with its reasoning only in the place that the template reads.
+
+        If both the content and a field hold the reasoning, some templates print both, and some only
+        one of them.
+        """
+        block = split_thinking_block(message) if message.reasoning.strip() else None
         if block is None:
             return message
         if self.reads_block_only and block[0].strip():
             return without_reasoning_fields(message)
-        return split_inline_thinking(message)
+        return move_thinking_to_field(message)
 
 
 def list_templates(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """The tokenizer's templates by name; one alone is the `default`, and there may be none."""
+    """Return the tokenizer's templates by name. A single template has the name `default`."""
     template = tokenizer.chat_template or {}
     return {"default": template} if isinstance(template, str) else dict(template)
 
 
-def reads_clock(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether what any of the tokenizer's templates renders depends on the day."""
+def depends_on_date(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the text of any of the tokenizer's templates depends on the current date."""
     templates = list_templates(tokenizer).values()
-    return any(CLOCK in text and STOPPED_CLOCK not in text for text in templates)
+    return any(DATE_FUNCTION in text and FIXED_DATE_MACRO not in text for text in templates)
 
 
 def hash_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The template's fingerprint; empty where there is no template."""
+    """Return the fingerprint of the tokenizer's template; empty if it has no template."""
     template = tokenizer.chat_template
     if not template:
         return ""
@@ -308,12 +331,12 @@ def hash_template(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def make_token_pattern(names: Sequence[str]) -> re.Pattern[str]:
-    """A pattern that finds any of the tokens, the longest first; with no tokens it finds none."""
+    """Return a pattern for any of the tokens, longest first. Without tokens it never matches."""
     longest_first = sorted({name for name in names if name}, key=lambda name: (-len(name), name))
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 def find_special_names(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The texts that the tokenizer turns into control tokens wherever they stand."""
+    """Return the texts that the tokenizer always turns into control tokens."""
     added = tokenizer.added_tokens_decoder.values()
     return [token.content for token in added if token.special]

@@ -1,11 +1,12 @@
-"""Compile a chat template as transformers does, with shorter ways to what templates mostly read.
+"""Compile chat templates as transformers does, but let them read plain data faster.
 
-Every prefix of every conversation is rendered, so rendering costs as much as tokenising. Most of
-that is the sandbox, which asks of each value whether it is a function, a frame, a coroutine ...
-before a template may have it. Templates are given plain data (transformers 5.23
-`_plain_template_data`), and of plain data the answer is known beforehand: the item of a dictionary,
-the number of a loop, a method of a text. These few come directly, the commonest without a call; all
-else goes the sandbox's way, so that a template sees exactly what it would see there.
+Every prefix of every conversation is rendered, so rendering takes as long as tokenising. Most of
+this time is spent in the sandbox. It checks each value before a template may read it: whether it is
+a function, a frame, a coroutine and so on. But templates get only plain data (transformers 5.23
+`_plain_template_data`). Three kinds of it always pass the checks: an item of a dictionary, a number
+of a loop, and a method of a string. So a template reads these without the checks, and the most
+frequent of them without a function call. All other values go through the sandbox. A template sees
+exactly the same values as in the sandbox.
 """
 
 from __future__ import annotations
@@ -24,24 +25,27 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-PLAIN_KINDS = frozenset({str, int, float, bool})
+PLAIN_TYPES = frozenset({str, int, float, bool})
 DICT_ATTRIBUTES = frozenset(dir(dict))
 LOOP_NUMBERS = frozenset({"index", "index0", "revindex", "revindex0", "first", "last", "length"})
-# The sandbox wraps the two that format, as a format text can reach into objects.
+# Without `format` and `format_map`: the sandbox wraps them, because they can reach into objects.
 TEXT_METHODS = frozenset(
     name for name in dir(str) if not name.startswith("_") and name not in ("format", "format_map")
 )
 
 
 class PlainDataCodeGenerator(CodeGenerator):
-    """Writes the two commonest expressions of chat templates so that they need no call: the item
-    of a dictionary (`message.role`), and a text's method with given arguments
-    (`content.strip('\\n')`). Whatever else the value is, the environment is asked as before."""
+    """Writes faster code for the two most frequent expressions of chat templates.
+
+    These are an item of a dictionary (`message.role`), and a method of a string with constant
+    arguments (`content.strip('\\n')`). They need no call of the environment. If the value turns out
+    to have another type, the code calls the environment, as jinja's own code does.
+    """
 
     def visit_Getattr(  # noqa: N802 (jinja's name)
         self, node: nodes.Getattr, frame: Frame
     ) -> None:
-        """`value['role'] if value is a dictionary that has it`, else `environment.getattr`."""
+        """Write `value['role']` for a dictionary with this key, else `environment.getattr`."""
         if node.attr in DICT_ATTRIBUTES:
             super().visit_Getattr(node, frame)
             return
@@ -53,9 +57,13 @@ class PlainDataCodeGenerator(CodeGenerator):
     def visit_Call(  # noqa: N802 (jinja's name)
         self, node: nodes.Call, frame: Frame, forward_caller: bool = False
     ) -> None:
-        """`value.strip(...)` if value is a text, else `environment.call`."""
+        """Write `value.strip(...)` for a string, else `environment.call`."""
         method = node.node
-        if forward_caller or not isinstance(method, nodes.Getattr) or not _is_plain(node, method):
+        if (
+            forward_caller
+            or not isinstance(method, nodes.Getattr)
+            or not _is_constant_string_call(node, method)
+        ):
             super().visit_Call(node, frame, forward_caller=forward_caller)
             return
         text, arguments = self.temporary_identifier(), ", ".join(map(_write_constant, node.args))
@@ -68,8 +76,8 @@ class PlainDataCodeGenerator(CodeGenerator):
         self.write("))")
 
 
-def _is_plain(call: nodes.Call, method: nodes.Getattr) -> bool:
-    """Whether it calls a method that texts have, and its arguments stand in the template."""
+def _is_constant_string_call(call: nodes.Call, method: nodes.Getattr) -> bool:
+    """Return whether the call uses a method of strings, and all its arguments are constants."""
     is_constant = all(isinstance(argument, nodes.Const) for argument in call.args)
     is_more = call.kwargs or call.dyn_args is not None or call.dyn_kwargs is not None
     return is_constant and not is_more and method.attr in TEXT_METHODS
@@ -80,15 +88,15 @@ def _write_constant(argument: nodes.Expr) -> str:
 
 
 class PlainDataEnvironment(ImmutableSandboxedEnvironment):
-    """The immutable sandbox, quicker on dictionaries, namespaces, loops and texts."""
+    """The immutable sandbox, but faster for dictionaries, namespaces, loops and strings."""
 
     code_generator_class = PlainDataCodeGenerator
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        """`obj.attribute`, as the sandbox gives it.
+        """Return `obj.attribute`, as the sandbox does.
 
-        A dictionary's own attributes (`items`, `get`) come before its keys, so a name that is
-        none of them can only be a key.
+        A dictionary's own attributes (`items`, `get`) come before its keys, so any other name can
+        only be a key.
         """
         kind = type(obj)
         if kind is dict and attribute not in DICT_ATTRIBUTES:
@@ -102,13 +110,16 @@ class PlainDataEnvironment(ImmutableSandboxedEnvironment):
             return getattr(obj, attribute)
         if issubclass(kind, Namespace) and not attribute.startswith("_"):
             value = getattr(obj, attribute, None)
-            if type(value) in PLAIN_KINDS:
+            if type(value) in PLAIN_TYPES:
                 return value
         return super().getattr(obj, attribute)
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Call what a template calls; a text's method and a namespace take no context, and have
-        no flags to ask."""
+        """Call a function for a template.
+
+        A method of a string and `namespace` do not need the context, and have no flags that the
+        sandbox would check.
+        """
         is_text_method = type(obj) is BuiltinMethodType and type(obj.__self__) is str
         if is_text_method or obj is self.globals["namespace"]:
             kwargs.pop("_loop_vars", None)
@@ -118,16 +129,16 @@ class PlainDataEnvironment(ImmutableSandboxedEnvironment):
 
 
 class UnmarkedGeneration(Extension):
-    """`{% generation %}` as the text inside it, in a scope of its own.
+    """Renders `{% generation %}` as the text inside it, in its own scope.
 
-    Transformers calls a function there to note where it begins and ends; the label rule needs no
-    such marks, and the call costs more than what it encloses.
+    Transformers calls a function there, to record where the block begins and ends. The label rule
+    does not need these positions, and the call takes longer than the text inside the block.
     """
 
     tags = {"generation"}  # noqa: RUF012 (as jinja declares it)
 
     def parse(self, parser: Parser) -> nodes.Node:
-        """The block's own statements."""
+        """Return the statements inside the block."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.Scope(body, lineno=line)
@@ -135,9 +146,9 @@ class UnmarkedGeneration(Extension):
 
 @lru_cache
 def compile_template(chat_template: str) -> jinja2.Template:
-    """The template, compiled in a copy of transformers' own environment.
+    """Return the template, compiled in a copy of transformers' own environment.
 
-    Raises: jinja2.TemplateError where it is no template.
+    Raises: jinja2.TemplateError if the text is not a valid template.
     """
     reference = _compile_jinja_template(chat_template).environment
     environment = PlainDataEnvironment(
@@ -151,5 +162,6 @@ def compile_template(chat_template: str) -> jinja2.Template:
     environment.filters.update(reference.filters)
     environment.globals.update(reference.globals)
     template = environment.from_string(chat_template)
-    template.globals = dict(template.globals)  # a ChainMap, which is slow to copy for each render
+    # Each render copies the globals, and a ChainMap is slow to copy.
+    template.globals = dict(template.globals)
     return template

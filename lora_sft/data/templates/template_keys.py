@@ -1,8 +1,8 @@
-"""Which keys a chat template can read of what it is given: those that its text names.
+"""Find which keys of its input a chat template can read: those whose names are in its text.
 
-A template that prints whole messages names no key of theirs. What stands under another key then
-counts as unread: two rows that differ only there are the same, which keeps a test row out of
-training rather than in it.
+A template that prints whole messages does not name their keys, and a key that is not named counts
+as not read. Two rows that differ only in such a key then count as the same example. The mistake is
+on the safe side: it keeps a test row out of the training rows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ WORD = re.compile(r"\w+")
 
 
 class TemplateKeys:
-    """The words of one tokenizer's chat template, or of all of its named ones."""
+    """The words in one tokenizer's chat template, or in all its named templates."""
 
     def __init__(self, template: str | Mapping[str, str] | None) -> None:
         texts = template.values() if isinstance(template, Mapping) else [template or ""]
@@ -23,17 +23,19 @@ class TemplateKeys:
         self._words = frozenset(WORD.findall(self._text))
 
     def is_read(self, key: str) -> bool:
-        """Whether `key` is a whole word of the template."""
+        """Return whether `key` is a whole word in the template."""
         if WORD.fullmatch(key):
             return key in self._words
-        pattern = rf"(?<!\w){re.escape(key)}(?!\w)"  # slow, and a key may come with every message
+        pattern = rf"(?<!\w){re.escape(key)}(?!\w)"
+        # The search is slow and may run for every message, so a plain look-up comes first.
         return key in self._text and re.search(pattern, self._text) is not None
 
-    def keep_read(self, values: Mapping[str, Any], but: Collection[str] = ()) -> dict[str, Any]:
-        """What of `values` the template reads and is neither null nor an empty text, save the keys
-        in `but`."""
+    def select_read(
+        self, values: Mapping[str, Any], exclude: Collection[str] = ()
+    ) -> dict[str, Any]:
+        """Return the values that the template reads, except nulls, empty texts and `exclude`."""
         return {
             key: value
             for key, value in values.items()
-            if value not in (None, "") and key not in but and self.is_read(key)
+            if value not in (None, "") and key not in exclude and self.is_read(key)
         }

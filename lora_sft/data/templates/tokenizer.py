@@ -1,6 +1,6 @@
-"""Load the tokenizer, with the recipe's template and special tokens, and know what stops a turn.
+"""Load the tokenizer with the recipe's template and special tokens, and find its stop tokens.
 
-The only place that loads one: training, evaluation and export must agree on every id. The
+No other file loads a tokenizer, because training, evaluation and export must use the same ids. The
 vocabulary is never resized here.
 """
 
@@ -34,16 +34,18 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "tekken.json",
 )
-# Tokens that bases ship for padding or leave unused; padding is never learned, so any will do.
+# Tokens that base models have for padding, or do not use. Padding is never learned, so any works.
 PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<pad>", "<|endoftext|>")
 
 
 def load_tokenizer(
     model: ModelSection, tokenizer: TokenizerSection, data: DataSection
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer that the recipe means, ready for use.
+    """Return the tokenizer that the recipe describes, ready for use.
 
-    Raises: ModelError where there is none or it lacks a token, DataError for the template file.
+    Raises:
+        ModelError: If it cannot be loaded, or lacks a token.
+        DataError: If its chat template cannot be read or compiled.
     """
     own_path = tokenizer.path is not None
     location = str(tokenizer.location if own_path else model.location)
@@ -77,9 +79,9 @@ def _load(location: str, revision: str | None, trust_remote_code: bool) -> PreTr
         ) from error
     if not loaded.is_fast:
         raise ModelError(
-            "the tokenizer has no fast version, which reports where each token begins",
+            "the tokenizer has no fast version, which is needed to find where each token begins",
             where,
-            "name a folder with a tokenizer.json in tokenizer.path",
+            "set tokenizer.path to a folder with a tokenizer.json",
         )
     return loaded
 
@@ -100,7 +102,7 @@ def _apply_token(tokenizer: PreTrainedTokenizerBase, field: str, token: str | No
         raise ModelError(
             f'"{token}" is not in the vocabulary',
             f"tokenizer.{field}",
-            f"name a token that is there; the special ones are {_list_special(tokenizer)}",
+            f"name a token of the vocabulary; its special tokens are {_list_special(tokenizer)}",
         )
     setattr(tokenizer, field, token)
 
@@ -110,9 +112,9 @@ def _list_special(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _choose_pad_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """A token of the present vocabulary; eos only where nothing else is left.
+    """Return a padding token from the vocabulary. Use eos only if there is no other.
 
-    Labels never follow from the padding id, so padding with eos hides no stop.
+    Labels never depend on the padding id, so padding with eos does not hide a stop token.
     """
     vocabulary = tokenizer.get_vocab()
     eos = tokenizer.eos_token
@@ -133,18 +135,19 @@ def _apply_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | Non
         raise DataError(
             f"the chat template cannot be read: {error}",
             "data.chat_template",
-            f"name a .jinja file, or write {PLAIN_TEMPLATE} for the shipped one",
+            f"name a .jinja file, or write {PLAIN_TEMPLATE} for the template of lora-sft",
         ) from error
 
 
 def _check_templates_compile(
     tokenizer: PreTrainedTokenizerBase, chat_template: str | None, location: str
 ) -> None:
-    """Every template of the tokenizer is a template, known before a row is read.
+    """Check that every template of the tokenizer compiles, before a row is read.
 
-    Jinja parses; Python's own compiler has limits of its own, as on how deep blocks may nest.
+    Jinja turns a template into Python code. Python's compiler then has its own limits, for example
+    on the depth of nested blocks.
 
-    Raises: DataError.
+    Raises: DataError if a template does not compile.
     """
     for name, text in list_templates(tokenizer).items():
         try:
@@ -155,28 +158,31 @@ def _check_templates_compile(
             raise DataError(
                 f"the chat template does not compile: {make_one_line(str(error))}{line}",
                 f"data.chat_template: {chat_template}" if chat_template else own,
-                "mend the template"
+                "correct the template"
                 if chat_template
-                else f"name a .jinja file in data.chat_template, or {PLAIN_TEMPLATE} for the "
-                "shipped one",
+                else f"name a .jinja file in data.chat_template, or write {PLAIN_TEMPLATE} for the "
+                "template of lora-sft",
             ) from error
 
 
 def _check_has_eos(tokenizer: PreTrainedTokenizerBase) -> None:
     if tokenizer.eos_token is None:
         raise ModelError(
-            "the plain template ends turns with eos, and the tokenizer has none",
+            "the plain template ends turns with the eos token, and the tokenizer has no eos token",
             "data.chat_template: plain",
-            "name one in tokenizer.eos_token",
+            "name a token in tokenizer.eos_token",
         )
 
 
 def find_stop_token_ids(
     tokenizer: PreTrainedTokenizerBase, model: ModelSection, extra: Iterable[str]
 ) -> frozenset[int]:
-    """What ends a served turn: the tokenizer's eos, the generation config's, and the named ones.
+    """Return the ids of the tokens that end a served turn.
 
-    Raises: DataError for a name in `extra` that is not one token of the vocabulary.
+    They are the eos token of the tokenizer, those in `generation_config.json`, and `extra`, which
+    the recipe names.
+
+    Raises: DataError if a name in `extra` is not a token of the vocabulary.
     """
     vocabulary = tokenizer.get_vocab()
     stops = set(_read_generation_eos(str(model.location), model.revision))
@@ -187,14 +193,18 @@ def find_stop_token_ids(
             raise DataError(
                 f'the stop token "{name}" is not in the vocabulary',
                 "data.stop_tokens",
-                f"name one token; the special ones are {_list_special(tokenizer)}",
+                "name a token of the vocabulary; its special tokens are "
+                f"{_list_special(tokenizer)}",
             )
         stops.add(vocabulary[name])
     return frozenset(stops)
 
 
 def _read_generation_eos(location: str, revision: str | None) -> list[int]:
-    """The base's own `generation_config.json`; many bases have none, which is no fault."""
+    """Return the eos ids in the base model's `generation_config.json`.
+
+    Many base models do not have this file. The list is then empty.
+    """
     try:
         config = GenerationConfig.from_pretrained(location, revision=revision or "main")
     except (OSError, ValueError):
@@ -206,13 +216,16 @@ def _read_generation_eos(location: str, revision: str | None) -> list[int]:
 def load_saved_tokenizer(
     location: str | Path, revision: str | None = None, *, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a run, an adapter, a merge or a base, just as it was saved."""
+    """Return the tokenizer of a run, an adapter, a merged model or a base model, as saved."""
     return _load(str(location), revision, trust_remote_code)
 
 
 def find_saved_stop_token_ids(
     folder: str | Path, tokenizer: PreTrainedTokenizerBase
 ) -> frozenset[int]:
-    """The stop tokens that `generation_config.json` beside a saved model or adapter names."""
+    """Return the ids of the stop tokens of a saved model or adapter.
+
+    They are the eos token of the tokenizer, and those in `generation_config.json` in the folder.
+    """
     own = {tokenizer.eos_token_id} - {None}
     return frozenset(_read_generation_eos(str(folder), None)) | own

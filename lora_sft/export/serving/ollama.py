@@ -21,7 +21,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from lora_sft.data.templates.rendering import TEMPLATE_FAULTS, reads_clock
+from lora_sft.data.templates.rendering import TEMPLATE_FAULTS, depends_on_date
 
 Chat = Sequence[tuple[str, str]]
 SYSTEM, QUESTION, ANSWER, SECOND = "Sysstem", "Kwestion", "Ansswer", "Fraage"
@@ -116,7 +116,7 @@ def make_modelfile(
         notes.append(NO_TEMPLATE)
     elif template is not None:
         lines.append(f'TEMPLATE """{template}"""')
-        if reads_clock(tokenizer):
+        if depends_on_date(tokenizer):
             notes.append(f"TEMPLATE tells one day for ever: {date.today().isoformat()}")
     lines[1:1] = [f"# {note}." for note in notes]
     lines += [f"PARAMETER stop {_quote(text)}" for text in list_stop_texts(tokenizer, generation)]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
-from lora_sft.data.templates.rendering import TEMPLATE_FAULTS, reads_clock
+from lora_sft.data.templates.rendering import TEMPLATE_FAULTS, depends_on_date
 from lora_sft.data.templates.tokenizer import load_saved_tokenizer
 from lora_sft.errors import ExportError
 from lora_sft.export.serving.model_card import make_adapter_card, make_merged_card
@@ -100,7 +100,7 @@ def write_answering_files(
     write_generation_config(folder, tokenizer, origin.stop_token_ids, inherited)
     write_tokenizer(folder, tokenizer, origin)
     check_same_prompts(folder, tokenizer, origin.chat_template_kwargs or {}, origin.template_date)
-    if origin.template_date is None and reads_clock(tokenizer):
+    if origin.template_date is None and depends_on_date(tokenizer):
         say(
             "note: the chat template tells the day; served, it tells the day of the request, and "
             "training saw one day (data.template_date in the recipe keeps that day)"

@@ -18,12 +18,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
 from typing import Any
 
-from lora_sft.data.templates.rendering import CLOCK, STOPPED_CLOCK
+from lora_sft.data.templates.rendering import DATE_FUNCTION, FIXED_DATE_MACRO
 from lora_sft.errors import ExportError
 
 MARK = "{#- Defaults from training, written by lora-sft; what a request passes wins. -#}"
-CLOCK_CALL = re.compile(rf"\b{CLOCK}\s*\(")
-CLOCK_FORMAT = re.compile(rf"\b{CLOCK}\s*\(\s*(?:\"([^\"\\]*)\"|'([^'\\]*)')\s*\)")
+CLOCK_CALL = re.compile(rf"\b{DATE_FUNCTION}\s*\(")
+CLOCK_FORMAT = re.compile(rf"\b{DATE_FUNCTION}\s*\(\s*(?:\"([^\"\\]*)\"|'([^'\\]*)')\s*\)")
 # `apply_chat_template` passes these itself, so a default for them would never be used.
 PASSED_ALWAYS = frozenset(("messages", "tools", "documents", "add_generation_prompt"))
 
@@ -55,12 +55,12 @@ def _stop_clock(template: str, day: date) -> str:
     formats = {double or single for double, single in CLOCK_FORMAT.findall(template)}
     if len(CLOCK_FORMAT.findall(template)) != len(CLOCK_CALL.findall(template)):
         raise ExportError(
-            f"the chat template calls {CLOCK} with something other than a plain text",
+            f"the chat template calls {DATE_FUNCTION} with something other than a plain text",
             "data.template_date",
             "set template_date: null, and the served template tells the day of the request",
         )
     known = {format_: day.strftime(format_) for format_ in sorted(formats)}
-    return f"{STOPPED_CLOCK}{{{{ {_spell(known, CLOCK)}[format] }}}}{{%- endmacro %}}"
+    return f"{FIXED_DATE_MACRO}{{{{ {_spell(known, DATE_FUNCTION)}[format] }}}}{{%- endmacro %}}"
 
 
 def _spell(value: Any, name: str) -> str:

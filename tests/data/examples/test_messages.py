@@ -1,4 +1,4 @@
-"""Messages: calls in every spelling, and reasoning that is said once."""
+"""Messages: tool calls are read in every spelling, and reasoning is learned only once."""
 
 import json
 
@@ -19,7 +19,7 @@ ANSWER = {"role": "assistant", "content": "4"}
 
 
 def read_call(function, **call):
-    """The function of a call that is written in OpenAI's nested form."""
+    """Return the function of a call in OpenAI's nested form, as it is read."""
     calls = [{"type": "function", "function": function, **call}]
     messages = [{"role": "assistant", "tool_calls": calls}]
     (message,) = FORMATS["messages"].read({"messages": messages}).messages
@@ -27,7 +27,7 @@ def read_call(function, **call):
 
 
 @pytest.mark.parametrize("arguments", [PARIS, json.dumps(PARIS)])
-def test_what_llama_3_calls_parameters_are_the_arguments(arguments):
+def test_parameters_of_llama_3_become_arguments(arguments):
     written = {"name": "f", "parameters": arguments}
     assert read_call(written) == {"name": "f", "arguments": PARIS}
     chat = [
@@ -41,7 +41,7 @@ def test_what_llama_3_calls_parameters_are_the_arguments(arguments):
     assert message.tool_calls == ({"name": "f", "arguments": PARIS},)
 
 
-def test_arguments_may_be_there_under_both_names_where_they_are_the_same():
+def test_equal_arguments_under_both_names_are_read():
     both = {"name": "f", "arguments": json.dumps(PARIS), "parameters": PARIS}
     assert read_call(both) == {"name": "f", "arguments": PARIS}
     unused = {"name": "f", "arguments": PARIS, "parameters": None}
@@ -68,14 +68,14 @@ def test_a_call_whose_arguments_would_be_lost_is_malformed(function, beside):
 
 
 @pytest.mark.parametrize("beside", [{}, {"status": "completed"}, {"thought_signature": "abc"}])
-def test_what_a_call_without_arguments_has_beside_its_name_does_no_harm(beside):
+def test_other_keys_of_a_call_without_arguments_are_kept(beside):
     call = {"type": "function", "id": "c1", "index": 0, "function": {"name": "now"}, **beside}
     messages = [{"role": "assistant", "tool_calls": [call]}]
     (message,) = FORMATS["messages"].read({"messages": messages}).messages
     assert message.tool_calls == ({**call, "function": {"name": "now", "arguments": {}}},)
 
 
-def test_tool_calls_and_tools_may_be_json_texts_and_empty():
+def test_tool_calls_and_tools_may_be_json_strings_or_empty():
     calls = [{"type": "function", "function": {"name": "f", "arguments": PARIS}}]
     messages = [
         {**ANSWER, "tool_calls": json.dumps(calls)},
@@ -101,16 +101,16 @@ def read_answer(content, **fields):
     return read
 
 
-def test_another_reasoning_in_the_content_than_in_its_field_is_malformed():
-    with pytest.raises(RowDropped, match="reasons differently in its content and"):
+def test_different_reasoning_in_the_content_and_in_a_field_is_malformed():
+    with pytest.raises(RowDropped, match="different reasoning in its content and"):
         read_answer("<think>\nso\n</think>\n\n4", reasoning_content="hmm")
 
 
-def test_fields_that_differ_only_in_white_space_reason_the_same():
+def test_reasoning_fields_may_differ_in_white_space():
     assert read_answer("4", reasoning="hmm", reasoning_content="hmm\n").reasoning == "hmm\n"
 
 
-def test_an_empty_field_hides_no_reasoning():
+def test_an_empty_reasoning_field_does_not_hide_another():
     message = read_answer("4", reasoning_content="", thinking="hmm", reasoning=" ")
     assert message.reasoning == "hmm"
     inline = read_answer("<think>\nhmm\n</think>\n\n4", reasoning_content="")
@@ -121,7 +121,7 @@ def test_an_empty_field_hides_no_reasoning():
 
 
 @pytest.mark.parametrize("fields", [{}, {"reasoning_content": ""}, {"reasoning": "Two and two."}])
-def test_reasoning_is_learned_once_by_a_template_that_reads_it_in_both_places(tmp_path, fields):
+def test_reasoning_is_learned_once_if_the_template_reads_both_places(tmp_path, fields):
     content = "<think>\nTwo and two.\n</think>\n\n4"
     rows = [
         {"messages": [*make_chat("2+2?"), {"role": "assistant", "content": content, **fields}]},
@@ -134,12 +134,12 @@ def test_reasoning_is_learned_once_by_a_template_that_reads_it_in_both_places(tm
 
 
 BLOCK = "<think>\nhmm\n</think>\n\n4"
-CLOSED = "hmm\n</think>\n\n4"  # the prompt opened the block
+CLOSED = "hmm\n</think>\n\n4"  # as an answer continues a prompt that opens the block
 NEXT = [{"role": "user", "content": "And 3+3?"}, {"role": "assistant", "content": "6"}]
 
 
 def label(family, *messages):
-    """The rows that a family makes of a question and these messages, or why it makes none."""
+    """Return the labelled rows of a question and these messages for one model family, or a drop."""
     tokenizer = load_family(family)
     stops = STOPS.get(family, CHATML_STOPS)
     labeller = Labeller(make_data(), tokenizer, set(tokenizer.convert_tokens_to_ids(stops)))
@@ -152,7 +152,7 @@ def answer(content, **fields):
 
 
 def find_learned(family, *messages):
-    """What is learned of the first answer; where the row is dropped, the reason."""
+    """Return the learned text of the first answer, or the reason why the row is dropped."""
     rows = label(family, *messages)
     if isinstance(rows, Drop):
         return rows.reason
@@ -162,23 +162,24 @@ def find_learned(family, *messages):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_reasoning_in_the_content_and_in_a_field_is_learned_once_in_every_family(family):
-    alone = find_learned(family, answer(BLOCK))
-    assert alone.count("hmm") == 1 or (family, alone) == ("qwen3_5_nothink", "content_lost")
+    in_content = find_learned(family, answer(BLOCK))
+    is_once = in_content.count("hmm") == 1
+    assert is_once or (family, in_content) == ("qwen3_5_nothink", "content_lost")
     for key in ("reasoning_content", "reasoning", "thinking"):
-        assert find_learned(family, answer(BLOCK, **{key: "hmm"})) == alone
+        assert find_learned(family, answer(BLOCK, **{key: "hmm"})) == in_content
     in_field = find_learned(family, answer("4", reasoning_content="hmm"))
     closed = find_learned(family, answer(CLOSED, reasoning_content="hmm"))
-    assert closed == (alone.replace(BLOCK, CLOSED) if in_field == "content_lost" else in_field)
+    assert closed == (in_content.replace(BLOCK, CLOSED) if in_field == "content_lost" else in_field)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "qwen2_5", "llama3", "gptoss", "glm4moe", "gemma"])
-def test_an_answer_that_is_not_learned_is_shown_as_with_its_block_alone(family):
-    alone = label(family, answer(BLOCK, train=False), *NEXT)
-    both = label(family, answer(BLOCK, train=False, reasoning_content="hmm"), *NEXT)
-    assert both[0].input_ids == alone[0].input_ids
+def test_repeated_reasoning_of_an_answer_that_is_not_learned_is_rendered_once(family):
+    in_content = label(family, answer(BLOCK, train=False), *NEXT)
+    in_both = label(family, answer(BLOCK, train=False, reasoning_content="hmm"), *NEXT)
+    assert in_both[0].input_ids == in_content[0].input_ids
 
 
-def test_a_mark_that_an_answer_speaks_of_ends_no_thought():
+def test_a_closing_mark_that_an_answer_quotes_does_not_end_its_reasoning():
     prose = "Use `</think>`."
     assert f"hmm\n</think>\n\n{prose}" in find_learned(
         "qwen3", answer(prose, reasoning_content="hmm")
@@ -189,12 +190,12 @@ QUOTING = {"role": "user", "content": "<think>\nfoo\n</think>\nWhat is this?"}
 
 
 @pytest.mark.parametrize("family", ["gptoss", "qwen3_8", "nemotron_3_nano", "muse_glimmer"])
-def test_a_thinking_block_that_is_no_answers_stays_where_it_is(family):
+def test_a_thinking_block_in_a_user_message_is_not_moved(family):
     rows = label(family, answer("4"), QUOTING, answer("Yes."))
     assert QUOTING["content"] in load_family(family).decode(rows[-1].input_ids)
 
 
-# --- what is no JSON value ------------------------------------------------------------------------
+# --- values that JSON cannot hold -----------------------------------------------------------------
 
 
 def prepare_parquet(path, messages, template):
@@ -204,7 +205,7 @@ def prepare_parquet(path, messages, template):
     return build_corpus(data, tokenizer, {tokenizer.eos_token_id})
 
 
-def test_what_is_no_json_value_does_harm_only_where_the_template_reads_it(tmp_path):
+def test_a_value_that_json_cannot_hold_is_malformed_only_if_the_template_reads_it(tmp_path):
     def ask(score, picture):
         question = {"role": "user", "content": "q", "score": score, "picture": picture}
         return [question, {"role": "assistant", "content": "a", "score": 0.5, "picture": None}]

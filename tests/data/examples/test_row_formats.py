@@ -1,4 +1,4 @@
-"""Formats: which one a row is in, and what it becomes."""
+"""The format of a source row is recognised, and the row becomes the right example."""
 
 import csv
 import json
@@ -70,7 +70,7 @@ def test_arguments_become_an_object_and_nothing_else_changes(written, arguments)
     assert messages[0]["tool_calls"] == call(written)
 
 
-def test_a_call_without_arguments_has_none(tmp_path):
+def test_a_call_without_arguments_gets_an_empty_object(tmp_path):
     bare = {"type": "function", "function": {"name": "now"}}
     flat = {"name": "now"}
     (message,) = convert({"messages": [{"role": "assistant", "tool_calls": [bare, flat]}]}).messages
@@ -91,7 +91,7 @@ TOOL = {"type": "function", "function": {"name": "f"}}
 
 
 @pytest.mark.parametrize("tools", [[TOOL], json.dumps([TOOL]), [json.dumps(TOOL)]])
-def test_messages_and_tools_may_be_json_texts(tools):
+def test_messages_and_tools_may_be_json_strings(tools):
     messages = [{"role": "user", "content": "a"}]
     for written in (messages, json.dumps(messages)):
         conversation = convert({"messages": written, "tools": tools}, "messages")
@@ -111,7 +111,7 @@ def test_a_flat_call_and_the_older_function_call_are_read():
     assert "function_call" not in second.as_template_input()
 
 
-def test_train_and_weight_are_two_spellings_of_one_wish():
+def test_weight_means_the_same_as_train():
     messages = [
         {"role": "user", "content": "a", "train": True},
         {"role": "assistant", "content": "b", "weight": 0},
@@ -124,7 +124,7 @@ def test_train_and_weight_are_two_spellings_of_one_wish():
 
 
 @pytest.mark.parametrize("column", ["conversations", "messages"])
-def test_sharegpt_roles_of_all_spellings(column):
+def test_every_spelling_of_a_sharegpt_role_is_read(column):
     spellings = [
         "system",
         "human",
@@ -177,11 +177,11 @@ def test_alpaca_joins_instruction_and_input(answer):
         ({"output": None, "response": ""}, ""),
     ],
 )
-def test_the_answer_is_in_the_first_column_that_is_filled(columns, answer):
+def test_alpaca_reads_the_answer_from_the_first_filled_column(columns, answer):
     assert turns(convert({"instruction": "do", **columns}))[-1] == ("assistant", answer)
 
 
-def test_sharegpt_messages_are_recognised_in_a_json_text(tmp_path):
+def test_sharegpt_messages_are_recognised_in_a_json_string(tmp_path):
     chat = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
     path = tmp_path / "a.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -215,7 +215,7 @@ def build_csv(path, column, cells, recipe_value):
         (True, ["0", "1", "0.0", "1.0"], ["False", "True", "False", "True"]),
     ],
 )
-def test_a_cell_sets_a_template_argument_as_the_recipe_means_it(
+def test_a_cell_sets_a_template_argument_with_the_type_of_the_recipe(
     tmp_path, recipe_value, cells, shown
 ):
     assert build_csv(tmp_path / "a.csv", "think", cells, recipe_value)[0] == shown
@@ -225,7 +225,7 @@ def test_a_cell_sets_a_template_argument_as_the_recipe_means_it(
     ("recipe_value", "cell"),
     [(True, "no"), (True, "2"), (True, "null"), (3, "true"), (3, "three"), ([1], "{}")],
 )
-def test_a_cell_of_another_kind_than_the_recipe_is_malformed(tmp_path, recipe_value, cell):
+def test_a_cell_with_another_type_than_the_recipe_is_malformed(tmp_path, recipe_value, cell):
     _, account = build_csv(tmp_path / "a.csv", "think", [cell, ""], recipe_value)
     assert account.dropped == {"malformed": 1}
     assert (
@@ -234,14 +234,14 @@ def test_a_cell_of_another_kind_than_the_recipe_is_malformed(tmp_path, recipe_va
     )
 
 
-def test_template_kwargs_may_be_a_json_text(tmp_path):
+def test_template_kwargs_may_be_a_json_string(tmp_path):
     cells = ['{"think": false}', "", "null", "[]", "{"]
     texts, account = build_csv(tmp_path / "a.csv", "chat_template_kwargs", cells, True)
     assert texts == ["False", "True", "True"]
     assert account.dropped == {"malformed": 2}
 
 
-def test_a_rows_own_template_kwargs_are_read_as_the_recipe_means_them(tmp_path):
+def test_template_kwargs_of_a_row_are_read_with_the_types_of_the_recipe(tmp_path):
     values = ["false", "False", False, 0, True, None, "", "no", [1]]
     cells = [json.dumps({"think": value}) for value in values]
     texts, account = build_csv(tmp_path / "a.csv", "chat_template_kwargs", cells, True)
@@ -249,7 +249,7 @@ def test_a_rows_own_template_kwargs_are_read_as_the_recipe_means_them(tmp_path):
     assert account.dropped == {"malformed": 3}
 
 
-def test_a_null_among_a_rows_own_template_kwargs_is_a_value_in_json_and_none_in_a_table(tmp_path):
+def test_a_null_in_template_kwargs_is_a_value_in_json_but_not_in_a_table(tmp_path):
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     rows = [{"messages": chat, "chat_template_kwargs": {"think": None, "other": 1}}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
@@ -263,11 +263,11 @@ def test_a_null_among_a_rows_own_template_kwargs_is_a_value_in_json_and_none_in_
         assert tokenizer.decode(corpus.train["input_ids"][0]).startswith(shown)
 
 
-def test_a_truth_value_that_would_reach_the_template_as_a_text_is_malformed(tmp_path):
+def test_true_or_false_as_a_string_in_template_kwargs_is_malformed(tmp_path):
     cells = ['{"think": "False"}', '{"think": "low"}', '{"think": false}']
     texts, account = build_csv(tmp_path / "a.csv", "chat_template_kwargs", cells, None)
     assert texts == ["low", "False"]
-    assert "\"think\" is the text 'False'" in account.examples["malformed"]
+    assert "\"think\" is the string 'False'" in account.examples["malformed"]
 
 
 def test_documents_reach_the_template_from_the_row_and_from_the_recipe(tmp_path):
@@ -289,7 +289,7 @@ def test_documents_reach_the_template_from_the_row_and_from_the_recipe(tmp_path)
         assert "of the row" in tokenizer.decode(expected[0])
 
 
-def test_prompt_and_completion_are_texts_or_chats():
+def test_prompt_and_completion_are_texts_or_lists_of_messages():
     assert convert({"prompt": "a", "completion": "b"}) == PromptCompletion("a", "b")
     chat = convert(
         {
@@ -318,12 +318,12 @@ IDS = [3, 1, 2, 2]
         ({"attention_mask": [1, 1, 1, 1], "text": None}, None, "text"),
     ],
 )
-def test_tokens_come_with_labels_or_masks(columns, is_target, role):
+def test_labels_or_masks_decide_which_tokens_are_learned(columns, is_target, role):
     example = convert({"input_ids": IDS, **columns}, "tokenized")
     assert example == TokenizedExample(tuple(IDS), is_target, role)
 
 
-def test_padding_at_either_end_is_cut():
+def test_padding_at_either_end_is_removed():
     values = {"input_ids": [0, 5, 6, 0], "labels": [-100, 5, 6, 0], "attention_mask": [0, 1, 1, 0]}
     assert convert(values) == TokenizedExample((5, 6), (True, True), "completion")
 
@@ -334,7 +334,7 @@ def build(path, rows, **data):
     return build_corpus(make_data(dataset, **data), tokenizer, {tokenizer.eos_token_id})
 
 
-def test_rows_of_tokens_reach_the_corpus_as_they_are(tmp_path):
+def test_token_ids_reach_the_corpus_unchanged(tmp_path):
     rows = [
         {"input_ids": [5, 6, 7], "labels": [5, -100, 7]},
         {"input_ids": [5, 6, 7], "labels": [5, -100, -100]},
@@ -348,12 +348,12 @@ def test_rows_of_tokens_reach_the_corpus_as_they_are(tmp_path):
     account = corpus.accounts["train"]
     assert account.dropped == {"no_target": 1, "malformed": 2}
     assert account.examples["malformed"] == (
-        "rows.jsonl:3 (label 1 is 7, neither -100 nor the id 6)"
+        "rows.jsonl:3 (label 1 is 7; it must be -100 or the token id 6)"
     )
     assert (account.truncated, account.target_tokens, account.built) == (1, 10, {"given": 2})
 
 
-def test_tokens_without_labels_are_learned_only_where_all_is_asked_for(tmp_path):
+def test_tokens_without_labels_are_learned_only_with_loss_on_all(tmp_path):
     with pytest.raises(DataError, match="neither labels nor a mask") as caught:
         build(tmp_path, [{"input_ids": [5, 6, 7]}])
     assert "data.loss_on: all" in caught.value.fix
@@ -363,7 +363,7 @@ def test_tokens_without_labels_are_learned_only_where_all_is_asked_for(tmp_path)
         build(tmp_path, [{"input_ids": [5, 6], "labels": [5, 6]}], loss_on="all")
 
 
-def test_a_format_is_a_function_and_an_entry(tmp_path, monkeypatch):
+def test_a_new_format_needs_only_a_function_and_an_entry(tmp_path, monkeypatch):
     def read_riddle(values):
         return PromptCompletion(values["riddle"], values["solution"])
 
@@ -373,7 +373,7 @@ def test_a_format_is_a_function_and_an_entry(tmp_path, monkeypatch):
     assert len(corpus.train) == 1
 
 
-def test_the_recipe_knows_every_format():
+def test_the_recipe_accepts_every_format():
     assert set(get_args(schema.RowFormat)) == {"auto", *FORMATS}
 
 
@@ -384,7 +384,7 @@ def test_a_text_column_is_plain_text():
 ANSWER = {"role": "assistant", "content": "4"}
 
 
-def test_reasoning_may_be_there_under_two_names_where_it_is_the_same():
+def test_equal_reasoning_under_two_names_is_read():
     twice = {**ANSWER, "reasoning_content": "2 + 2", "reasoning": "2 + 2", "thinking": None}
     assert convert({"messages": [twice]}).messages[0].reasoning == "2 + 2"
 
@@ -435,14 +435,14 @@ def test_reasoning_may_be_there_under_two_names_where_it_is_the_same():
         ("tokenized", {"input_ids": IDS, "attention_mask": [0] * 4}),
     ],
 )
-def test_a_malformed_row_is_a_drop_of_its_own(name, values):
+def test_a_row_that_its_format_cannot_read_is_malformed(name, values):
     with pytest.raises(RowDropped) as caught:
         FORMATS[name].read(values)
     assert caught.value.drop.reason == "malformed"
     assert caught.value.drop.detail
 
 
-def test_columns_that_fit_no_format_are_listed_with_what_each_needs():
+def test_the_error_lists_the_columns_and_the_needs_of_each_format():
     with pytest.raises(DataError) as caught:
         find_row_format("auto", [{"mr": "a", "ref": "b"}], "e2e.csv")
     assert "mr, ref" in caught.value.what
@@ -451,7 +451,7 @@ def test_columns_that_fit_no_format_are_listed_with_what_each_needs():
     assert "rename_columns" in caught.value.fix
 
 
-def test_a_column_that_no_row_fills_decides_nothing():
+def test_a_column_that_is_null_in_every_row_is_ignored():
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     sharegpt = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
     unused = {"text": None, "prompt": None, "completion": None, "input_ids": None}
@@ -465,7 +465,7 @@ def test_a_column_that_no_row_fills_decides_nothing():
     assert find_row_format("auto", late, "rows.jsonl").name == "messages"
 
 
-def test_columns_that_fit_two_formats_need_a_choice():
+def test_columns_that_fit_two_formats_are_refused():
     with pytest.raises(DataError, match="more than one format: messages, text"):
         find_row_format("auto", [{"messages": [], "text": ""}], "rows.jsonl")
 

@@ -1,6 +1,6 @@
 """What a chat template can do wrong: a row is refused, or a person is told, and nothing crashes."""
 
-from lora_sft.data.drops import LEVERS, Drop
+from lora_sft.data.drops import FIXES, Drop
 from lora_sft.data.examples.conversation import Conversation, Message
 from lora_sft.data.labels.labelling import Labeller
 from tests import tiny
@@ -45,4 +45,4 @@ def test_a_turn_without_an_end_has_a_lever_that_helps():
     labeller = make_labeller(tiny.make_tokenizer(template))
     (dropped,) = labeller.label([("rows.jsonl:1", Conversation((QUESTION, ANSWER)))])
     assert dropped.reason == "no_stop_token"
-    assert LEVERS[dropped.reason].startswith("use a chat template that ends its turns")
+    assert FIXES[dropped.reason].startswith("use a chat template that ends its turns")

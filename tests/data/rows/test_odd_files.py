@@ -1,6 +1,6 @@
-"""Files as they should not be: an error of three lines that names the place, or a counted drop.
+"""Invalid and unusual files give an error of three lines with the place, or a counted drop.
 
-Most go through `build_corpus`; what a person sees goes through the command line.
+Most tests call `build_corpus`. The tests of the printed error run the command line.
 """
 
 import bz2
@@ -35,21 +35,21 @@ FUZZ = settings(
 )
 
 
-def check_shows_well(error):
-    """Three lines that any terminal can print."""
+def check_has_three_printable_lines(error):
+    """Check that the error has three lines, and that any terminal can print them."""
     lines = str(error).splitlines()
     assert [line[:6] for line in lines] == ["error:", "where:", "fix:  "], lines
     assert all(line[6:].strip() for line in lines), lines
     str(error).encode()
 
 
-def attempt(path, **fields) -> Corpus | DataError | CapabilityError:
-    """The corpus of one file, or the error that refused it; anything else fails the test."""
+def build_or_refuse(path, **fields) -> Corpus | DataError | CapabilityError:
+    """Return the corpus of one file, or the error that refuses it. Other errors fail the test."""
     try:
         data = make_data(make_dataset(path, **fields))
         corpus = build_corpus(data, TOKENIZER, {TOKENIZER.eos_token_id})
     except (DataError, CapabilityError) as error:
-        check_shows_well(error)
+        check_has_three_printable_lines(error)
         return error
     account = corpus.accounts["train"]
     assert account.kept == 0 or len(corpus.train)
@@ -65,7 +65,7 @@ def write(folder, name, content):
 
 
 def pack_gzip(content: bytes) -> bytes:
-    """Without the time of day, which would make another test of it in each worker."""
+    """Compress without the time, because every pytest worker must collect the same parameters."""
     return gzip.compress(content, mtime=0)
 
 
@@ -82,12 +82,12 @@ DEEP_ROW = b'{"text": "a", "x": ' + b'{"y": ' * 150 + b"1" + b"}" * 150 + b"}\n"
         ("a.jsonl", GOOD_LINE + NESTED, "a.jsonl:2", "nested deeper than 100"),
         ("a.jsonl", GOOD_LINE + DEEP_ROW, "a.jsonl:2", "nested deeper than 100"),
         ("a.json", b"[" + DEEP_ROW + b"]", "a.json row 0", "nested deeper than 100"),
-        ("a.jsonl", b'{"n": ' + b"9" * 5000 + b"}", "a.jsonl:1", "not plain JSON"),
+        ("a.jsonl", b'{"n": ' + b"9" * 5000 + b"}", "a.jsonl:1", "JSON of the row is not accepted"),
         ("a.jsonl", b'{"a": -Infinity}', "a.jsonl:1", "Infinity is not a JSON value"),
         ("a.jsonl", b'{"a": [-1e999]}', "a.jsonl:1", "the number -1e999 is too large"),
         ("a.jsonl", b'{"\\ud800": 1}', "a.jsonl", "no row format fits the columns \\ud800"),
         ("a.jsonl", b'{"a\\nb\\u2028": 1}', "a.jsonl", "no row format fits the columns a\\nb"),
-        ("a.jsonl", b'{"a\\nb": 1, "a\\nb": 2}', "a.jsonl:1", 'the key "a\\nb" is there more'),
+        ("a.jsonl", b'{"a\\nb": 1, "a\\nb": 2}', "a.jsonl:1", 'the key "a\\nb" occurs more'),
         ("a.jsonl", b"  \n\r\n\n", "a.jsonl", "no rows"),
         ("a.jsonl", b"\xef\xbb\xbf", "a.jsonl", "no rows"),
         ("a.json", b"\xef\xbb\xbf[]", "a.json", "no rows"),
@@ -96,11 +96,11 @@ DEEP_ROW = b'{"text": "a", "x": ' + b'{"y": ' * 150 + b"1" + b"}" * 150 + b"}\n"
         ("a.json", b"null", "a.json:1", "is null, not an object"),
         ("a.json", b'{"a": 1}\n{"b": ', "a.json:2", "not valid JSON"),
         ("a.csv", b'text\n"never closed\nmore\n', "a.csv:2", "unexpected end of data"),
-        ("a.csv", b"text,text\na,b\n", "a.csv:1", 'the column "text" is there more than once'),
+        ("a.csv", b"text,text\na,b\n", "a.csv:1", 'the column name "text" occurs more than once'),
         ("a.csv", b"text\rold mac\r", "a.csv:1", "new-line character"),
         ("a.csv", b"text\n\x00\xff\n", "a.csv:2", "not valid UTF-8"),
         ("a.csv", b'"a\nb"\n1\n', "a.csv", "no row format fits the columns a\\nb"),
-        ("a.tsv", b"text\tn\na\n", "a.tsv:2", "1 fields, the header 2"),
+        ("a.tsv", b"text\tn\na\n", "a.tsv:2", "1 fields, but the header has 2"),
         ("a.parquet", b"", "a.parquet", "cannot be read"),
         ("a.arrow", b"", "a.arrow", "cannot be read"),
         ("a.jsonl.gz", b"", "a.jsonl.gz", "no rows"),
@@ -112,33 +112,33 @@ DEEP_ROW = b'{"text": "a", "x": ' + b'{"y": ' * 150 + b"1" + b"}" * 150 + b"}\n"
         ("a.tar.gz", b"a", "a.tar.gz", 'end in ".gz"'),
     ],
 )
-def test_an_odd_file_is_refused_by_name_and_line(tmp_path, name, content, where, what):
-    error = attempt(write(tmp_path, name, content))
+def test_an_invalid_file_is_refused_with_its_name_and_line(tmp_path, name, content, where, what):
+    error = build_or_refuse(write(tmp_path, name, content))
     assert isinstance(error, DataError)
     assert (error.where, what in error.what) == (where, True), error.what
 
 
 @pytest.mark.parametrize("compress", [pack_gzip, bz2.compress, lzma.compress])
-def test_a_packed_file_that_is_cut_short_names_the_line_it_breaks_at(tmp_path, compress):
+def test_the_error_for_an_incomplete_packed_file_names_the_line(tmp_path, compress):
     ending = {pack_gzip: ".gz", bz2.compress: ".bz2", lzma.compress: ".xz"}[compress]
     lines = [json.dumps({"text": os.urandom(30).hex()}).encode() for _ in range(3000)]
     content = compress(b"\n".join(lines))
     path = write(tmp_path, f"a.jsonl{ending}", content[: len(content) * 3 // 4])
     with pytest.raises(DataError, match="ended before") as caught:
         list(read_rows(make_dataset(path)))
-    assert "cut short" in caught.value.fix
+    assert "incomplete" in caught.value.fix
     name, _, line = caught.value.where.partition(":")
     assert name == path.name
-    assert compress is bz2.compress or int(line) > 100  # bzip2: one block, no line got out
+    assert compress is bz2.compress or int(line) > 100  # bzip2 packs all lines as one block
 
 
-def test_a_zstandard_file_that_is_cut_short_is_refused(tmp_path):
+def test_an_incomplete_zstandard_file_is_refused(tmp_path):
     path = tmp_path / "a.jsonl.zst"
     with pa.CompressedOutputStream(str(path), "zstd") as stream:
         stream.write(GOOD_LINE * 100 + os.urandom(100_000).hex().encode())
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    assert isinstance(attempt(path), DataError)
+    assert isinstance(build_or_refuse(path), DataError)
 
 
 @pytest.mark.parametrize(
@@ -153,13 +153,13 @@ def test_a_zstandard_file_that_is_cut_short_is_refused(tmp_path):
         ("a.csv", b'text\n"a\x00b"\n"c ""d"""\n'),
     ],
 )
-def test_harmless_oddities_are_read(tmp_path, name, content):
-    corpus = attempt(write(tmp_path, name, content))
+def test_unusual_but_valid_files_are_read(tmp_path, name, content):
+    corpus = build_or_refuse(write(tmp_path, name, content))
     assert isinstance(corpus, Corpus), corpus
     assert len(corpus.train) == 2
 
 
-ODD_ROWS = [
+MALFORMED_ROWS = [
     {"messages": None},
     {"messages": {}},
     {"messages": 5},
@@ -186,62 +186,62 @@ ODD_ROWS = [
 ]
 
 
-def test_odd_rows_among_good_ones_are_counted(tmp_path):
-    corpus = attempt(write_jsonl(tmp_path / "a.jsonl", [GOOD, *ODD_ROWS, GOOD]))
+def test_malformed_rows_among_valid_rows_are_counted(tmp_path):
+    corpus = build_or_refuse(write_jsonl(tmp_path / "a.jsonl", [GOOD, *MALFORMED_ROWS, GOOD]))
     assert isinstance(corpus, Corpus), corpus
     account = corpus.accounts["train"]
-    assert account.dropped == {"malformed": len(ODD_ROWS)}
-    assert account.read == len(ODD_ROWS) + 2
+    assert account.dropped == {"malformed": len(MALFORMED_ROWS)}
+    assert account.read == len(MALFORMED_ROWS) + 2
 
 
 @pytest.mark.parametrize("odd", ["\ud800", "a\nb\u2028c", "x" * 10_000, "\x1b[31m"])
-def test_what_a_row_says_is_shown_in_one_printable_line(tmp_path, odd):
+def test_text_of_a_row_is_shown_in_one_printable_line(tmp_path, odd):
     rows = [{"conversations": [{"from": odd, "value": "a"}]}]
-    error = attempt(write_jsonl(tmp_path / "a.jsonl", rows))
+    error = build_or_refuse(write_jsonl(tmp_path / "a.jsonl", rows))
     assert isinstance(error, DataError)
     assert len(str(error)) < 1_000
     assert error.where.isprintable()
 
 
 @given(st.text())
-def test_one_line_is_one_short_printable_line(text):
+def test_make_one_line_returns_a_short_printable_line(text):
     line = make_one_line(text)
     assert line.isprintable()
     assert len(line) <= LONGEST_CHARACTERS * len(r"\U0010ffff")
 
 
-def make_broken_string_array():
-    """Two strings, the second of which is not UTF-8: a careless writer's work."""
+def make_invalid_string_array():
+    """Return two strings. The second is not valid UTF-8, as a faulty program may write it."""
     offsets, data = pa.array([0, 1, 2], pa.int32()).buffers()[1], pa.py_buffer(b"a\xff")
     return pa.StringArray.from_buffers(2, offsets, data)
 
 
 @pytest.mark.parametrize("ending", [".parquet", ".arrow"])
-def test_a_broken_text_in_a_table_names_its_row(tmp_path, ending):
-    table, path = pa.table({"text": make_broken_string_array()}), tmp_path / f"a{ending}"
+def test_the_error_for_invalid_text_in_a_table_names_the_row(tmp_path, ending):
+    table, path = pa.table({"text": make_invalid_string_array()}), tmp_path / f"a{ending}"
     if ending == ".parquet":
         pq.write_table(table, path)
     else:
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
-    error = attempt(path)
+    error = build_or_refuse(path)
     assert isinstance(error, DataError)
     assert error.where == f"a{ending} row 1"
 
 
-def test_a_table_with_two_columns_of_one_name_is_refused(tmp_path):
+def test_a_table_with_two_columns_of_the_same_name_is_refused(tmp_path):
     table = pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
     with (
         pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink,
         pa.ipc.new_file(sink, table.schema) as writer,
     ):
         writer.write_table(table)
-    error = attempt(tmp_path / "a.arrow")
+    error = build_or_refuse(tmp_path / "a.arrow")
     assert isinstance(error, DataError)
     assert "more than once" in error.what
 
 
-def test_unions_and_times_beside_the_rows_do_no_harm(tmp_path):
+def test_unused_columns_of_unions_and_times_are_accepted(tmp_path):
     union = pa.UnionArray.from_sparse(
         pa.array([0, 1], pa.int8()), [pa.array([1, 2]), pa.array(["a", "b"])]
     )
@@ -249,7 +249,7 @@ def test_unions_and_times_beside_the_rows_do_no_harm(tmp_path):
     table, path = pa.table(columns), tmp_path / "a.arrow"
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    corpus = attempt(path)
+    corpus = build_or_refuse(path)
     assert isinstance(corpus, Corpus), corpus
     assert len(corpus.train) == 2
 
@@ -259,7 +259,7 @@ def make_call(**arguments):
     return [{"role": "user", "content": "Book."}, {"role": "assistant", "tool_calls": [call]}]
 
 
-def test_what_json_has_no_form_for_is_never_learned_as_a_placeholder(tmp_path):
+def test_a_value_that_json_cannot_hold_is_never_learned_as_a_placeholder(tmp_path):
     when = datetime(2024, 5, 1, 10)
     rows = [
         {"messages": make_call(when=when, price=Decimal("12.50")), "image": b"\x89PNG"},
@@ -280,27 +280,27 @@ def test_what_json_has_no_form_for_is_never_learned_as_a_placeholder(tmp_path):
     assert f"{place} is of type bytes" in account.examples["malformed"]
 
 
-def test_folders_that_hold_no_rows_are_refused(tmp_path):
+def test_folders_without_rows_are_refused(tmp_path):
     (tmp_path / "folder.jsonl").mkdir()
-    assert "no data files" in attempt(tmp_path / "folder.jsonl").what
+    assert "no data files" in build_or_refuse(tmp_path / "folder.jsonl").what
     (tmp_path / "folder.jsonl" / "inner.jsonl").mkdir()
-    assert "no data files" in attempt(tmp_path / "folder.jsonl").what
-    assert "no data files" in attempt(tmp_path / "*.jsonl").what
+    assert "no data files" in build_or_refuse(tmp_path / "folder.jsonl").what
+    assert "no data files" in build_or_refuse(tmp_path / "*.jsonl").what
     (tmp_path / "gone.jsonl").symlink_to(tmp_path / "nothing.jsonl")
-    assert "no file or folder" in attempt(tmp_path / "gone.jsonl").what
+    assert "no file or folder" in build_or_refuse(tmp_path / "gone.jsonl").what
 
 
-@pytest.mark.skipif(os.name != "posix", reason="file names are bytes on POSIX alone")
-def test_a_file_name_that_is_no_text_does_no_harm(tmp_path):
+@pytest.mark.skipif(os.name != "posix", reason="only on POSIX can a file name be invalid Unicode")
+def test_a_file_with_an_invalid_unicode_name_is_read(tmp_path):
     folder = tmp_path / "rows"
     folder.mkdir()
     (folder / os.fsdecode(b"\xff\n.jsonl")).write_bytes(GOOD_LINE)
-    corpus = attempt(folder)
+    corpus = build_or_refuse(folder)
     assert isinstance(corpus, Corpus), corpus
     assert corpus.train["source"][0] == "rows/\\udcff\\n.jsonl"
 
 
-def test_a_line_of_fifty_megabytes_is_a_row_like_others(tmp_path):
+def test_a_line_of_fifty_megabytes_is_read(tmp_path):
     path = tmp_path / "a.jsonl"
     with path.open("wb") as file:
         file.write(b'{"text": "' + b"word " * 10_000_000 + b'"}\n{"text": "b"}\n')
@@ -322,7 +322,9 @@ def test_a_line_of_fifty_megabytes_is_a_row_like_others(tmp_path):
         ("a.jsonl", b'{"input_ids": [1, 2], "labels": [5, 5]}'),
     ],
 )
-def test_train_refuses_an_odd_file_in_three_lines(command, write_recipe, tmp_path, name, content):
+def test_train_refuses_an_invalid_file_in_three_lines(
+    command, write_recipe, tmp_path, name, content
+):
     path = write(tmp_path, name, content)
     outcome = command("train", write_recipe(), f"data.datasets.0.path={path}")
     assert outcome.code == 3
@@ -331,7 +333,7 @@ def test_train_refuses_an_odd_file_in_three_lines(command, write_recipe, tmp_pat
     assert "Traceback" not in outcome.stderr
 
 
-# --- at random ------------------------------------------------------------------------------------
+# --- random input ---------------------------------------------------------------------------------
 
 
 JSON = st.recursive(
@@ -386,19 +388,19 @@ FORMATS = st.sampled_from(
 
 @FUZZ
 @given(rows=ROWS, row_format=FORMATS)
-def test_any_rows_are_kept_dropped_or_refused(tmp_path, rows, row_format):
-    attempt(write_jsonl(tmp_path / "a.jsonl", rows), format=row_format)
+def test_random_rows_are_kept_dropped_or_refused(tmp_path, rows, row_format):
+    build_or_refuse(write_jsonl(tmp_path / "a.jsonl", rows), format=row_format)
 
 
 @FUZZ
 @given(rows=ROWS, row_format=FORMATS)
-def test_any_table_of_rows_is_kept_dropped_or_refused(tmp_path, rows, row_format):
+def test_a_table_of_random_rows_is_kept_dropped_or_refused(tmp_path, rows, row_format):
     try:
         table = pa.Table.from_pylist(rows)
         pq.write_table(table, tmp_path / "a.parquet")
     except (pa.ArrowException, ValueError, TypeError, OverflowError):
-        return  # no table library could hold these
-    attempt(tmp_path / "a.parquet", format=row_format)
+        return  # no table can hold these rows
+    build_or_refuse(tmp_path / "a.parquet", format=row_format)
 
 
 ENDINGS = [".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".jsonl.gz", ".jsonl.bz2",
@@ -407,12 +409,12 @@ ENDINGS = [".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".jsonl.gz",
 
 @FUZZ
 @given(content=st.binary(max_size=300), ending=st.sampled_from(ENDINGS))
-def test_any_bytes_are_refused_or_read(tmp_path, content, ending):
-    attempt(write(tmp_path, f"a{ending}", content))
+def test_random_bytes_are_refused_or_read(tmp_path, content, ending):
+    build_or_refuse(write(tmp_path, f"a{ending}", content))
 
 
 def make_samples():
-    """One good file of each kind, as bytes."""
+    """Return one valid file of each kind, as bytes."""
     with_tools = {"messages": make_chat("x", "y"), "tools": [{"name": "f"}]}
     table = pa.Table.from_pylist([GOOD, with_tools])
     parquet, stream, file = (pa.BufferOutputStream() for _ in range(3))
@@ -443,12 +445,12 @@ def test_a_damaged_file_is_refused_or_read(tmp_path, data, name):
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     length = data.draw(st.integers(0, len(content)) | st.just(len(content)))
-    attempt(write(tmp_path, name, bytes(content[:length])))
+    build_or_refuse(write(tmp_path, name, bytes(content[:length])))
 
 
-def test_the_nesting_that_is_read_is_shown_by_every_later_step(tmp_path):
+def test_a_deeply_nested_row_passes_every_later_step(tmp_path):
     depth = DEEPEST_NESTING - 10
     deep = b'{"a": ' * depth + b"1" + b"}" * depth
     line = GOOD_LINE.rstrip(b"}\n") + b', "tools": [{"name": "f", "parameters": ' + deep + b"}]}\n"
-    corpus = attempt(write(tmp_path, "a.jsonl", line))
+    corpus = build_or_refuse(write(tmp_path, "a.jsonl", line))
     assert isinstance(corpus, Corpus), corpus

@@ -1,4 +1,4 @@
-"""Reading rows: every kind of file, and a named place for every fault."""
+"""Source rows are read from every kind of file, and every error names its place."""
 
 import bz2
 import gzip
@@ -30,14 +30,14 @@ def read(location, **fields):
     return list(read_rows(make_dataset(location, **fields)))
 
 
-def fail(location, **fields):
+def read_error(location, **fields):
     with pytest.raises(DataError) as caught:
         read(location, **fields)
     assert caught.value.fix
     return caught.value
 
 
-def test_jsonl_rows_keep_their_order_line_and_the_source_as_written(tmp_path):
+def test_jsonl_rows_keep_their_order_their_line_and_the_path_of_the_recipe(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": 1}\n\n  \n{"b": {"x": null}}\r\n{"a": 3}', encoding="utf-8")
     rows = read(path, path="../data/rows.jsonl")
@@ -50,7 +50,7 @@ def test_jsonl_rows_keep_their_order_line_and_the_source_as_written(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.parquet", "rows.csv"])
-def test_the_same_rows_come_from_every_kind_of_file(tmp_path, name):
+def test_every_kind_of_file_gives_the_same_rows(tmp_path, name):
     path = tmp_path / name
     if name.endswith(".parquet"):
         pq.write_table(pa.Table.from_pylist(ROWS), path)
@@ -72,7 +72,7 @@ def write_arrow(path, table, make_writer):
 
 
 def write_kind(folder, kind, rows):
-    """`rows` in a file of one kind, written by the libraries that people use."""
+    """Write `rows` to a file of one kind, with the libraries that people use."""
     path = folder / f"rows{kind}"
     table = pa.Table.from_pylist(rows)
     if kind == ".parquet":
@@ -91,7 +91,7 @@ def write_kind(folder, kind, rows):
 
 
 def pack(path, compression):
-    """The file packed, under its name with the ending."""
+    """Pack the file, and add the ending of the compression to its name."""
     packed = path.with_name(path.name + compression)
     content = path.read_bytes()
     if compression == ".zst":
@@ -110,7 +110,7 @@ def test_every_kind_has_a_reader():
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_packed_file_of_any_kind_is_read_as_it_is(tmp_path, kind, compression):
+def test_a_packed_file_of_any_kind_is_read(tmp_path, kind, compression):
     path = pack(write_kind(tmp_path, kind, ROWS), compression)
     for rows in (read(path), read(tmp_path), read(tmp_path / "*", path="*")):
         assert [(row.values["text"], str(row.values["n"])) for row in rows] == [
@@ -120,12 +120,12 @@ def test_a_packed_file_of_any_kind_is_read_as_it_is(tmp_path, kind, compression)
 
 
 @pytest.mark.parametrize("make_writer", [pa.ipc.new_file, pa.ipc.new_stream])
-def test_arrow_files_and_streams_are_told_apart(tmp_path, make_writer):
+def test_arrow_files_and_arrow_streams_are_both_read(tmp_path, make_writer):
     write_arrow(tmp_path / "a.arrow", pa.Table.from_pylist(ROWS), make_writer)
     assert [row.values for row in read(tmp_path / "a.arrow")] == ROWS
 
 
-def test_what_save_to_disk_writes_is_read_as_rows_alone(tmp_path):
+def test_only_rows_are_read_from_a_folder_of_save_to_disk(tmp_path):
     import datasets
 
     one = datasets.Dataset.from_list(ROWS)
@@ -136,7 +136,7 @@ def test_what_save_to_disk_writes_is_read_as_rows_alone(tmp_path):
     assert len(read(tmp_path / "both")) == 3
     (row,) = read(tmp_path / "both", path="both", split="test")
     assert (row.source, row.values) == ("both/test/data-00000-of-00001.arrow", ROWS[1])
-    error = fail(tmp_path / "both", split="validation")
+    error = read_error(tmp_path / "both", split="validation")
     assert "split: train, split: test" in error.fix
 
 
@@ -147,7 +147,7 @@ TOOLS = [
 
 
 @pytest.mark.parametrize("kind", [".parquet", ".arrow", ".jsonl"])
-def test_no_key_of_another_row_is_filled_into_tools_and_arguments(tmp_path, kind):
+def test_tools_and_arguments_do_not_get_keys_of_other_rows(tmp_path, kind):
     rows = [
         {"tools": [TOOLS[0]], "messages": [{"role": "assistant", "call": {"city": "Oslo"}}]},
         {"tools": TOOLS[1:], "messages": [{"role": "assistant", "call": {"limit": 2}}], "x": None},
@@ -157,7 +157,7 @@ def test_no_key_of_another_row_is_filled_into_tools_and_arguments(tmp_path, kind
     assert [row["messages"] for row in read_again] == [row["messages"] for row in rows]
 
 
-def test_a_map_and_a_json_cell_are_objects(tmp_path):
+def test_a_map_and_a_json_cell_become_objects(tmp_path):
     columns = {
         "map": pa.array([[("a", 1), ("b", None)]], pa.map_(pa.string(), pa.int64())),
         "cells": pa.array([['{"a": null}']], pa.list_(pa.string())).cast(pa.list_(pa.json_())),
@@ -194,17 +194,17 @@ def test_times_and_decimals_of_a_table_become_text(tmp_path):
     }
 
 
-def test_lines_under_a_json_name_are_read_as_lines(tmp_path):
+def test_json_lines_in_a_json_file_are_read(tmp_path):
     assert [row.line for row in read(write_jsonl(tmp_path / "rows.json", ROWS))] == [1, 2, 3]
 
 
-def test_tabs_separate_a_tsv_and_quotes_may_span_lines(tmp_path):
+def test_a_tsv_is_split_at_tabs_and_quotes_may_span_lines(tmp_path):
     path = tmp_path / "rows.tsv"
     path.write_text('a\tb\n"two\nlines"\t2\nx\t3\n', encoding="utf-8")
     assert [(row.line, row.values["a"]) for row in read(path)] == [(2, "two\nlines"), (4, "x")]
 
 
-def test_columns_that_only_some_rows_have_are_not_filled_in(tmp_path):
+def test_columns_of_one_row_are_not_added_to_other_rows(tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", [{"tools": {"x": 1}}, {"tools": {"y": 2}}])
     assert [row.values["tools"] for row in read(path)] == [{"x": 1}, {"y": 2}]
 
@@ -224,11 +224,11 @@ def test_a_folder_and_a_glob_give_their_files_in_sorted_order(tmp_path):
     assert [row.source for row in named] == ["corpus/b.jsonl"]
 
 
-def test_a_broken_line_names_itself(tmp_path):
+def test_the_error_names_the_invalid_line(tmp_path):
     path = write_jsonl(tmp_path / "train.jsonl", [{"text": "fine"}] * 1_016)
     with path.open("a") as stream:
         stream.write('{"text": "cut sho\n{"text": "fine"}\n')
-    error = fail(path)
+    error = read_error(path)
     assert error.where == "train.jsonl:1017"
     assert "not valid JSON" in error.what
     assert error.exit_code == 3
@@ -238,10 +238,10 @@ def test_a_broken_line_names_itself(tmp_path):
     ("name", "content", "where", "what"),
     [
         ("a.jsonl", b'{"x": NaN}', "a.jsonl:1", "NaN"),
-        ("a.jsonl", b'{"x": 1}\n{"x": 1, "x": 2}\n', "a.jsonl:2", 'the key "x" is there more'),
+        ("a.jsonl", b'{"x": 1}\n{"x": 1, "x": 2}\n', "a.jsonl:2", 'the key "x" occurs more'),
         ("a.jsonl", b'{"x": 1}\n[1, 2]\n', "a.jsonl:2", "is an array, not an object"),
         ("a.jsonl", b'{"x": 1}\n{"x": "\xff"}\n', "a.jsonl:2", "not valid UTF-8"),
-        ("a.jsonl", b"[" * 100_000, "a.jsonl:1", "not plain JSON"),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl:1", "JSON of the row is not accepted"),
         ("a.jsonl", b'{"x": "\x00"}', "a.jsonl:1", "not valid JSON"),
         ("a.jsonl", b"", "a.jsonl", "no rows"),
         ("a.json", b"[]", "a.json", "no rows"),
@@ -252,7 +252,7 @@ def test_a_broken_line_names_itself(tmp_path):
         ("a.csv", b"", "a.csv", "no rows"),
         ("a.csv", b"x,y\n", "a.csv", "no rows"),
         ("a.csv", b"x,x\n1,2\n", "a.csv:1", "more than once"),
-        ("a.csv", b"x,y\n1,2\n1,2,3\n", "a.csv:3", "3 fields, the header 2"),
+        ("a.csv", b"x,y\n1,2\n1,2,3\n", "a.csv:3", "3 fields, but the header has 2"),
         ("a.csv", b'x,y\n1,"2\n', "a.csv:2", "cannot be read"),
         ("a.csv", b"x,y\n1,\xe9\n", "a.csv:2", "not valid UTF-8"),
         ("a.parquet", b"PAR1 nothing", "a.parquet", "cannot be read"),
@@ -265,18 +265,20 @@ def test_a_broken_line_names_itself(tmp_path):
         ("a.gz", b"", "a.gz", 'end in ".gz"'),
     ],
 )
-def test_a_file_that_cannot_be_read_says_where_and_why(tmp_path, name, content, where, what):
+def test_the_error_for_an_unreadable_file_names_place_and_reason(
+    tmp_path, name, content, where, what
+):
     path = tmp_path / name
     path.write_bytes(content)
-    error = fail(path)
+    error = read_error(path)
     assert error.where == where
     assert what in error.what
 
 
-def test_a_missing_file_is_not_looked_for_on_the_hub(tmp_path):
-    assert 'no file or folder "gone.jsonl"' in fail(tmp_path / "gone.jsonl").what
-    assert "no data files" in fail(tmp_path).what
-    assert "no data files" in fail(tmp_path / "*.jsonl").what
+def test_a_missing_local_file_is_not_searched_on_the_hub(tmp_path):
+    assert 'no file or folder "gone.jsonl"' in read_error(tmp_path / "gone.jsonl").what
+    assert "no data files" in read_error(tmp_path).what
+    assert "no data files" in read_error(tmp_path / "*.jsonl").what
 
 
 @pytest.mark.parametrize(
@@ -284,17 +286,17 @@ def test_a_missing_file_is_not_looked_for_on_the_hub(tmp_path):
     [
         ("gone.jsonl", '"gone.jsonl" matches no file'),
         ({"test": "a.jsonl"}, "data_files has no split train"),
-        ({"train": 5}, "no file name"),
+        ({"train": 5}, "not a file name"),
     ],
 )
-def test_data_files_that_are_not_there_are_refused(tmp_path, named, what):
+def test_data_files_that_do_not_exist_are_refused(tmp_path, named, what):
     write_jsonl(tmp_path / "a.jsonl", ROWS)
-    assert what in fail(tmp_path, data_files=named).what
+    assert what in read_error(tmp_path, data_files=named).what
     assert len(read(tmp_path, data_files=str(tmp_path / "a.jsonl"))) == 3
 
 
-class CutShort(BaseHTTPRequestHandler):
-    """Promises more than it sends."""
+class IncompleteResponse(BaseHTTPRequestHandler):
+    """Sends fewer bytes than its header states."""
 
     def do_GET(self):
         self.send_response(200)
@@ -313,7 +315,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def serve(monkeypatch):
-    """Start a server on the loopback and give its address."""
+    """Return a function that starts a server on this machine and returns its URL."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     servers = []
 
@@ -339,24 +341,24 @@ def test_rows_are_read_from_a_web_server(tmp_path, serve, kind):
     assert {row.source for row in rows} == {url}
 
 
-def test_what_is_behind_a_url_is_not_looked_for_here():
+def test_a_url_is_not_searched_on_this_machine():
     url = "https://example.org/a.jsonl?download=true"
     assert find_local_files(make_dataset(url, path=url)) is None
 
 
-def test_a_web_server_that_fails_is_three_lines(tmp_path, serve):
+def test_a_failing_web_server_gives_a_data_error(tmp_path, serve):
     base = serve(partial(Quiet, directory=tmp_path))
-    assert "404" in fail(f"{base}/gone.jsonl", path=f"{base}/gone.jsonl").what
-    cut = f"{serve(CutShort)}/a.jsonl"
-    error = fail(cut, path=cut)
+    assert "404" in read_error(f"{base}/gone.jsonl", path=f"{base}/gone.jsonl").what
+    cut = f"{serve(IncompleteResponse)}/a.jsonl"
+    error = read_error(cut, path=cut)
     assert "986 bytes before the end" in error.what
     assert error.where == f"{cut}:2"
     closed = "http://127.0.0.1:9/a.jsonl"
-    assert "refused" in fail(closed, path=closed).what
-    assert "no ending" in fail(base, path=base).what
+    assert "refused" in read_error(closed, path=closed).what
+    assert "no ending" in read_error(base, path=base).what
 
 
-def test_other_urls_go_through_fsspec(tmp_path):
+def test_urls_of_other_protocols_are_read_with_fsspec(tmp_path):
     for name in ("b.jsonl", "a.jsonl.gz"):
         write_kind(tmp_path, ".jsonl", [{"text": name}]).rename(tmp_path / name)
     pack(tmp_path / "a.jsonl.gz", ".gz").rename(tmp_path / "a.jsonl.gz")
@@ -367,56 +369,56 @@ def test_other_urls_go_through_fsspec(tmp_path):
     globbed = f"{url}/*.gz"
     assert [row.source for row in read(globbed, path=globbed)] == [f"{url}/a.jsonl.gz"]
     gone = f"{url}/gone.jsonl"
-    assert "No such file" in fail(gone, path=gone).what
-    assert "no data files" in fail(f"{url}/*.csv", path=f"{url}/*.csv").what
-    assert "nothing can be read" in fail("odd://a.jsonl", path="odd://a.jsonl").what
+    assert "No such file" in read_error(gone, path=gone).what
+    assert "no data files" in read_error(f"{url}/*.csv", path=f"{url}/*.csv").what
+    assert "cannot be read" in read_error("odd://a.jsonl", path="odd://a.jsonl").what
 
 
-def test_a_protocol_without_its_package_is_named(monkeypatch):
+def test_the_error_names_a_protocol_whose_package_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(CapabilityError, match="s3:// needs a package"):
         read("s3://bucket/a.jsonl", path="s3://bucket/a.jsonl")
 
 
-def test_local_files_have_no_splits(tmp_path):
+def test_a_split_of_a_local_file_is_refused(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)
     assert len(read(path, split="train")) == 3
-    assert 'no split "test"' in fail(path, split="test").what
+    assert 'no split "test"' in read_error(path, split="test").what
 
 
-def test_columns_are_renamed_where_a_row_has_them(tmp_path):
+def test_a_column_is_renamed_in_every_row_that_has_it(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"q": 1, "k": 0}, {"q": 2, "a": 3}])
     rows = read(path, rename_columns={"q": "prompt", "a": "completion"})
     assert [row.values for row in rows] == [{"prompt": 1, "k": 0}, {"prompt": 2, "completion": 3}]
 
 
-def test_a_rename_of_a_missing_column_lists_the_columns_that_are(tmp_path):
+def test_renaming_a_missing_column_lists_the_existing_columns(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)
-    error = fail(path, rename_columns={"question": "prompt"})
+    error = read_error(path, rename_columns={"question": "prompt"})
     assert '"question"' in error.what
     assert "n, text" in error.fix
 
 
-def test_a_rename_onto_an_existing_column_is_refused(tmp_path):
+def test_renaming_to_an_existing_column_is_refused(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)
-    assert "is there already" in fail(path, rename_columns={"n": "text"}).what
+    assert "already exists" in read_error(path, rename_columns={"n": "text"}).what
 
 
 @pytest.mark.parametrize("late", [{"question": "theirs", "prompt": "ours"}, {"prompt": "ours"}])
-def test_a_rename_never_overwrites_a_column_of_a_later_row(tmp_path, late):
+def test_renaming_never_overwrites_a_column_of_a_later_row(tmp_path, late):
     rows = [{"question": str(index)} for index in range(150)] + [late]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
     renames = {"rename_columns": {"question": "prompt"}}
     if len(late) == 1:
         assert read(path, **renames)[-1].values == late
         return
-    error = fail(path, **renames)
+    error = read_error(path, **renames)
     assert error.where == "a.jsonl:151  rename_columns"
-    assert '"question" into "prompt", which the row has already' in error.what
+    assert '"question" to "prompt", but the row already has this column' in error.what
 
 
 @pytest.mark.parametrize("before", [0, 150])
-def test_a_null_is_not_in_the_way_of_a_rename(tmp_path, before):
+def test_renaming_may_replace_a_null(tmp_path, before):
     rows = [{"question": str(index)} for index in range(before)]
     rows += [{"question": "theirs", "prompt": None}, {"question": None, "prompt": None}]
     late = [{"prompt": "ours", "question": None}] if before else []
@@ -429,13 +431,13 @@ def test_a_null_is_not_in_the_way_of_a_rename(tmp_path, before):
     ]
 
 
-def test_two_columns_are_not_renamed_to_one(tmp_path):
+def test_renaming_two_columns_to_one_name_is_refused(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)
-    error = fail(path, rename_columns={"n": "prompt", "text": "prompt"})
+    error = read_error(path, rename_columns={"n": "prompt", "text": "prompt"})
     assert 'two columns the name "prompt"' in error.what
 
 
-def test_hub_rows_come_through_load_dataset(monkeypatch):
+def test_hub_rows_are_read_with_load_dataset(monkeypatch):
     import datasets
 
     calls = []
@@ -452,29 +454,29 @@ def test_hub_rows_come_through_load_dataset(monkeypatch):
     assert calls == [("some/set", wanted)]
 
 
-def test_a_hub_set_without_a_train_split_names_its_splits(monkeypatch):
+def test_the_error_for_a_missing_train_split_lists_the_splits(monkeypatch):
     import datasets
 
     splits = ["train_sft", "test_sft"]
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_, **__: splits)
-    error = fail("some/set", path="some/set")
+    error = read_error("some/set", path="some/set")
     assert "split: train_sft, split: test_sft" in error.fix
 
 
-def test_a_hub_that_does_not_answer_is_a_data_error(monkeypatch):
+def test_an_unreachable_hub_gives_a_data_error(monkeypatch):
     import datasets
 
     def refuse(*_, **__):
         raise ConnectionError("Couldn't reach the Hub\nmore")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    error = fail("some/set", path="some/set", split="train", revision="abc")
+    error = read_error("some/set", path="some/set", split="train", revision="abc")
     assert error.what.endswith("Couldn't reach the Hub")
     assert error.where == "some/set @ abc"
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 10**6])
-def test_a_json_array_is_read_piece_by_piece(tmp_path, monkeypatch, chunk):
+def test_a_json_array_is_read_in_pieces(tmp_path, monkeypatch, chunk):
     monkeypatch.setattr(json_array, "LEAST_READ_CHARACTERS", chunk)
     rows = [{"text": 'a, [b] {c} "q" \\ \u2028 ' * index, "n": [{"x": None}]} for index in range(9)]
     for indent in (None, 1):
@@ -498,7 +500,7 @@ def test_a_json_array_is_read_piece_by_piece(tmp_path, monkeypatch, chunk):
     ],
 )
 @pytest.mark.parametrize("chunk", [1, 10**6])
-def test_a_fault_in_a_json_array_names_its_place(tmp_path, monkeypatch, text, where, what, chunk):
+def test_the_error_in_a_json_array_names_its_place(tmp_path, monkeypatch, text, where, what, chunk):
     monkeypatch.setattr(json_array, "LEAST_READ_CHARACTERS", chunk)
     path = tmp_path / "rows.json"
     path.write_text(text)
@@ -507,7 +509,7 @@ def test_a_fault_in_a_json_array_names_its_place(tmp_path, monkeypatch, text, wh
     assert caught.value.where.endswith(where)
 
 
-def test_a_long_json_array_is_not_in_memory_whole(tmp_path):
+def test_a_long_json_array_is_not_held_in_memory(tmp_path):
     path = tmp_path / "rows.json"
     row = json.dumps({"text": "x" * 1_000})
     path.write_text("[" + ",\n".join([row] * 20_000) + "]")

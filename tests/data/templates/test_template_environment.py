@@ -1,4 +1,4 @@
-"""The shorter ways show a template exactly what transformers' sandbox shows it."""
+"""The faster environment shows a template the same values as the sandbox of transformers."""
 
 import itertools
 
@@ -37,7 +37,7 @@ ATTRIBUTES = [
 
 
 def describe(environment, obj, attribute):
-    """What the template gets: a value, a method's name, or why there is none."""
+    """Return a value, the name of a method, or the reason why the attribute is undefined."""
     value = environment.getattr(obj, attribute)
     if isinstance(value, jinja2.Undefined):
         return "undefined", value._undefined_exception, value._undefined_message
@@ -47,7 +47,7 @@ def describe(environment, obj, attribute):
 
 
 @pytest.mark.parametrize("name", OBJECTS)
-def test_every_attribute_is_what_the_sandbox_gives(name):
+def test_every_attribute_is_the_same_as_in_the_sandbox(name):
     reference, ours = ImmutableSandboxedEnvironment(), PlainDataEnvironment()
     for attribute in ATTRIBUTES:
         expected = describe(reference, OBJECTS[name](), attribute)
@@ -92,7 +92,7 @@ TEMPLATES = [
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_a_template_renders_or_fails_as_it_does_there(template):
+def test_a_template_renders_or_fails_as_in_transformers(template):
     messages = [{"role": "user", "content": " banana {0.__class__} "}, {"role": "b", "content": ""}]
     outcomes = []
     for compiled in (_compile_jinja_template(template), compile_template(template)):
@@ -103,7 +103,7 @@ def test_a_template_renders_or_fails_as_it_does_there(template):
     assert outcomes[0] == outcomes[1]
 
 
-def test_the_grid_has_refusals_and_values():
+def test_the_compared_attributes_include_refusals_and_values():
     environment = ImmutableSandboxedEnvironment()
     kinds = [
         describe(environment, OBJECTS[name](), attribute)[:2]

@@ -1,4 +1,4 @@
-"""Loading the tokenizer: template, pad token, stop tokens, and clear refusals."""
+"""The tokenizer is loaded with its template and tokens, and refused with a clear error."""
 
 import json
 
@@ -20,7 +20,7 @@ def save(folder, **arguments):
     return folder
 
 
-def test_the_own_template_is_kept_unless_the_recipe_names_one(tmp_path):
+def test_the_tokenizers_template_is_used_unless_the_recipe_names_another(tmp_path):
     save(tmp_path)
     assert load(tmp_path).chat_template == CHATML
     template = tmp_path / "mine.jinja"
@@ -29,7 +29,7 @@ def test_the_own_template_is_kept_unless_the_recipe_names_one(tmp_path):
     assert loaded.chat_template == "mine"
 
 
-def test_a_folder_without_a_tokenizer_names_the_files_looked_for(tmp_path):
+def test_the_error_for_a_missing_tokenizer_lists_the_expected_files(tmp_path):
     with pytest.raises(ModelError) as caught:
         load(tmp_path)
     assert "tokenizer.json" in caught.value.what
@@ -37,7 +37,7 @@ def test_a_folder_without_a_tokenizer_names_the_files_looked_for(tmp_path):
     assert caught.value.exit_code == 4
 
 
-def test_a_broken_tokenizer_is_a_model_error(tmp_path):
+def test_an_invalid_tokenizer_file_gives_a_model_error(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError):
         load(tmp_path)
@@ -46,8 +46,8 @@ def test_a_broken_tokenizer_is_a_model_error(tmp_path):
 def test_the_recipe_can_name_another_tokenizer_and_its_tokens(tmp_path):
     save(tmp_path / "other")
     section = {"path": "other", "location": str(tmp_path / "other")}
-    wish = {"eos_token": "</s>", "pad_token": "<|eot|>"}
-    loaded = load(tmp_path / "base", tokenizer=section | wish)
+    tokens = {"eos_token": "</s>", "pad_token": "<|eot|>"}
+    loaded = load(tmp_path / "base", tokenizer=section | tokens)
     assert (loaded.eos_token, loaded.pad_token) == ("</s>", "<|eot|>")
     with pytest.raises(ModelError, match="not in the vocabulary"):
         load(tmp_path / "base", tokenizer=section | {"pad_token": "<nope>"})
@@ -74,7 +74,7 @@ def test_the_plain_template_is_prefix_stable_and_ends_in_eos(tmp_path):
     assert full.startswith(loaded.bos_token + "### System:\nBe kind\n\n### User:\nWho?\n\n")
 
 
-def test_a_template_file_that_is_not_there_is_a_data_error(tmp_path):
+def test_a_missing_template_file_gives_a_data_error(tmp_path):
     save(tmp_path)
     with pytest.raises(DataError, match="cannot be read"):
         load(tmp_path, chat_template=str(tmp_path / "gone.jinja"))
@@ -94,7 +94,7 @@ def test_stop_tokens_come_from_tokenizer_generation_config_and_recipe(tmp_path):
         find_stop_token_ids(tokenizer, make_model(tmp_path), ["<nope>"])
 
 
-def test_a_byte_order_mark_is_no_part_of_the_template(tmp_path):
+def test_a_byte_order_mark_is_removed_from_the_template(tmp_path):
     save(tmp_path)
     template = tmp_path / "mine.jinja"
     template.write_bytes(b"\xef\xbb\xbfmine")
@@ -109,7 +109,7 @@ def test_a_byte_order_mark_is_no_part_of_the_template(tmp_path):
         ("{% for a in a %}" * 30 + "{% endfor %}" * 30, "too many statically nested blocks"),
     ],
 )
-def test_a_template_that_does_not_compile_is_three_lines_before_any_row(tmp_path, text, reason):
+def test_a_template_that_does_not_compile_is_refused_before_any_row_is_read(tmp_path, text, reason):
     save(tmp_path)
     template = tmp_path / "bad.jinja"
     template.write_text(text)
@@ -121,7 +121,7 @@ def test_a_template_that_does_not_compile_is_three_lines_before_any_row(tmp_path
     assert len(str(caught.value.faults[0]).splitlines()) == 3
 
 
-def test_a_named_template_of_the_tokenizer_that_does_not_compile_is_named(tmp_path):
+def test_the_error_names_the_tokenizers_template_that_does_not_compile(tmp_path):
     tokenizer = make_tokenizer()
     tokenizer.chat_template = {"default": CHATML, "tool_use": "{% endfor %}"}
     tokenizer.save_pretrained(tmp_path)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trl
 
-from lora_sft.data.templates.rendering import reads_clock
+from lora_sft.data.templates.rendering import depends_on_date
 from lora_sft.errors import ExportError
 from lora_sft.export.serving.template_defaults import set_template_defaults
 from tests.tiny import CHATML, make_tokenizer
@@ -106,8 +106,8 @@ def test_the_day_that_a_recipe_names_stands_in_the_export():
     today = f"Today is {date.today().strftime('%d %b %Y')}. "
     assert render(exported, CHATS[0]).startswith("Today is 26 Jul 2024. ")
     assert render(CLOCKED, CHATS[0]).startswith(today)
-    assert reads_clock(make_tokenizer(CLOCKED))
-    assert not reads_clock(make_tokenizer(exported))
+    assert depends_on_date(make_tokenizer(CLOCKED))
+    assert not depends_on_date(make_tokenizer(exported))
     assert set_template_defaults(CHATML, {}, "2024-07-26") == CHATML
 
 
