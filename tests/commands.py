@@ -1,4 +1,4 @@
-"""Run the command line: in this process, which is fast, in a new process, or with torchrun."""
+"""Run the command line in this process (fast), in a new process, or with torchrun."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A library may rename a private name in any release. If it renames a method that this package
 overrides, our method is never called, and no error appears. So one group of tests compares the list
-with the installed libraries, and another compares the code of the package with the list.
+with the installed libraries. Another group compares the code of the package with the list.
 """
 
 import ast

@@ -1,6 +1,7 @@
 """Commands with a closed stdout or stderr.
 
-A closed stderr never stops a command. A closed stdout stops a command that prints a result.
+A closed stderr never stops a command. If stdout is closed, a command that prints a result ends with
+exit code 0.
 """
 
 from __future__ import annotations

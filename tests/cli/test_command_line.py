@@ -152,7 +152,7 @@ def test_chat_gives_the_same_answers_for_a_run_and_its_merged_folder(
     assert answers[0].strip()
 
 
-def test_with_json_stdout_holds_only_the_document(command, write_recipe, tmp_path):
+def test_the_option_json_prints_only_the_document(command, write_recipe, tmp_path):
     assert command("train", write_recipe()).code == 0
     outcome = command("merge", tmp_path / "run", tmp_path / "merged", "--json")
     assert json.loads(outcome.stdout)["correctness"]["passed"] is True

@@ -206,7 +206,7 @@ def test_the_text_shows_three_rows_by_default(preview):
     assert "train.jsonl:6" not in text
 
 
-def test_with_out_nothing_is_printed_and_the_file_is_complete(preview, tmp_path):
+def test_the_option_out_prints_nothing_and_writes_a_complete_file(preview, tmp_path):
     outcome = preview("--format", "json", "--out", tmp_path / "rows.json")
     assert outcome.stdout == ""
     assert len(json.loads((tmp_path / "rows.json").read_text())["rows"]) == NUM_ROWS
@@ -214,7 +214,7 @@ def test_with_out_nothing_is_printed_and_the_file_is_complete(preview, tmp_path)
 
 
 @pytest.mark.parametrize("form", ["text", "json", "html"])
-def test_the_file_of_out_equals_the_printed_text(preview, tmp_path, form):
+def test_the_option_out_writes_the_text_that_would_be_printed(preview, tmp_path, form):
     file = tmp_path / "out"
     assert preview("--format", form, "--out", file).code == 0
     if form != "text":  # a file has a fixed width, a terminal its own

@@ -267,7 +267,7 @@ def test_every_path_in_the_map_of_files_exists():
 
 
 def _list_map_paths(lines: list[str]) -> Iterator[str]:
-    """Yield the path that each line of a file map begins with, with the folders above it."""
+    """Yield the path at the start of each line of a file map, below the folders above it."""
     folders: list[tuple[int, str]] = []
     for text in (line.translate(TREE_LINES) for line in lines):
         word = next(iter(text.split()), "")

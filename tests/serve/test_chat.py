@@ -33,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_answering_model(tmp_path_factory.mktemp("models") / "answering")
 
 
-def test_with_message_stdout_holds_only_the_answer(command, model):
+def test_the_option_message_prints_only_the_answer(command, model):
     outcome = command("chat", model, "--message", "Where is Oslo?", "--max-new-tokens", 6)
     assert outcome.code == 0
     assert outcome.stdout.strip()
@@ -45,7 +45,7 @@ def test_with_message_stdout_holds_only_the_answer(command, model):
     assert longer.stdout.startswith(outcome.stdout.rstrip("\n"))
 
 
-def test_the_message_of_a_dash_is_the_whole_of_stdin(command, model, monkeypatch):
+def test_the_option_message_with_a_dash_reads_all_of_stdin(command, model, monkeypatch):
     whole = "First line.\nSecond line."
     monkeypatch.setattr("sys.stdin", io.StringIO(whole))
     piped = command("chat", model, "--message", "-", "--max-new-tokens", 6)
