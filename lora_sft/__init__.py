@@ -1,7 +1,7 @@
-"""lora-sft: parameter-efficient fine-tuning of causal language models, proved step by step.
+"""Fine-tune causal language models with LoRA and QLoRA, and verify the results.
 
-The public names are imported when they are first used: `import lora_sft` and `read_recipe` import
-no torch. `docs/python.md` shows them at work.
+Each public name is imported on its first use, so `import lora_sft` and `read_recipe` import no
+torch. `docs/python.md` has an example.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m lora_sft`, `lora-sft`, and what every launcher starts."""
+"""The entry point of `python -m lora_sft`. Every launcher starts this module too."""
 
 from lora_sft.cli.app import main
 

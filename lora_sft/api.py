@@ -1,7 +1,7 @@
-"""The Python interface: what the commands do, as functions that return records.
+"""The Python interface: functions that do the work of the commands and return records.
 
-`lora_sft` exports these names. Importing this file imports no torch; each function imports what it
-needs when it is called.
+`lora_sft` exports these functions. This file imports no torch: each function imports what it needs
+when it is called.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ def train_recipe(
 ) -> TrainResult:
     """Train a recipe, as `lora-sft train` does.
 
-    Signals are handled as the command handles them: SIGTERM, SIGUSR1 and Ctrl-C save the state at
-    the end of a step, and the result says so.
+    Signals are handled as in the command: after SIGTERM, SIGUSR1 or Ctrl-C the run saves its state
+    at the end of the step and stops.
 
     Args:
-        recipe: What `read_recipe` returned.
-        resume: `auto` continues an unfinished run of the same recipe; `never` refuses to; a path
-            names the checkpoint to continue from.
-        overwrite: Remove the run that is in the output directory first.
+        recipe: The recipe, from `read_recipe`.
+        resume: `auto` continues an unfinished run of the same recipe. `never` raises RecipeError if
+            the output directory holds this run. A path is a checkpoint to continue from.
+        overwrite: Remove the run in the output directory first.
 
     Returns: The last step, the exit code, and the reason if the run was stopped.
 
     Raises:
-        RecipeError: If the recipe, or another run in its output directory, is in the way.
-        DataError: If the rows cannot be read, or none is left.
-        ModelError: If the model cannot be loaded or does not fit.
+        RecipeError: If the recipe is wrong, or the output directory holds another run.
+        DataError: If the rows cannot be read, or every row is dropped.
+        ModelError: If the model cannot be loaded, or the recipe does not fit it.
         CapabilityError: If this machine cannot do what the recipe asks for.
-        TrainingError: If training fails; the last checkpoint stays.
-        ExportError: If what `export` asks for cannot be made.
+        TrainingError: If training fails. The last checkpoint stays on disk.
+        ExportError: If the merge that the recipe asks for fails.
     """
     from lora_sft.processes.world import check_world
 
@@ -61,23 +61,23 @@ def train_recipe(
 def evaluate_run(
     run: str | Path, *, split: Split | None = None, against: str | Path | None = None
 ) -> Evaluation:
-    """Score a run's adapter beside its base on held-out rows, as `lora-sft evaluate` does.
+    """Score the base and the adapter of a run on held-out rows, as `lora-sft evaluate` does.
 
     Args:
         run: A run directory.
         split: The rows to score; None: `test` if the recipe has one, else `validation`.
-        against: Another run to compare with. Comparing runs is not possible yet: only None works.
+        against: Must be None. Two runs cannot be compared yet.
 
     Raises:
         RecipeError: If the recipe has no such split.
-        ModelError: If there is no run, or its training did not end.
-        CapabilityError: If `against` is given.
+        ModelError: If there is no run, or its training is not finished.
+        CapabilityError: If `against` is not None.
     """
     if against is not None:
         raise CapabilityError(
             "two runs cannot be compared yet",
             f"evaluate_run(against={str(against)!r})",
-            "evaluate each run by itself",
+            "call evaluate_run once per run, without against",
         )
     from lora_sft.evaluate.run_evaluation import run_evaluation
 
@@ -96,21 +96,22 @@ def merge_adapter(
 
     Args:
         adapter: A run directory, or a folder in PEFT's layout.
-        out: The folder to write. It must not exist yet.
-        base: A folder or hub id of the base; None: the one that the adapter records.
-        onto: The base's weights to add the adapter to. `dequantized` are those that training saw:
-            quantised and back for a QLoRA adapter, and the original ones for any other.
-            `original` are the base's own in both cases.
-        verify: Compare every tensor, the model's answers, both where memory allows (`auto`), or
-            nothing.
+        out: The folder to write. It must not exist.
+        base: A folder or hub id of the base; None: the base that the adapter records.
+        onto: The weights of the base to add the adapter to. `dequantized`: the weights that
+            training used. For a QLoRA adapter these are quantised and dequantised; for any other
+            adapter they are the original ones. `original`: always the original weights.
+        verify: `tensors` compares every tensor, `logits` compares the model's answers, `auto` does
+            both but skips the answers of a very large model, `none` compares nothing.
 
     Returns: The report, which is also in `out` as `merge_report.json`.
 
     Raises:
         ExportError: If adapter, base and output do not fit together.
-        VerificationError: If the merged model differs from base and adapter past the tolerance.
+        VerificationError: If the merged model differs from base + adapter by more than the
+            tolerance.
         ModelError: If there is no base.
-        CapabilityError: If memory or disk are too small.
+        CapabilityError: If there is too little memory or disk space.
     """
     from lora_sft.export.merge_plan import make_merge_plan
     from lora_sft.export.merging import merge
@@ -127,15 +128,15 @@ def merge_adapter(
 
 
 def preview_rows(recipe: Recipe, *, split: Split = "train", rows: int | None = None) -> Preview:
-    """Return the rows of a split as training would see them: tokens, labels, and what is dropped.
+    """Return a preview of a split: the tokens and labels for training, and the dropped rows.
 
-    The rows are made when the preview is read: `Preview.to_dict()` returns the whole document of
-    `lora-sft preview --format json`, and `Preview.follow(show)` hands on one row after another.
+    The rows are made when the preview is read. `Preview.to_dict()` returns the document of
+    `lora-sft preview --format json`. `Preview.follow(show)` calls `show` with each row.
 
     Args:
-        recipe: What `read_recipe` returned.
-        split: Whose rows to show.
-        rows: Show only this many, the first of the split; None shows all.
+        recipe: The recipe, from `read_recipe`.
+        split: The split to show.
+        rows: How many rows to show, from the first one on; None shows all.
 
     Raises:
         RecipeError: If the recipe has no such split.

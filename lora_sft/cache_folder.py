@@ -1,14 +1,14 @@
-"""Where prepared data is kept between runs."""
+"""Find the folder in which prepared data is kept between runs."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-VARIABLE = "LORA_SFT_CACHE"
+CACHE_FOLDER_VARIABLE = "LORA_SFT_CACHE"
 
 
 def find_cache_folder() -> Path:
-    """`$LORA_SFT_CACHE`, else `lora-sft` in the user's cache folder."""
+    """Return `$LORA_SFT_CACHE`, or by default `lora-sft` in the user's cache folder."""
     user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get(VARIABLE) or Path(user) / "lora-sft")
+    return Path(os.environ.get(CACHE_FOLDER_VARIABLE) or Path(user) / "lora-sft")

@@ -1,10 +1,9 @@
-"""Every error a user can meet, each with what is wrong, where it is, and how to mend it.
+"""The errors that a user may see. Each says what is wrong, where it is, and how to fix it.
 
-One class per family, because the family decides the exit code (`EXIT_CODES` in the
-command-line contract). Each class also derives from the built-in that a Python caller would
-expect, so that `except ValueError` keeps working around the library.
+There is one class per family, because the family decides the exit code. Each class also derives
+from the built-in exception that a Python caller expects, so `except ValueError` works.
 
-Nothing here knows any other part of the package.
+This file imports no other part of the package.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ EXIT_INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong: what, where (file:line and field), and the fix."""
+    """One mistake: what is wrong, where it is (file:line and field), and how to fix it."""
 
     what: str
     where: str = ""
@@ -37,10 +36,10 @@ class Fault:
 
 
 class LoraSftError(Exception):
-    """The root of all expected errors.
+    """The base class of all expected errors.
 
-    It carries one or more faults. Most errors have one; reading a recipe collects all that can
-    be known in one go, so that a person mends the file once.
+    An error has one or more faults, usually one. The recipe reader collects all faults of a file
+    in one error, so that a user can fix them all at once.
     """
 
     exit_code = EXIT_UNEXPECTED
@@ -51,7 +50,7 @@ class LoraSftError(Exception):
 
     @classmethod
     def from_faults(cls, faults: Sequence[Fault]) -> LoraSftError:
-        """An error that shows every one of `faults` (at least one)."""
+        """Return an error that shows all of `faults`, which must not be empty."""
         first = faults[0]
         error = cls(first.what, first.where, first.fix)
         error.faults = tuple(faults)
@@ -74,41 +73,41 @@ class LoraSftError(Exception):
 
 
 class RecipeError(LoraSftError, ValueError):
-    """The recipe says something that cannot be: file:line, field, value, and the nearest name."""
+    """The recipe has a wrong key or value. `where` names the file, the line and the field."""
 
     exit_code = EXIT_RECIPE
 
 
 class ResumeMismatch(RecipeError):
-    """The checkpoint belongs to another run than this recipe, its data and processes make."""
+    """The checkpoint belongs to a different run: another recipe, other data or processes."""
 
 
 class DataError(LoraSftError, ValueError):
-    """The data cannot be read or leaves nothing to learn: source, row number, field."""
+    """The data cannot be read, or nothing can be learned. `where` names source, row and field."""
 
     exit_code = EXIT_DATA
 
 
 class ModelError(LoraSftError, ValueError):
-    """The base model, tokenizer or adapter does not fit: model, revision, module."""
+    """The base model, the tokenizer or the adapter is missing, or they do not fit together."""
 
     exit_code = EXIT_MODEL
 
 
 class CapabilityError(LoraSftError, RuntimeError):
-    """This machine or environment lacks something: what is needed and what was found."""
+    """This machine or environment lacks something. The error names what is needed and found."""
 
     exit_code = EXIT_CAPABILITY
 
 
 class TrainingError(LoraSftError, RuntimeError):
-    """Training cannot go on: the optimizer step and what happened there."""
+    """Training cannot continue. The error names the optimizer step and the reason."""
 
     exit_code = EXIT_TRAINING
 
 
 class NonFiniteLoss(TrainingError):
-    """The loss or its gradient is NaN or infinite."""
+    """The loss or the gradient is NaN or infinite."""
 
 
 class ExportError(LoraSftError, RuntimeError):
@@ -118,4 +117,4 @@ class ExportError(LoraSftError, RuntimeError):
 
 
 class VerificationError(ExportError):
-    """The merged model does not answer like base + adapter: difference and tolerance."""
+    """The merged model differs from base + adapter by more than the tolerance."""

@@ -1,6 +1,6 @@
-"""Where words to the user go: stderr, always; stdout belongs to `--json` and chat.
+"""Print messages for the user on stderr. Stdout is only for the results of commands.
 
-Only the main process of a distributed run speaks; the others stay quiet unless they fail.
+In a distributed run only rank 0 prints. The other processes print only their errors.
 """
 
 from __future__ import annotations
@@ -19,74 +19,77 @@ STDERR = 2
 
 
 def is_main_process() -> bool:
-    """Whether this process is global rank 0, read from the launcher's environment.
+    """Return whether this process is global rank 0, from the launcher's environment.
 
-    What is no number is refused where the world is read, and may be shown by then.
+    A rank that is not an integer counts as 0 here. `check_world` refuses it, but the log may be
+    used before that check.
     """
     rank = os.environ.get("RANK", "")
     return not rank.isdecimal() or int(rank) == 0
 
 
-class _LastingWords(io.FileIO):
-    """The raw end of stderr, which takes every write: no work is lost for want of a reader.
+class _FailsafeStderr(io.FileIO):
+    """The file behind stderr. Its writes never fail, so a run survives the loss of its terminal.
 
-    A terminal that is closed answers EIO, a pipe whose reader left EPIPE: whatever is written
-    from then on, by libraries and child processes too, goes to the null device. A log file on a
-    full disk loses these words, and takes others once there is room.
+    A closed terminal gives EIO, and a closed pipe gives EPIPE. All later output then goes to the
+    null device, that of libraries and child processes too. If a log file is on a full disk, the
+    message is lost, but later messages are written once there is space.
 
-    Unbuffered: a buffer that a signal's handler writes to in the middle of a write is a
-    RuntimeError in Python, and what a buffer could not pass on fails again at exit (code 120).
+    The file has no buffer, for two reasons. If a signal handler writes while a buffered write is
+    running, Python raises RuntimeError. And text that stays in a buffer fails again at exit, with
+    exit code 120.
     """
 
-    def write(self, words: Any, /) -> int:
-        rest = memoryview(words).cast("B")
+    def write(self, data: Any, /) -> int:
+        rest = memoryview(data).cast("B")
         count = len(rest)
         try:
-            while rest:  # a signal may cut a write short; None: a reader that is slow, never waited
+            while rest:  # a signal may cut a write short
+                # `write` returns None if a non-blocking pipe is full. The rest is then dropped.
                 rest = rest[super().write(rest) or len(rest) :]
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                self._give_up()
+                self._redirect_to_null_device()
         return count
 
-    def _give_up(self) -> None:
+    def _redirect_to_null_device(self) -> None:
         with suppress(OSError):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self.fileno())
             os.close(null)
 
 
-def outlive_readers() -> None:
-    """From here on nobody who stops reading stderr ends this process. For a program, not a test."""
+def ignore_stderr_failures() -> None:
+    """Replace `sys.stderr` for the rest of this process by a stream whose writes never fail."""
     try:
-        raw = _LastingWords(STDERR, "w", closefd=False)
-    except OSError:  # started without one
+        raw = _FailsafeStderr(STDERR, "w", closefd=False)
+    except OSError:  # the process was started without stderr
         return
     encoding = sys.stderr.encoding
     sys.stderr = io.TextIOWrapper(raw, encoding, errors="backslashreplace", line_buffering=True)
 
 
 def make_console() -> Console:
-    """A rich console on the present stderr (looked up late, so that tests can capture it)."""
+    """Return a rich console on the current `sys.stderr`, which tests may have replaced."""
     return _make_console(file=sys.stderr)
 
 
 def make_result_console() -> Console:
-    """A rich console on stdout, for the result that a command was asked for."""
+    """Return a rich console on stdout, for the result of a command."""
     return _make_console()
 
 
 def _make_console(**settings: Any) -> Console:
-    from rich.console import Console  # 70 ms of import, not needed by `--help` or an error
+    from rich.console import Console  # takes 70 ms, and `--help` and errors do not need it
 
     class PlainConsole(Console):
         def on_broken_pipe(self) -> None:
-            """An error like any other; rich's own way is SystemExit(1), whoever is at work."""
+            """Raise BrokenPipeError. rich itself would end the process with exit code 1."""
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     return PlainConsole(**settings, quiet=not is_main_process(), highlight=False)
 
 
 def say(message: str, *, style: str | None = None) -> None:
-    """Print one line to stderr from the main process. The text is never read as markup."""
+    """Print one line on stderr if this process is rank 0. The text is not parsed as markup."""
     make_console().print(message, style=style, markup=False, soft_wrap=True)

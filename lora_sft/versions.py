@@ -1,4 +1,4 @@
-"""Which versions of the libraries that decide a run's numbers are installed, without importing."""
+"""Find the installed versions of the libraries that affect a run, without importing them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LIBRARIES = (
 
 
 def read_versions() -> dict[str, str]:
-    """Name -> version of Python and every library of `LIBRARIES` that is installed."""
+    """Return the versions of Python and of each installed library of `LIBRARIES`, by name."""
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:

@@ -1,4 +1,4 @@
-"""Run the command line as a user does: in this process (fast) or under a launcher (real)."""
+"""Run the command line in this process (fast), in a new process, or with torchrun."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TIMEOUT_SECONDS = 300
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended and what it wrote."""
+    """The exit code of a command and its output."""
 
     code: int
     stdout: str
@@ -26,7 +26,7 @@ class Outcome:
 
     @property
     def json(self) -> Any:
-        """The one JSON document on stdout (fails where anything else is there)."""
+        """The JSON document on stdout. Fails if stdout holds anything else."""
         return json.loads(self.stdout)
 
 
@@ -42,7 +42,7 @@ def run_command(capfd: pytest.CaptureFixture[str], *arguments: object) -> Outcom
 def run_process(
     *command: object, timeout_seconds: float = TIMEOUT_SECONDS, **environment: str
 ) -> Outcome:
-    """Run a command line in a process of its own, one thread a process."""
+    """Run a command in a new process, with one OpenMP thread."""
     finished = subprocess.run(
         [str(part) for part in command],
         capture_output=True,
@@ -59,7 +59,7 @@ def run_lora_sft(*arguments: object, **environment: str) -> Outcome:
 
 
 def run_torchrun(processes: int, *arguments: object) -> Outcome:
-    """`torchrun -m lora_sft ...` on this machine."""
+    """Run `torchrun -m lora_sft ...` on this machine with this number of processes."""
     return run_process(
         sys.executable,
         "-m",
@@ -79,6 +79,6 @@ def find_free_port() -> int:
 
 
 def read_metrics(run: Path, key: str) -> dict[int, float]:
-    """Step -> value of one metric, from the run's `metrics.jsonl`."""
+    """Return the value of one metric per step, from the run's `metrics.jsonl`."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {record["step"]: record[key] for record in records if key in record}

@@ -1,4 +1,4 @@
-"""Fixtures that many rooms share: a tiny model on disk, rows, a recipe, and the command line."""
+"""Fixtures that many tests share: a tiny model on disk, rows, a recipe, and the command line."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-# Before any library reads it: tests never ask a hub for anything.
+# Tests use no network. The libraries read these variables at import, so they are set here first.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
-# A shell starts background jobs deaf to Ctrl-C, and what they start is deaf too: tests that send
-# one would wait for ever.
+# A shell starts background jobs with SIGINT ignored, and child processes inherit this. Tests that
+# send SIGINT would then wait without end.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -28,12 +28,15 @@ CITIES = ("Paris", "Rome", "Oslo", "Cairo", "Lima", "Delhi", "Tokyo", "Quito", "
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests begin, so that several workers end at about the same time."""
+    """Move the tests marked `first`, which are the longest, to the front.
+
+    Several workers then end at about the same time.
+    """
     items.sort(key=lambda item: item.get_closest_marker("first") is None)
 
 
 def make_rows(count: int) -> list[dict[str, Any]]:
-    """Distinct one-turn conversations of a few lengths."""
+    """Return different conversations of one user message and one answer, in seven lengths."""
     return [
         {
             "messages": [
@@ -54,24 +57,24 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Prepared data is kept in a folder of the tests, also by the processes that they start."""
+def temporary_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep prepared data in a temporary folder. Child processes of the tests use it too."""
     os.environ["LORA_SFT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real data sets, tokenizers and a real model, beside the repository and never inside it."""
+    """Return the folder of real data sets, tokenizers and a model, outside the repository."""
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ.get("LORA_SFT_DATA", beside))
     if not folder.is_dir():
-        pytest.skip(f"NOTHING REAL WAS TRIED: {folder} is missing (set LORA_SFT_DATA)")
+        pytest.skip(f"REAL DATA IS NOT TESTED: {folder} is missing (set LORA_SFT_DATA)")
     return folder
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random two-layer Llama with a ChatML tokenizer."""
+    """Save a random two-layer Llama with a ChatML tokenizer."""
     from tests.tiny import make_tiny_llama
 
     return make_tiny_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
@@ -79,7 +82,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def write_recipe(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
-    """Write `recipe.yaml` for the tiny model over 48 rows; keyword arguments replace sections."""
+    """Return a function that writes 48 rows and a recipe for the tiny model.
+
+    A keyword argument changes a section of the recipe.
+    """
 
     def write(name: str = "recipe.yaml", **sections: Any) -> Path:
         write_rows(tmp_path / "train.jsonl", make_rows(48))
@@ -118,5 +124,5 @@ def write_recipe(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def command(capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """Run `lora-sft ...` in this process: `command("train", recipe).code`."""
+    """Return a function that runs `lora-sft` in this process: `command("train", recipe).code`."""
     return lambda *arguments: run_command(capfd, *arguments)

@@ -1,4 +1,4 @@
-"""The public names of `lora_sft`: their signatures, what they import, and that they work."""
+"""The public functions of `lora_sft`: their signatures, their imports and their results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIGNATURES = {
 
 
 def import_every_module() -> int:
-    """Import every room, as a program may have done before it uses a public name."""
+    """Import every module of the package and return their number."""
     names = [each.name for each in pkgutil.walk_packages(lora_sft.__path__, "lora_sft.")]
     for name in names:
         if not name.endswith("__main__"):
@@ -44,7 +44,7 @@ def describe_signature(function: object) -> str:
 
 
 @pytest.mark.parametrize("name", SIGNATURES)
-def test_a_public_function_has_the_promised_signature_and_says_what_it_does(name):
+def test_a_public_function_has_the_promised_signature_and_a_docstring(name):
     function = getattr(lora_sft, name)
     assert describe_signature(function) == SIGNATURES[name]
     hints = inspect.get_annotations(function)
@@ -62,7 +62,7 @@ def test_importing_the_package_and_reading_a_recipe_import_no_torch(write_recipe
     subprocess.run([sys.executable, "-c", program, str(write_recipe())], check=True)
 
 
-def test_every_public_function_works_after_all_rooms_are_imported(write_recipe, tmp_path):
+def test_every_public_function_works_after_all_modules_are_imported(write_recipe, tmp_path):
     assert import_every_module() > 200
     recipe = lora_sft.read_recipe(write_recipe(), ["train.max_steps=2"])
     assert isinstance(recipe, lora_sft.Recipe)
@@ -79,7 +79,7 @@ def test_every_public_function_works_after_all_rooms_are_imported(write_recipe, 
     assert Path(report["output"]) == tmp_path / "merged"
 
 
-def test_a_finished_recipe_is_left_alone_by_a_second_call(write_recipe):
+def test_a_second_call_does_not_change_a_finished_run(write_recipe):
     recipe = lora_sft.read_recipe(write_recipe(), ["train.max_steps=2"])
     assert lora_sft.train_recipe(recipe) == lora_sft.train_recipe(recipe)
     with pytest.raises(RecipeError, match="never"):
@@ -88,24 +88,24 @@ def test_a_finished_recipe_is_left_alone_by_a_second_call(write_recipe):
         )
 
 
-def test_comparing_with_another_run_is_refused_and_not_ignored(tmp_path):
+def test_comparing_two_runs_is_refused(tmp_path):
     with pytest.raises(CapabilityError, match="compared"):
         lora_sft.evaluate_run(tmp_path, against=tmp_path)
 
 
-def test_an_unknown_name_is_an_attribute_error():
+def test_an_unknown_name_raises_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'trian_recipe'"):
         _ = lora_sft.trian_recipe
     assert set(lora_sft.__all__) <= set(dir(lora_sft))
 
 
-def test_the_example_of_the_page_runs(tmp_path):
+def test_the_example_in_the_page_runs(tmp_path):
     (example,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     finished = subprocess.run(
         [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert finished.returncode == 0, finished.stderr
-    # DeepSpeed, where it is installed, logs to stdout while it is imported.
+    # If DeepSpeed is installed, it logs to stdout during its import.
     lines = [line for line in finished.stdout.splitlines() if not line.startswith("[")]
     assert re.fullmatch(r"\d+ rows; the first one teaches \d+ tokens", lines[0])
     assert lines[1] == "step 2, exit code 0"

@@ -1,7 +1,7 @@
-"""The shape of the package: no circle of imports, small folders, short files.
+"""The structure of the package: no circular imports, small folders, short files.
 
-import-linter checks the direction between rooms. These tests look within the rooms too, and count
-the imports that never run or run late: those of `TYPE_CHECKING` and those inside functions.
+import-linter checks the direction of imports between folders. These tests also check imports within
+a folder. They include imports under `TYPE_CHECKING` and imports inside functions.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ PACKAGE = Path(lora_sft.__file__).parent
 LEAST_MODULES = 200
 MOST_MODULES_PER_FOLDER = 21
 MOST_LINES_PER_FILE = 400
-# Declared tables alone may be longer, each named here: a path below lora_sft/.
+# Only files that hold one long table may be longer. They are listed here, relative to lora_sft/.
 LONG_TABLES: frozenset[str] = frozenset()
 
 
 def read_graph(package: Path) -> dict[str, set[str]]:
-    """Return the modules that each module of a package imports, wherever the import stands."""
+    """Return the modules that each module of a package imports, anywhere in its file."""
     files = {_name_module(path, package): path for path in sorted(package.rglob("*.py"))}
     return {
         name: {
@@ -43,39 +43,39 @@ def _name_module(path: Path, package: Path) -> str:
 
 
 def _list_imports(tree: ast.Module) -> list[str]:
-    """Return every imported name with its module: `from a import b` is `a.b`."""
+    """Return every imported name with its module: `from a import b` gives `a.b`."""
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"line {node.lineno}: imports here are absolute"
+            assert node.level == 0, f"line {node.lineno}: use an absolute import"
             found += [f"{node.module}.{alias.name}" for alias in node.names]
     return found
 
 
 def _find_module(imported: str, files: dict[str, Path]) -> str:
-    """Return the module that an imported name is or stands in."""
+    """Return the module that an imported name means or belongs to."""
     while imported not in files:
         imported, _, last = imported.rpartition(".")
-        assert imported, f"{last}: no module of the package"
+        assert imported, f"{last} is not a module of the package"
     return imported
 
 
 def find_circle(graph: dict[str, set[str]]) -> list[str]:
-    """Return the modules of one circle of imports, in the order of importing; [] without one."""
+    """Return the modules of one circular import, each before the one that it imports, or []."""
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
-        return list(reversed(error.args[1]))  # graphlib lists what is imported first
+        return list(reversed(error.args[1]))  # graphlib lists an imported module first
     return []
 
 
-def test_no_module_imports_itself_by_way_of_others():
+def test_no_modules_import_each_other_in_a_circle():
     graph = read_graph(PACKAGE)
     assert len(graph) > LEAST_MODULES
     circle = find_circle(graph)
-    assert not circle, "these modules import each other: " + " -> ".join(circle)
+    assert not circle, "these modules import each other in a circle: " + " -> ".join(circle)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_no_module_imports_itself_by_way_of_others():
         "def late():\n    from house.b import B",
     ],
 )
-def test_a_circle_is_found_wherever_its_imports_stand(tmp_path, import_of_b):
+def test_a_circle_is_found_for_every_form_of_import(tmp_path, import_of_b):
     package = tmp_path / "house"
     package.mkdir()
     (package / "__init__.py").write_text("")
@@ -103,7 +103,7 @@ def test_a_circle_is_found_wherever_its_imports_stand(tmp_path, import_of_b):
     assert find_circle(read_graph(package)) == []
 
 
-def test_a_folder_holds_what_one_sentence_describes():
+def test_no_folder_has_too_many_modules():
     paths = list(PACKAGE.rglob("*.py"))
     assert len(paths) > LEAST_MODULES
     counts = Counter(
@@ -112,7 +112,7 @@ def test_a_folder_holds_what_one_sentence_describes():
     assert {folder: n for folder, n in counts.items() if n > MOST_MODULES_PER_FOLDER} == {}
 
 
-def test_a_file_is_short_enough_to_be_read_at_once():
+def test_no_file_has_too_many_lines():
     lines = {
         path.relative_to(PACKAGE).as_posix(): len(path.read_text(encoding="utf-8").splitlines())
         for path in PACKAGE.rglob("*.py")

@@ -1,8 +1,8 @@
-"""Every private name of another library that this package uses is listed, and is there.
+"""List the private names of other libraries that this package uses, and check that they exist.
 
-A library may rename what begins with an underscore in any release. An overridden method whose name
-is gone is never called, and nobody hears of it; so the list is held against what is installed, and
-the package against the list.
+A library may rename a private name in any release. If it renames a method that this package
+overrides, our method is never called, and no error appears. So one group of tests compares the list
+with the installed libraries. Another group compares the code of the package with the list.
 """
 
 import ast
@@ -29,7 +29,13 @@ OVERRIDDEN, USED, IMPORTED, PASSED = "overridden", "used", "imported", "passed"
 
 @dataclass(frozen=True)
 class PrivateName:
-    """A private name: of a class or module (`owner`), or a parameter of a function."""
+    """A private name of another library.
+
+    Attributes:
+        owner: The class, the module or (for a parameter) the function that has the name.
+        name: The private name.
+        how: How this package uses the name: OVERRIDDEN, USED, IMPORTED or PASSED as a parameter.
+    """
 
     owner: str
     name: str
@@ -68,23 +74,23 @@ PRIVATE_NAMES = (
     PrivateName(FILES, "_raise_exceptions_for_gated_repo", PASSED),
 )
 
-# Documented, though they begin with an underscore.
+# These names are public although they begin with an underscore: their libraries document them.
 DOCUMENTED = frozenset({"os._exit", "transformers.__version__", "tokenizers.__version__"})
-PYTHONS_OWN = frozenset().union(
+PYTHON_NAMES = frozenset().union(
     *map(dir, (object, type, enum.EnumType, BaseException)),
     *map(dir, (types.FunctionType, types.MethodType, types.ModuleType)),
 )
 
 
 def is_private(name: str) -> bool:
-    return name.startswith("_") and name.strip("_") != "" and name not in PYTHONS_OWN
+    return name.startswith("_") and name.strip("_") != "" and name not in PYTHON_NAMES
 
 
 # --- the list against the installed libraries ----------------------------------------------------
 
 
 def find_owner(path: str) -> Any:
-    """The module, class or function of a dotted path; a test of a missing library is skipped."""
+    """Return the module, class or function of a dotted path. Skip the test without its library."""
     pytest.importorskip(path.split(".")[0])
     parts = path.split(".")
     for end in range(len(parts), 0, -1):
@@ -95,15 +101,15 @@ def find_owner(path: str) -> Any:
         for part in parts[end:]:
             owner = getattr(owner, part)
         return owner
-    raise AssertionError(f"{path} is nothing that can be imported")
+    raise AssertionError(f"{path} cannot be imported")
 
 
-def knows(owner: type, name: str) -> bool:
-    """Whether a class has an attribute of this name, or its methods set one."""
-    return hasattr(owner, name) or any(sets(kind, name) for kind in owner.__mro__[:-1])
+def has_name(owner: type, name: str) -> bool:
+    """Return whether a class has an attribute of this name or uses one in its methods."""
+    return hasattr(owner, name) or any(uses_name(kind, name) for kind in owner.__mro__[:-1])
 
 
-def sets(kind: type, name: str) -> bool:
+def uses_name(kind: type, name: str) -> bool:
     return re.search(rf"\bself\.{name}\b", read_source(kind)) is not None
 
 
@@ -121,18 +127,18 @@ def test_the_installed_library_has_the_name(listed):
     if listed.how == PASSED:
         assert listed.name in inspect.signature(owner).parameters
     elif isinstance(owner, type) and listed.how == USED:
-        assert knows(owner, listed.name)
+        assert has_name(owner, listed.name)
     else:
         assert hasattr(owner, listed.name)
 
 
-def test_a_name_that_a_class_does_not_have_is_noticed():
+def test_a_missing_name_is_found():
     trainer = find_owner("trl.SFTTrainer")
-    assert not knows(trainer, "_no_such_method")
-    assert not knows(trainer, "_metric")  # `_metrics` begins with it
+    assert not has_name(trainer, "_no_such_method")
+    assert not has_name(trainer, "_metric")  # the class has `_metrics`
 
 
-# --- our classes against the classes of libraries that they derive from --------------------------
+# --- classes of the package against their base classes in the libraries ---------------------------
 
 
 def list_modules() -> list[Path]:
@@ -148,46 +154,49 @@ def is_ours(kind: type) -> bool:
     return kind.__module__.split(".")[0] == "lora_sft"
 
 
-def is_of_library(kind: type) -> bool:
+def is_from_library(kind: type) -> bool:
     return kind.__module__.split(".")[0] in LIBRARIES
 
 
 @cache
 def list_derived_classes() -> tuple[type, ...]:
-    """Our classes that derive from a class of one of the libraries."""
+    """Return the classes of this package that derive from a class of one of the libraries."""
     found = []
     for file in list_modules():
-        classes = [node for node in ast.parse(file.read_text("utf-8")).body if is_derived(node)]
+        classes = [node for node in ast.parse(file.read_text("utf-8")).body if has_bases(node)]
         module = importlib.import_module(name_module(file)) if classes else None
         kinds = [getattr(module, node.name) for node in classes]
-        found += [kind for kind in kinds if any(map(is_of_library, kind.__mro__))]
+        found += [kind for kind in kinds if any(map(is_from_library, kind.__mro__))]
     return tuple(found)
 
 
-def is_derived(node: ast.stmt) -> bool:
+def has_bases(node: ast.stmt) -> bool:
     return isinstance(node, ast.ClassDef) and bool(node.bases)
 
 
 def find_library_classes(kind: type) -> list[type]:
-    return [base for base in kind.__mro__ if is_of_library(base)]
+    return [base for base in kind.__mro__ if is_from_library(base)]
 
 
-def list_private_names_of(kind: type) -> set[str]:
-    """The private names that a class itself defines: its methods, its fields, what it sets."""
+def list_private_names(kind: type) -> set[str]:
+    """Return the private names that a class itself defines: methods, fields, and uses of `self`."""
     set_by_methods = set(re.findall(r"\bself\.(_\w+)(?:\s*:[^=\n]+)?\s*=(?!=)", read_source(kind)))
     names = {*vars(kind), *set_by_methods}
     return {name for name in names if is_private(name) and not name.startswith(("__", "_abc_"))}
 
 
 def list_shared_names() -> Iterator[tuple[type, type, str]]:
-    """Each class of ours, the one of its bases in a library, and a private name that both have."""
+    """Yield each private name that a class of this package shares with a base class of a library.
+
+    Yields: The class of this package, the base class, and the name.
+    """
     for kind in list_derived_classes():
-        own = set().union(*(list_private_names_of(each) for each in kind.__mro__ if is_ours(each)))
+        own = set().union(*(list_private_names(each) for each in kind.__mro__ if is_ours(each)))
         for base in find_library_classes(kind):
-            yield from ((kind, base, name) for name in sorted(own) if knows(base, name))
+            yield from ((kind, base, name) for name in sorted(own) if has_name(base, name))
 
 
-def test_a_private_name_that_a_library_has_too_is_listed_as_overridden():
+def test_a_private_name_that_hides_one_of_a_library_is_listed_as_overridden():
     listed = {(find_owner(each.owner), each.name) for each in PRIVATE_NAMES if is_overridden(each)}
     assert len(list_derived_classes()) >= 14
     shared = list(list_shared_names())
@@ -202,7 +211,7 @@ def is_overridden(listed: PrivateName) -> bool:
 
 
 @pytest.mark.parametrize("listed", filter(is_overridden, PRIVATE_NAMES), ids=str)
-def test_our_method_takes_what_the_library_passes(listed):
+def test_an_overriding_method_takes_the_arguments_of_the_library(listed):
     owner, num_pairs = find_owner(listed.owner), 0
     for kind in list_derived_classes():
         theirs = [vars(base)[listed.name] for base in kind.__mro__ if defines(base, listed.name)]
@@ -211,42 +220,45 @@ def test_our_method_takes_what_the_library_passes(listed):
             continue
         for method in theirs:
             num_pairs += 1
-            check_takes(inspect.signature(ours), inspect.signature(method))
-    assert num_pairs >= 1, f"no class here overrides {listed}"
+            check_accepts(inspect.signature(ours), inspect.signature(method))
+    assert num_pairs >= 1, f"no class of this package overrides {listed}"
 
 
 def defines(kind: type, name: str) -> bool:
-    return is_of_library(kind) and name in vars(kind)
+    return is_from_library(kind) and name in vars(kind)
 
 
-def check_takes(ours: inspect.Signature, theirs: inspect.Signature) -> None:
-    """Raises: TypeError where a call that `theirs` takes, by place or by name, `ours` does not."""
+def check_accepts(ours: inspect.Signature, theirs: inspect.Signature) -> None:
+    """Raise TypeError if `ours` refuses a call that `theirs` accepts.
+
+    Arguments are tried by position and by name, with and without the optional ones.
+    """
     given = list(theirs.parameters.values())[1:]
     by_name = [each.name for each in given if each.kind is each.KEYWORD_ONLY]
-    by_place = [each.name for each in given if each.kind is each.POSITIONAL_OR_KEYWORD]
+    by_position = [each.name for each in given if each.kind is each.POSITIONAL_OR_KEYWORD]
     required = [each.name for each in given if each.default is each.empty]
-    ours.bind("self", *by_place, **dict.fromkeys(by_name))
-    ours.bind("self", **dict.fromkeys([*by_place, *by_name]))
-    ours.bind("self", **dict.fromkeys(name for name in required if name in by_place + by_name))
+    ours.bind("self", *by_position, **dict.fromkeys(by_name))
+    ours.bind("self", **dict.fromkeys([*by_position, *by_name]))
+    ours.bind("self", **dict.fromkeys(name for name in required if name in by_position + by_name))
     kinds = {each.kind for each in ours.parameters.values()}
     for each in given:
         if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD) and each.kind not in kinds:
-            raise TypeError(f"ours takes no {each}")
+            raise TypeError(f"our method does not take {each}")
 
 
-def test_a_method_with_another_parameter_is_noticed():
+def test_a_method_with_different_parameters_is_found():
     def theirs(self, model, trial, metrics=None): ...
 
     def without(self, model, trial): ...
 
     def renamed(self, model, run, metrics=None): ...
 
-    def taken(self, model, *args, **kwargs): ...
+    def general(self, model, *args, **kwargs): ...
 
     for ours in (without, renamed):
         with pytest.raises(TypeError):
-            check_takes(inspect.signature(ours), inspect.signature(theirs))
-    check_takes(inspect.signature(taken), inspect.signature(theirs))
+            check_accepts(inspect.signature(ours), inspect.signature(theirs))
+    check_accepts(inspect.signature(general), inspect.signature(theirs))
 
 
 # --- the package against the list ----------------------------------------------------------------
@@ -255,13 +267,13 @@ def test_a_method_with_another_parameter_is_noticed():
 class PrivateUses(ast.NodeVisitor):
     """Collects the private names of foreign objects that a module uses, with their lines.
 
-    Foreign is what is imported from another package, and every attribute that the class around the
-    line does not define, be it of `self` or of another object.
+    A name is foreign if it is imported from another package. An attribute, of `self` or of another
+    object, is foreign if the class around the line does not define it.
     """
 
     def __init__(self, inherited: dict[str, set[str]]) -> None:
         self.found: list[tuple[str, int]] = []
-        self._inherited = inherited  # class -> the private names that our classes give it
+        self._inherited = inherited  # the names that each class has from its bases in this package
         self._own: list[set[str]] = [set()]
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
@@ -302,12 +314,12 @@ def is_text(node: ast.AST) -> bool:
 
 
 def list_defined_names(node: ast.ClassDef) -> set[str]:
-    """The names of a class's methods and fields, and those that its methods give to `self`."""
+    """Return the names of a class's methods and fields, and of the attributes that it sets."""
     names = set()
     for each in ast.walk(node):
         if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             names.add(each.name)
-        elif isinstance(each, ast.Assign | ast.AnnAssign):  # `+=` changes what was there before
+        elif isinstance(each, ast.Assign | ast.AnnAssign):  # `+=` does not define a name
             targets = each.targets if isinstance(each, ast.Assign) else [each.target]
             names |= {name for target in targets for name in list_assigned_names(target)}
     return names
@@ -331,7 +343,7 @@ def find_private_uses(source: str, inherited: dict[str, set[str]]) -> list[tuple
 
 @cache
 def list_inherited_names() -> dict[str, set[str]]:
-    """The private names that each class of this package has from its bases in this package."""
+    """Return the names that each class of this package has from its bases in this package."""
     classes = {
         node.name: node
         for file in list_modules()
@@ -362,10 +374,10 @@ def test_every_private_name_that_the_package_uses_is_listed():
     assert len(uses) >= 20
     listed = {each.name for each in PRIVATE_NAMES}
     missing = [f"{place} {name}" for name, place in uses if name not in listed]
-    assert not missing, f"add to PRIVATE_NAMES (or use a public name): {missing}"
-    called_by_the_library = {each.name for each in PRIVATE_NAMES if is_overridden(each)}
-    unused = listed - {name for name, _ in uses} - called_by_the_library
-    assert not unused, f"no longer used, take out of PRIVATE_NAMES: {sorted(unused)}"
+    assert not missing, f"add to PRIVATE_NAMES, or use public names: {missing}"
+    overridden = {each.name for each in PRIVATE_NAMES if is_overridden(each)}
+    unused = listed - {name for name, _ in uses} - overridden
+    assert not unused, f"remove from PRIVATE_NAMES, no longer used: {sorted(unused)}"
 
 
 @pytest.mark.parametrize(
@@ -387,5 +399,5 @@ def test_every_private_name_that_the_package_uses_is_listed():
         ("from lora_sft.data import _ours\nerror.__cause__", []),
     ],
 )
-def test_a_private_name_of_a_foreign_object_is_seen_and_an_own_one_is_not(source, found):
+def test_private_names_of_foreign_objects_are_found(source, found):
     assert [name for name, _ in find_private_uses(source, {})] == found

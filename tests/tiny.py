@@ -1,7 +1,7 @@
-"""Offline models and tokenizers, made in a moment: what the tests use instead of downloads.
+"""Small models and tokenizers that the tests make themselves, so that they download nothing.
 
-The tokenizers are byte-level BPEs trained on a few lines, so any text survives them. The chat
-templates are small copies of what real families do, each with its own way to go wrong.
+The tokenizers are byte-level BPE, trained on a few lines. They encode any text without loss. Each
+chat template is a small copy of the template of a real model family, with one of its difficulties.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SPECIAL_TOKENS = (
     "<|endoftext|>",
 )
 
-# A newline follows the stop token, as in ChatML everywhere.
+# A newline follows the stop token.
 CHATML = """\
 {%- for message in messages -%}
 {{- '<|im_start|>' + message.role + '\\n' + (message.content or '') -}}
@@ -48,7 +48,8 @@ CHATML = """\
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
 """
 
-# Begins with bos; a turn ends in a token that is not the tokenizer's eos; content is trimmed.
+# The text begins with bos. A turn ends with a token that is not the tokenizer's eos. Content is
+# trimmed.
 LLAMA3 = """\
 {{- bos_token -}}
 {%- for message in messages -%}
@@ -57,7 +58,7 @@ LLAMA3 = """\
 {%- if add_generation_prompt -%}{{- '<|h|>assistant<|/h|>\\n\\n' -}}{%- endif -%}
 """
 
-# Shows the thinking of the last answer only, as Qwen3 does.
+# Only the last answer keeps its thinking, as in Qwen3.
 THINK_DROPPED_FROM_HISTORY = """\
 {%- for message in messages -%}
 {%- set content = message.content -%}
@@ -69,7 +70,7 @@ THINK_DROPPED_FROM_HISTORY = """\
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
 """
 
-# Ends the whole conversation, but no turn in its midst, with eos, as Phi-3 does.
+# The conversation ends with eos, but a turn does not, as in Phi-3.
 EOS_AFTER_CONVERSATION = """\
 {%- for message in messages -%}
 {{- '<|h|>' + message.role + '<|/h|>\\n' + message.content + '<|eot|>\\n' -}}
@@ -78,7 +79,7 @@ EOS_AFTER_CONVERSATION = """\
 {%- else -%}{{- eos_token -}}{%- endif -%}
 """
 
-# The prompt opens a thinking block that the rendered answer does not have, as R1-distill does.
+# The prompt opens a thinking block, but a rendered answer has no such block, as in R1-distill.
 PROMPT_OPENS_THINKING = """\
 {%- for message in messages -%}
 {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' -}}
@@ -86,8 +87,8 @@ PROMPT_OPENS_THINKING = """\
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n<think>\\n' -}}{%- endif -%}
 """
 
-# The system message stands before the user's turn that ends the conversation, or nowhere, as in
-# Mistral-7B-Instruct-v0.3; a space opens the answer.
+# The system message is in the last user turn, and only if the conversation ends with that turn. A
+# space precedes the answer. As in Mistral-7B-Instruct-v0.3.
 SYSTEM_BEFORE_LAST_USER = """\
 {%- for message in messages if message.role != 'system' -%}
 {{- '<|h|>' + message.role + '<|/h|>' -}}
@@ -99,7 +100,7 @@ SYSTEM_BEFORE_LAST_USER = """\
 {%- if add_generation_prompt -%}{{- '<|h|>assistant<|/h|>' -}}{%- endif -%}
 """
 
-# The next turn's header is the only end of an answer, as in GLM-4.
+# No token ends an answer: the header of the next turn follows at once, as in GLM-4.
 NO_END_OF_TURN = """\
 {%- for message in messages -%}
 {{- '<|h|>' + message.role + '\\n' + message.content -}}
@@ -107,7 +108,7 @@ NO_END_OF_TURN = """\
 {%- if add_generation_prompt -%}{{- '<|h|>assistant\\n' -}}{%- endif -%}
 """
 
-# Writes headers in words, so that no token ends a turn.
+# Headers are plain text, and no special token ends a turn.
 NO_SPECIAL_TOKENS = """\
 {%- for message in messages -%}
 {{- '### ' + message.role + '\\n' + message.content + '\\n' -}}
@@ -115,7 +116,7 @@ NO_SPECIAL_TOKENS = """\
 {%- if add_generation_prompt -%}{{- '### assistant\\n' -}}{%- endif -%}
 """
 
-# Renders the first of several parallel calls, as gpt-oss does.
+# Of several parallel calls, only the first is rendered, as in gpt-oss.
 FIRST_CALL_ONLY = """\
 {%- for message in messages -%}
 {{- '<|im_start|>' + message.role + '\\n' + (message.content or '') -}}
@@ -125,7 +126,7 @@ FIRST_CALL_ONLY = """\
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
 """
 
-# Drops the text that stands beside a tool call, as Llama-3.1 does, and refuses the role "odd".
+# The text of a message with a tool call is lost, as in Llama-3.1. The role "odd" is refused.
 TEXT_LOST_BESIDE_CALLS = """\
 {%- for message in messages -%}
 {%- if message.role == 'odd' -%}{{- raise_exception('no such role here') -}}{%- endif -%}
@@ -145,7 +146,7 @@ def make_tokenizer(
     bos_token: str | None = "<s>",
     pad_token: str | None = "<pad>",
 ) -> PreTrainedTokenizerBase:
-    """A byte-level tokenizer of about 400 tokens with one of the templates above."""
+    """Return a byte-level tokenizer of about 400 tokens with one of the templates above."""
     backend = Tokenizer(models.BPE(unk_token=None))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -179,7 +180,7 @@ def make_tiny_llama(
     chat_template: str | None = CHATML,
     seed: int = 0,
 ) -> Path:
-    """Save a random Llama and its tokenizer to `folder`; `hidden` is a multiple of 64."""
+    """Save a random Llama and its tokenizer to `folder`. `hidden` must be a multiple of 64."""
     import torch
 
     assert hidden % 64 == 0, "4-bit kernels on the CPU need widths that are multiples of 64"

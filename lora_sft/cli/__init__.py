@@ -1,1 +1,1 @@
-"""The command line: thin commands that read arguments, call the pipeline and print."""
+"""The command line: each command reads its arguments, calls the package and prints a result."""

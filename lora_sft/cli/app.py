@@ -1,7 +1,7 @@
-"""`lora-sft`: the commands, and what an error becomes at the end of the line.
+"""The `lora-sft` program: read the command line, run one command, print errors, set the exit code.
 
-Nothing heavy is imported at the top of any file of this room: `--help` and a recipe error
-answer before torch would have been found on disk. Each command imports the pipeline inside.
+No file of this folder imports torch or another heavy library at its top, so `--help` and a recipe
+error appear at once. Each command imports what it needs inside its `run` function.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from lora_sft.errors import (
     Fault,
     LoraSftError,
 )
-from lora_sft.log import is_main_process, outlive_readers
+from lora_sft.log import ignore_stderr_failures, is_main_process
 from lora_sft.processes.stop_signal import Stopped, StopRequest
 from lora_sft.versions import __version__
 
@@ -59,110 +59,120 @@ COMMANDS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and end the process with the contract's exit code."""
-    outlive_readers()
-    _settle_libraries()
+    """Run one command and end the process with its exit code."""
+    ignore_stderr_failures()
+    _configure_libraries()
     sys.exit(run(sys.argv[1:] if arguments is None else list(arguments), ends_process=True))
 
 
-def _settle_libraries() -> None:
-    """What the libraries read from the environment at import; a user's own setting wins."""
-    # No telemetry: TRL pings the hub from its trainer unless told not to.
+def _configure_libraries() -> None:
+    """Turn off telemetry, useless progress bars and useless messages of the libraries.
+
+    The libraries read these environment variables at import. A value that the user set is kept.
+    """
+    # TRL's trainer sends a ping to the hub unless this variable is set.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    # Bars are for a person at a terminal; in a log file each becomes a hundred lines.
+    # In a log file one progress bar becomes a hundred lines.
     if not (sys.stderr.isatty() and is_main_process()):
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    # DeepSpeed logs to stdout, which is for results, as soon as a library finds it installed.
+    # Stdout is only for results. If DeepSpeed is installed, libraries import it, and it logs there.
     logging.getLogger("DeepSpeed").addFilter(_log_to_stderr)
-    # transformers 5.23 calls its own deprecated name; a user can do nothing about it.
+    # transformers 5.23 itself uses this deprecated name, so the warning does not help a user.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
 
 
 def _log_to_stderr(record: logging.LogRecord) -> bool:
     text = record.getMessage()
-    if not text.startswith("Setting accelerator to CPU"):  # on every command without a GPU
+    # Without a GPU, DeepSpeed logs this line in every command.
+    if not text.startswith("Setting accelerator to CPU"):
         print(f"[{record.levelname}] {text}", file=sys.stderr)
     return False
 
 
 def run(arguments: list[str], *, ends_process: bool = False) -> int:
-    """Run one command and return its exit code; every error is printed as what, where, fix.
+    """Run one command and return its exit code. Print an error as three lines: what, where, fix.
 
-    `ends_process`: the caller leaves with that code, and signals are not given back to it.
+    Args:
+        arguments: The command line without the program's name.
+        ends_process: Whether the caller ends the process with the exit code. If so, the signal
+            handlers from before the command stay replaced.
     """
     parsed = argparse.Namespace(run=None)
     try:
         parsed = read_arguments(arguments)
-        StopRequest.ends_process = ends_process and not _has_result(parsed)
+        StopRequest.ends_process = ends_process and not _prints_result(parsed)
         return _run_command(parsed)
     except LoraSftError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     except UsageError as error:
         where = f"lora-sft {' '.join(arguments)}"
-        print(Fault(str(error), where, _suggest(arguments)), file=sys.stderr)
+        print(Fault(str(error), where, _find_usage_fix(arguments)), file=sys.stderr)
         return EXIT_RECIPE
     except SystemExit as end:  # --help and --version
         return int(end.code or EXIT_DONE)
-    except Stopped as stopped:  # a second signal, while the first one's end was written
+    except Stopped as stopped:  # a second signal came while the outcome of the first was written
         return stopped.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except Exception as error:  # the last door: what nobody foresaw is shown whole
-        if _is_enough(error, parsed):
+    except Exception as error:  # a defect: print the whole traceback for a bug report
+        if _ignore_closed_stdout(error, parsed):
             return EXIT_DONE
         traceback.print_exc()
         what = f"unexpected {type(error).__name__}: {error}"
-        print(Fault(what, "above", "please report it with the lines above"), file=sys.stderr)
+        fix = "please report this error with the traceback above"
+        print(Fault(what, "see the traceback above", fix), file=sys.stderr)
         return EXIT_UNEXPECTED
 
 
 def _run_command(parsed: argparse.Namespace) -> int:
-    if not _has_result(parsed):  # whatever a library prints
+    if not _prints_result(parsed):  # libraries may print to stdout during training
         with redirect_stdout(sys.stderr):
             return int(parsed.run(parsed))
     code = int(parsed.run(parsed))
     if sys.stdout is not None:
-        sys.stdout.flush()  # a reader who left is noticed here, not at exit
+        sys.stdout.flush()  # raise BrokenPipeError here and not at exit, if stdout was closed
     return code
 
 
-def _has_result(parsed: argparse.Namespace) -> bool:
-    """Whether the command writes to stdout; what trains does not, and needs no reader there."""
+def _prints_result(parsed: argparse.Namespace) -> bool:
+    """Return whether the command prints a result on stdout. `train` and `launch` do not."""
     writes_files = parsed.run is launch.run and parsed.write is not None
     return parsed.run not in (train.run, launch.run) or writes_files
 
 
-def _is_enough(error: Exception, parsed: argparse.Namespace) -> bool:
-    """Whether the reader of a command's result, `head` say, left; it is given no more then.
+def _ignore_closed_stdout(error: Exception, parsed: argparse.Namespace) -> bool:
+    """Return whether the error means that the reader of stdout, such as `head`, has ended.
 
-    Any other broken pipe is an error: a tracker's, say.
+    If so, redirect stdout to the null device. Any other broken pipe stays an error, for example a
+    lost connection to an experiment tracker.
     """
-    if not isinstance(error, BrokenPipeError) or not _has_result(parsed):
+    if not isinstance(error, BrokenPipeError) or not _prints_result(parsed):
         return False
-    if not _is_broken(sys.stdout.fileno()):
+    if not _has_no_reader(sys.stdout.fileno()):
         return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return True
 
 
-def _is_broken(pipe: int) -> bool:
+def _has_no_reader(pipe: int) -> bool:
     poll = select.poll()
     poll.register(pipe, 0)
     return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
 def build_parser() -> Parser:
-    """The whole command line."""
+    """Return the parser of the whole command line."""
     parser = Parser(
         prog="lora-sft",
-        description="Train LoRA and QLoRA adapters from one recipe, and prove every step.",
+        description="Fine-tune a causal language model with LoRA or QLoRA from one YAML recipe, "
+        "and verify the result.",
         epilog="Start with: lora-sft quickstart",
     )
     parser.add_argument("--version", action="version", version=f"lora-sft {__version__}")
-    # `deepspeed --module` puts the rank before the command.
+    # `deepspeed --module` calls `lora_sft --local_rank=N train RECIPE`.
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
     for module in COMMANDS:
@@ -171,18 +181,18 @@ def build_parser() -> Parser:
 
 
 def read_arguments(arguments: list[str]) -> argparse.Namespace:
-    """Parse the command line; overrides may also stand after options.
+    """Parse the command line. Overrides (FIELD=VALUE) may also follow the options.
 
-    Raises: UsageError for anything that is not understood.
+    Raises: UsageError if the command line has an unknown command or argument.
     """
     parser = build_parser()
     parsed, rest = parser.parse_known_args(arguments)
     if not hasattr(parsed, "run"):
         parser.print_help()
         raise SystemExit(EXIT_RECIPE if rest else EXIT_DONE)
-    strangers = [argument for argument in rest if argument.startswith("-") or "=" not in argument]
-    if strangers or (rest and not hasattr(parsed, "overrides")):
-        raise UsageError(f"unknown argument: {' '.join(strangers or rest)}")
+    unknown = [argument for argument in rest if argument.startswith("-") or "=" not in argument]
+    if unknown or (rest and not hasattr(parsed, "overrides")):
+        raise UsageError(f"unknown argument: {' '.join(unknown or rest)}")
     if rest:
         parsed.overrides = [*parsed.overrides, *rest]
     if parsed.local_rank is not None:
@@ -190,7 +200,7 @@ def read_arguments(arguments: list[str]) -> argparse.Namespace:
     return parsed
 
 
-def _suggest(arguments: Sequence[str]) -> str:
+def _find_usage_fix(arguments: Sequence[str]) -> str:
     names = [module.__name__.rsplit(".", 1)[-1] for module in COMMANDS]
     command = next((word for word in arguments if not word.startswith("-")), "")
     near = difflib.get_close_matches(command, names, n=1)

@@ -1,7 +1,7 @@
-"""Arguments that several commands share, so that they read and mean the same everywhere.
+"""The parser, and the arguments that several commands share.
 
-argparse, not typer: typer 0.29 imports pydantic as soon as it reads one argument, and a recipe
-error would answer in 0.31 CPU-seconds instead of 0.15.
+The commands use argparse and not typer. typer 0.29 imports pydantic when it reads an argument: a
+recipe error would then appear after 0.31 CPU-seconds instead of 0.15.
 """
 
 from __future__ import annotations
@@ -12,51 +12,64 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-Commands = Any  # argparse's type of "the sub-commands" is private
+Commands = Any  # the type of `add_subparsers`' result, which is private in argparse
 Run = Callable[[argparse.Namespace], int]
 
 
 class UsageError(Exception):
-    """The command line itself is wrong: an unknown command or option, a missing argument."""
+    """The command line has an unknown command or option, or lacks an argument."""
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that raises instead of ending the process, and accepts no abbreviated option."""
+    """An argument parser that raises UsageError and accepts no abbreviated options.
+
+    argparse itself would print the error and end the process.
+    """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
-        """Raises: UsageError, printed by `app` like every other error."""
+        """Raise UsageError. `app.run` prints it like every other error."""
         raise UsageError(message.replace(", FIELD=VALUE", ""))
 
 
 def add_command(commands: Commands, name: str, run: Run, summary: str, detail: str = "") -> Parser:
-    """A parser for the command `name`, which `run` carries out."""
+    """Add a command and return its parser. `run` is called with the parsed arguments.
+
+    Args:
+        commands: The commands so far.
+        name: The name of the new command.
+        run: The function that runs the command and returns its exit code.
+        summary: One sentence for the list of commands.
+        detail: More sentences for the help of this command.
+    """
     parser: Parser = commands.add_parser(name, help=summary, description=f"{summary} {detail}")
     parser.set_defaults(run=run)
     return parser
 
 
 def add_recipe(parser: Parser, *, optional: bool = False) -> None:
-    """RECIPE, followed by any number of overrides (also after options)."""
+    """Add the arguments RECIPE and FIELD=VALUE, the overrides."""
     nargs = "?" if optional else None
-    parser.add_argument("recipe", metavar="RECIPE", nargs=nargs, help="the recipe, a YAML file")
+    parser.add_argument("recipe", metavar="RECIPE", nargs=nargs, help="a recipe (YAML file)")
     parser.add_argument(
         "overrides",
         metavar="FIELD=VALUE",
         nargs="*",
-        help="overrides, such as train.learning_rate=1e-4",
+        help="override a value of the recipe, such as train.learning_rate=1e-4",
     )
 
 
 def add_json(parser: Parser) -> None:
-    """`--json`: one document for programs."""
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    """Add the option `--json`."""
+    parser.add_argument(
+        "--json", action="store_true", help="print the result as one JSON document on stdout"
+    )
 
 
 def add_model_folder(parser: Parser) -> None:
-    """RUN|MODEL: what can answer."""
+    """Add the argument RUN|MODEL, the folder of the model to use."""
     parser.add_argument(
         "folder",
         metavar="RUN|MODEL",
@@ -65,14 +78,19 @@ def add_model_folder(parser: Parser) -> None:
     )
 
 
-def positive(text: str) -> int:
-    """A whole number from 1, for argparse."""
+def positive_integer(text: str) -> int:
+    """Return the number that an argument gives.
+
+    argparse shows the name of this function if the text is not a number.
+
+    Raises: ArgumentTypeError if the number is less than 1.
+    """
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
     return number
 
 
 def print_json(document: Any) -> None:
-    """Put exactly one JSON document on stdout."""
+    """Print one JSON document on stdout."""
     print(json.dumps(document, indent=2, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""`lora-sft evaluate`: base and adapter side by side on rows that training never saw."""
+"""`lora-sft evaluate`: score the base model and the adapter on the same held-out rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lora_sft.cli.arguments import (
     add_command,
     add_json,
     add_model_folder,
-    positive,
+    positive_integer,
     print_json,
 )
 from lora_sft.errors import EXIT_DONE
@@ -23,17 +23,29 @@ def add_parser(commands: Commands) -> None:
         "evaluate",
         run,
         "Score a run or a model on held-out rows.",
-        "A run is scored beside its own base; a model needs the recipe whose rows to use.",
+        "For a run, the base model and the adapter are scored on the same rows. A model folder "
+        "needs --recipe, which names the rows.",
     )
     add_model_folder(parser)
-    parser.add_argument("--recipe", type=Path, help="whose data and metrics to use")
-    parser.add_argument("--split", choices=("validation", "test", "train"), default="validation")
-    parser.add_argument("--rows", type=positive, metavar="N", help="only the first N rows")
+    parser.add_argument(
+        "--recipe",
+        type=Path,
+        help="use the data and the metrics of this recipe (default: the run's own recipe)",
+    )
+    parser.add_argument(
+        "--split",
+        choices=("validation", "test", "train"),
+        default="validation",
+        help="the rows to score (default: validation)",
+    )
+    parser.add_argument(
+        "--rows", type=positive_integer, metavar="N", help="score only the first N rows"
+    )
     add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the scores."""
+    """Score the rows and print the scores."""
     from lora_sft.evaluate.run_evaluation import run_evaluation
     from lora_sft.log import make_result_console
 

@@ -1,4 +1,4 @@
-"""`lora-sft launch`: the same run on several GPUs or machines, or the files that start it there."""
+"""`lora-sft launch`: start a run on several GPUs or machines, or write the files that start it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_sft.cli.arguments import Commands, add_command, add_recipe, positive
+from lora_sft.cli.arguments import Commands, add_command, add_recipe, positive_integer
 from lora_sft.errors import CapabilityError, RecipeError
 from lora_sft.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from lora_sft.launch.commands import World
 
-EITHER = (
+# The first option of each pair would be ignored with the second.
+EXCLUSIVE_OPTIONS = (
     ("rendezvous", "hostfile"),
-    ("rendezvous", "slurm"),  # the job makes its own
+    ("rendezvous", "slurm"),  # the SLURM job sets its own rendezvous
     ("rendezvous", "write"),
     ("hostfile", "slurm"),
     ("hostfile", "write"),
 )
-NEEDS = (("address", "rendezvous"), ("hosts", "write"))
+# The first option of each pair would be ignored without the second.
+REQUIRED_OPTIONS = (("address", "rendezvous"), ("hosts", "write"))
 
 
 def add_parser(commands: Commands) -> None:
@@ -35,37 +37,66 @@ def add_parser(commands: Commands) -> None:
         "launch",
         run,
         "Train on several GPUs or machines.",
-        "On one machine it starts torchrun. On several, run it on each with --rendezvous, give "
-        "--hostfile to reach them over ssh, or --slurm to submit a job.",
+        "On one machine this command starts torchrun. To use several machines, run it on each of "
+        "them with --rendezvous. Or run it once: --hostfile starts the processes over ssh, --slurm "
+        "submits a job.",
     )
     add_recipe(parser)
-    parser.add_argument("--gpus", type=positive, help="processes a machine (default: its GPUs)")
     parser.add_argument(
-        "--nodes", type=positive, help="machines (default: those of --hostfile, else 1)"
+        "--gpus",
+        type=positive_integer,
+        metavar="N",
+        help="processes per machine (default: one per visible GPU)",
     )
     parser.add_argument(
-        "--rendezvous", metavar="HOST:PORT", help="one of the machines, the same on all of them"
+        "--nodes",
+        type=positive_integer,
+        metavar="N",
+        help="number of machines (default: those in --hostfile, else 1)",
     )
     parser.add_argument(
-        "--address", help="this machine's, if the others do not find it by its host name"
+        "--rendezvous",
+        metavar="HOST:PORT",
+        help="one of the machines and a free port on it; give every machine the same value",
     )
-    parser.add_argument("--hostfile", type=Path, help="machines, for DeepSpeed's launcher")
-    parser.add_argument("--slurm", action="store_true", help="submit it as a SLURM job")
-    parser.add_argument("--write", metavar="DIR", type=Path, help="only write the files")
-    parser.add_argument("--hosts", default="", help="with --write: names for the hostfile")
-    parser.add_argument("--resume", metavar="WHERE", default="auto", help="as of train")
-    parser.add_argument("--overwrite", action="store_true", help="as of train")
+    parser.add_argument(
+        "--address",
+        help="address of this machine, if the others cannot reach it by its host name",
+    )
+    parser.add_argument(
+        "--hostfile",
+        metavar="FILE",
+        type=Path,
+        help="a list of machines, to start the run with DeepSpeed's launcher",
+    )
+    parser.add_argument("--slurm", action="store_true", help="submit the run as a SLURM job")
+    parser.add_argument(
+        "--write",
+        metavar="DIR",
+        type=Path,
+        help="write the launch files (sbatch, hostfile, accelerate) to DIR and start nothing",
+    )
+    parser.add_argument(
+        "--hosts",
+        metavar="NAMES",
+        default="",
+        help="with --write: host names for the hostfile, separated by commas",
+    )
+    parser.add_argument(
+        "--resume", metavar="WHERE", default="auto", help="see lora-sft train --help"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="see lora-sft train --help")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Start the run, and return the exit code of its processes."""
+    """Start the run and return the exit code of its processes."""
     from lora_sft.processes.stop_signal import Stopped, StopRequest
 
-    with StopRequest().listening():  # until the run has started, and takes signals itself
+    with StopRequest().listening():  # once the run has started, it handles signals itself
         try:
             return _launch(arguments)
         except Stopped as stopped:
-            print(f"{stopped} before the run had started", file=sys.stderr)
+            print(f"{stopped} before the run started", file=sys.stderr)
             return stopped.exit_code
 
 
@@ -75,13 +106,13 @@ def _launch(arguments: argparse.Namespace) -> int:
     from lora_sft.launch.hostfile import read_hostfile
     from lora_sft.recipe import read_recipe
 
-    _refuse_what_would_be_ignored(arguments)
+    _check_no_option_is_ignored(arguments)
     recipe = read_recipe(arguments.recipe, arguments.overrides)
     hosts = read_hostfile(arguments.hostfile) if arguments.hostfile is not None else {}
     world = World(arguments.nodes or len(hosts) or 1, arguments.gpus or _count_gpus())
     train = _list_train_arguments(arguments)
     if arguments.write is not None or arguments.slurm:
-        _refuse_what_a_requeue_would_repeat(arguments)
+        _check_requeued_job_would_resume(arguments)
         folder = arguments.write or Path(recipe.output_dir) / "launch"
         names = [host for host in arguments.hosts.split(",") if host]
         files = write_launch_files(folder, world, Path(arguments.recipe), train, names)
@@ -93,16 +124,16 @@ def _launch(arguments: argparse.Namespace) -> int:
     return _start(arguments, world, hosts, ["train", *train], run)
 
 
-def _refuse_what_would_be_ignored(arguments: argparse.Namespace) -> None:
-    """Options of one way to start a run say nothing in another."""
-    for option, other in EITHER:
+def _check_no_option_is_ignored(arguments: argparse.Namespace) -> None:
+    """Raise RecipeError if an option has no effect together with the other options."""
+    for option, other in EXCLUSIVE_OPTIONS:
         if getattr(arguments, option) and getattr(arguments, other):
             raise RecipeError(
-                f"--{option} would be ignored beside --{other}",
+                f"--{option} would be ignored with --{other}",
                 f"lora-sft launch --{option}",
                 f"leave out --{option} or --{other}",
             )
-    for option, other in NEEDS:
+    for option, other in REQUIRED_OPTIONS:
         if getattr(arguments, option) and not getattr(arguments, other):
             raise RecipeError(
                 f"--{option} would be ignored without --{other}",
@@ -111,18 +142,22 @@ def _refuse_what_would_be_ignored(arguments: argparse.Namespace) -> None:
             )
 
 
-def _refuse_what_a_requeue_would_repeat(arguments: argparse.Namespace) -> None:
-    """A job that is queued again runs the same command: it must go on with the run."""
+def _check_requeued_job_would_resume(arguments: argparse.Namespace) -> None:
+    """Raise RecipeError if an option would stop a requeued job from continuing its run.
+
+    SLURM runs the same command again when it requeues a job.
+    """
     for option, is_given in (
         ("--overwrite", arguments.overwrite),
         (f"--resume {arguments.resume}", arguments.resume != "auto"),
     ):
         if is_given:
             raise RecipeError(
-                f"{option} would be repeated each time the job is queued again, and lose the run",
+                f"{option} would be repeated each time SLURM requeues the job, and the job could "
+                "not continue its run",
                 "lora-sft launch --slurm, --write",
-                "leave it out and the job goes on by itself; to begin anew, give another "
-                "output_dir=RUN or remove the run directory",
+                f"leave out {option}; for a new run, set another output_dir=RUN or delete the run "
+                "directory",
             )
 
 
@@ -133,7 +168,15 @@ def _start(
     train: list[str],
     run: RunDirectory,
 ) -> int:
-    """`hosts`: of the hostfile. `train`: what follows `lora-sft`."""
+    """Start the processes of a run and return their exit code.
+
+    Args:
+        arguments: The options of `launch`.
+        world: How many machines and processes to start.
+        hosts: The machines of the hostfile and their slots.
+        train: The command line after `lora-sft`.
+        run: The directory of the run.
+    """
     from lora_sft.launch.commands import make_deepspeed_command, make_torchrun_command
     from lora_sft.launch.hostfile import check_programs, check_room
     from lora_sft.launch.supervision import supervise
@@ -146,9 +189,11 @@ def _start(
         command = make_deepspeed_command(world, train, arguments.hostfile, asked_for)
     elif world.nodes > 1 and arguments.rendezvous is None:
         raise RecipeError(
-            f"{world.nodes} machines, and no way to reach the others",
+            f"--nodes {world.nodes} needs --rendezvous, --hostfile or --slurm to start the other "
+            "machines",
             "lora-sft launch --nodes",
-            "run it on each with --rendezvous HOST:PORT, or give --hostfile FILE, or --slurm",
+            "run this command on each machine with --rendezvous HOST:PORT, or add --hostfile FILE "
+            "or --slurm",
         )
     else:
         command = make_torchrun_command(world, train, arguments.rendezvous, arguments.address)
@@ -156,22 +201,25 @@ def _start(
 
 
 def _list_train_arguments(arguments: argparse.Namespace) -> list[str]:
-    """What follows `lora-sft train`: the same recipe and overrides."""
+    """Return the arguments of `lora-sft train`: the recipe, the overrides and the options."""
     options = [] if arguments.resume == "auto" else ["--resume", arguments.resume]
     options += ["--overwrite"] if arguments.overwrite else []
     return [str(arguments.recipe), *arguments.overrides, *options]
 
 
 def _count_gpus() -> int:
-    """Raises: CapabilityError where there is none to count: a number is then to be given."""
+    """Return the number of visible GPUs.
+
+    Raises: CapabilityError if no GPU is visible.
+    """
     import torch
 
     count = torch.cuda.device_count()
     if count == 0:
         raise CapabilityError(
-            "no GPU is visible, so it is not known how many processes to start",
+            "no GPU is visible, so the number of processes is not known",
             "lora-sft launch --gpus",
-            "give the number: --gpus 2 (without a GPU they run on the processor)",
+            "give the number of processes: --gpus 2 (without a GPU they run on the CPU)",
         )
     return count
 
@@ -180,8 +228,8 @@ def _submit(script: Path) -> int:
     sbatch = shutil.which("sbatch")
     if sbatch is None:
         raise CapabilityError(
-            "no sbatch on this machine",
+            "the program sbatch is not on this machine",
             "lora-sft launch --slurm",
-            f"add --write DIR for the files alone, or run sbatch {script} where SLURM is",
+            f"run sbatch {script} on a machine with SLURM, or use --write DIR instead of --slurm",
         )
     return subprocess.run([sbatch, str(script)], check=False).returncode

@@ -1,4 +1,4 @@
-"""`lora-sft merge`: adapter + base -> merged weights, verified."""
+"""`lora-sft merge`: merge an adapter into its base model and verify the result."""
 
 from __future__ import annotations
 
@@ -17,14 +17,22 @@ def add_parser(commands: Commands) -> None:
         commands,
         "merge",
         run,
-        "Merge adapters into their base, file by file, verified.",
-        "Every tensor is read back from disk and compared with the formula, and the answers with "
-        "those of base + adapter; past the tolerance the folder is kept as OUT.failed and the exit "
-        "code is 7.",
+        "Merge an adapter into its base model and verify the result.",
+        "Every merged tensor is read back from disk and compared with the merge formula. The "
+        "answers of the merged model are compared with those of base + adapter. If a difference is "
+        "above the tolerance, the folder is kept as OUT.failed and the exit code is 7.",
     )
-    parser.add_argument("adapter", metavar="ADAPTER", type=Path, help="adapter folder, or a run")
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")
-    parser.add_argument("--base", metavar="PATH", help="the base, where it moved")
+    parser.add_argument(
+        "adapter", metavar="ADAPTER", type=Path, help="an adapter folder or a run directory"
+    )
+    parser.add_argument(
+        "out", metavar="OUT", type=Path, help="the folder to write; it must not exist"
+    )
+    parser.add_argument(
+        "--base",
+        metavar="PATH",
+        help="folder or hub id of the base model (default: the one that the adapter records)",
+    )
     parser.add_argument(
         "--with",
         dest="others",
@@ -32,40 +40,45 @@ def add_parser(commands: Commands) -> None:
         type=Path,
         action="append",
         default=[],
-        help="one more adapter to add in the same merge (again for more)",
+        help="another adapter to add in the same merge (may be repeated)",
     )
     parser.add_argument(
         "--onto",
         choices=("dequantized", "original"),
-        help="form of the base (default: dequantized after QLoRA, else original)",
+        help="weights to add the adapter to: dequantized, as QLoRA training used them, or the "
+        "original ones (default: dequantized for a QLoRA adapter, else original)",
     )
     parser.add_argument(
         "--trained-on",
         choices=("nf4", "int8"),
-        help="how the base was quantised in training, for an adapter that does not record it",
+        help="quantisation of the base model in training, if the adapter does not record it",
     )
     parser.add_argument(
         "--dtype",
         choices=("bfloat16", "float16", "float32"),
-        help="default: the recipe's, else the base's in training, else as the base is stored",
+        help="dtype of the merged weights (default: export.dtype of the recipe, else the dtype of "
+        "the base model in training, else its dtype on disk)",
     )
     parser.add_argument(
         "--verify",
         choices=("auto", "logits", "tensors", "none"),
         default="auto",
-        help="auto: every tensor, and the answers where the model fits into memory",
+        help="compare every tensor (tensors), the answers (logits), both (auto, the default; "
+        "without the answers if the model is too large), or nothing (none)",
     )
     parser.add_argument(
         "--allow-other-base",
         action="store_true",
-        help="merge even where the base is not the one that the adapter recorded",
+        help="merge even if the base model differs from the one that the adapter records",
     )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the plan of the merge and write nothing"
+    )
     add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Merge, and print the report."""
+    """Merge and print the report, or print only the plan (`--dry-run`)."""
     from lora_sft.export.merge_plan import describe_merge_plan, make_merge_plan
     from lora_sft.export.merging import merge
 
@@ -89,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def format_report(report: Mapping[str, Any]) -> str:
-    """The report (or, of a dry run, the plan) as a person reads it."""
+    """Return the text of a merge report, or of the plan that `--dry-run` makes."""
     if "seconds" not in report:
         return "\n".join(f"{name}: {format_value(value)}" for name, value in report.items())
     from lora_sft.export.proof.check_summary import describe_check
@@ -114,18 +127,24 @@ def format_report(report: Mapping[str, Any]) -> str:
 
 
 def format_value(value: Any) -> str:
-    """A list on lines of its own, anything else as it is."""
+    """Return a value as text: one line per item of a list."""
     if isinstance(value, list):
         return "".join(f"\n  {each}" for each in value)
     return str(value)
 
 
 def format_shift(onto: str, shift: dict[str, Any], against: str) -> str:
-    """What one choice of base costs against the model as it was trained."""
+    """Return a line with the difference between the merged model and the trained one.
+
+    Args:
+        onto: The weights that the adapter was added to.
+        shift: The measured difference.
+        against: The name of the model that the merged one is compared with.
+    """
     line = f"shift of --onto {onto} against {against}: mean KL {shift['mean_kl']:.2e} nats"
     if "loss" in shift:
         line += (
-            f", loss {shift['loss']:.4f} ({shift['loss_as_trained']:.4f}) on "
+            f", loss {shift['loss']:.4f} (as trained: {shift['loss_as_trained']:.4f}) on "
             f"{shift['held_out_rows']} held-out rows"
         )
     return line

@@ -1,4 +1,4 @@
-"""`lora-sft prepare`: rows to tokens in the cache, before any process group exists."""
+"""`lora-sft prepare`: tokenise the data of a recipe into the cache, before training starts."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ def add_parser(commands: Commands) -> None:
         commands,
         "prepare",
         run,
-        "Tokenise a recipe's data into the cache.",
-        "Training on the same data then starts at once, on every process.",
+        "Tokenise the data of a recipe into the cache.",
+        "Training on the same data then reads the tokens from the cache, in every process.",
     )
     add_recipe(parser)
     add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prepare and say where the result is kept."""
+    """Tokenise the data and print the counts of rows and the folder in the cache."""
     from lora_sft.data.corpus.account_table import show_accounts
     from lora_sft.data.corpus.loading import prepare_data
     from lora_sft.log import say
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         return EXIT_DONE
     if prepared.folder is None:
-        say(f"nothing is kept: {prepared.reason}")
+        say(f"the tokens are not in the cache: {prepared.reason}")
     else:
-        say(f"{'was there already' if prepared.is_hit else 'kept in'}: {prepared.folder}")
+        say(f"{'already in the cache' if prepared.is_hit else 'cached in'}: {prepared.folder}")
     return EXIT_DONE

@@ -1,4 +1,4 @@
-"""A preview for the terminal: learned text stands out in colour, and in brackets without it."""
+"""The preview as text: learned tokens are in brackets, and in colour on a terminal."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ if TYPE_CHECKING:
 
 FILE_COLUMNS = 100
 OPENING, CLOSING = "⟦", "⟧"
-# Two shades in turn, so that one token can be told from the next.
+# Neighbouring tokens have different shades, so that a reader sees where one ends.
 LEARNED_STYLES = ("#06351c on #a6e3b8", "#06351c on #86d3a0")
 UNLEARNED_STYLE = "dim"
 SPECIAL_STYLE = "bold"
 BRACKET_STYLE = "bold green"
 DROPPED_STYLE = "bold red"
-# A long context is shown by its ends, unless one row alone is asked for.
+# Without --row, only this many tokens are shown at the start and at the end of a long segment.
 SEGMENT_END_TOKENS = 120
 EXCERPT_CHARACTERS = 300
 TEMPLATE_HASH_CHARACTERS = 12
 
 
 def make_file_console(file: TextIO) -> Console:
-    """A console for a file: no colour, and no terminal's width."""
+    """Return a console that writes to a file, without colour and with a fixed width."""
     return Console(file=file, width=FILE_COLUMNS, no_color=True, highlight=False)
 
 
 class PreviewPrinter:
-    """Prints rows as they come, then what holds for the whole split."""
+    """Prints the rows of a preview one by one, then the account of the whole split."""
 
     def __init__(self, console: Console, preview: Preview) -> None:
         self._console = console
@@ -56,16 +56,16 @@ class PreviewPrinter:
         self._is_one_row = preview.selection.row is not None
 
     def print(self) -> PreviewSummary:
-        """Print everything."""
+        """Print the rows, the account and the tokenizer. Return the summary of the split."""
         summary = self._preview.follow(self._print_row)
         self._console.print(render_account_table({summary.split: summary.account}))
         self._print_line(_describe_tokenizer(summary.tokenizer, summary.template_date))
         if not self._is_one_row:
-            self._print_line(Text(_describe_rest(summary), style=UNLEARNED_STYLE))
+            self._print_line(Text(_describe_options(summary), style=UNLEARNED_STYLE))
         return summary
 
     def _print_line(self, text: Text | str) -> None:
-        """One line, wrapped by the terminal alone: a piped row keeps its own line breaks."""
+        """Print a text without wrapping it, so that in a pipe it keeps its own line breaks."""
         self._console.print(text, soft_wrap=True, markup=False)
 
     def _print_row(self, row: PreviewRow) -> None:
@@ -94,7 +94,7 @@ class PreviewPrinter:
     ) -> None:
         if segment.turn is not None:
             text.append(OPENING, BRACKET_STYLE)
-        for position in self._find_shown(segment):
+        for position in self._list_shown_positions(segment):
             if position is None:
                 left_out = segment.end - segment.start - 2 * SEGMENT_END_TOKENS
                 text.append(f"\n… {left_out:,} tokens …\n", SPECIAL_STYLE)
@@ -103,8 +103,8 @@ class PreviewPrinter:
         if segment.turn is not None:
             text.append(CLOSING, BRACKET_STYLE)
 
-    def _find_shown(self, segment: Segment) -> Iterator[int | None]:
-        """The positions to print, and None in place of a long middle."""
+    def _list_shown_positions(self, segment: Segment) -> Iterator[int | None]:
+        """Yield the positions to print. None stands for the middle that is left out."""
         if self._is_one_row or segment.end - segment.start <= 2 * SEGMENT_END_TOKENS:
             yield from range(segment.start, segment.end)
             return
@@ -118,7 +118,7 @@ class PreviewPrinter:
         return f"{SPECIAL_STYLE} {style}" if is_special else style
 
     def _make_token_table(self, row: LabelledRow, pieces: list[str]) -> Table:
-        """One line a token: where, which, and in which turn it is learned."""
+        """Return a table with one line per token: its position, id, text and learned turn."""
         table = Table("position", "id", "token", "text", "learned in")
         tokens = self._preview.tokenizer.convert_ids_to_tokens(row.input_ids)
         for segment in find_segments(row):
@@ -140,7 +140,7 @@ def _describe_turn(turn: Turn) -> str:
 
 
 def _describe_row(row: PreviewRow, max_length: int) -> Text:
-    """The line above a row: where it is from, and what became of it."""
+    """Return the line above a row: its source and its learned tokens, or why it is dropped."""
     source_row = row.outcome.source_row
     text = Text(make_visible(source_row.where), style="bold")
     if source_row.line is not None:
@@ -149,7 +149,7 @@ def _describe_row(row: PreviewRow, max_length: int) -> Text:
         text.append(f"  dropped: {row.drop.reason}", DROPPED_STYLE)
         text.append(f" ({make_visible(row.drop.detail)})" if row.drop.detail else "")
         return text
-    assert row.labelled is not None, "what is not dropped has tokens"
+    assert row.labelled is not None, "a row that is not dropped has tokens"
     learned, tokens = row.labelled.num_target_tokens, len(row.labelled.input_ids)
     text.append(f"  {learned:,} of {tokens:,} tokens learned")
     notes = [] if row.labelled.built == "rendered" else [row.labelled.built]
@@ -168,10 +168,13 @@ def _describe_tokenizer(facts: TokenizerFacts, template_date: str | None) -> str
     return (
         f"tokenizer: eos {facts.eos or '(none)'}, pad {facts.pad or '(none)'}, "
         f"stop tokens {stops}, chat template {template}"
-        + (f" (it is shown the date {template_date})" if template_date else "")
+        + (f" (rendered with the date {template_date})" if template_date else "")
     )
 
 
-def _describe_rest(summary: PreviewSummary) -> str:
+def _describe_options(summary: PreviewSummary) -> str:
     shown = f"{OPENING}learned{CLOSING}; {summary.num_shown:,} of {summary.num_rows:,} rows shown"
-    return f"{shown}; more: --rows N, one token by token: --row I, a page: --format html --out FILE"
+    return (
+        f"{shown}; for more rows: --rows N; for one row, token by token: --row I; "
+        "for a page: --format html --out FILE"
+    )

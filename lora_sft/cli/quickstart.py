@@ -1,4 +1,4 @@
-"""`lora-sft quickstart`: the whole way once, offline, on a CPU, in minutes."""
+"""`lora-sft quickstart`: train, evaluate and merge a small example, offline, on a CPU."""
 
 from __future__ import annotations
 
@@ -14,16 +14,21 @@ def add_parser(commands: Commands) -> None:
         commands,
         "quickstart",
         run,
-        "Do the whole job once, offline, on a CPU.",
-        "Trains, evaluates, merges and verifies on the model and data that ship with lora-sft.",
+        "Train, evaluate and merge a small example, offline, on a CPU.",
+        "The model and the data ship with lora-sft. The command takes a few minutes.",
     )
     parser.add_argument(
-        "folder", metavar="DIR", nargs="?", type=Path, default=Path("quickstart"), help="where to"
+        "folder",
+        metavar="DIR",
+        nargs="?",
+        type=Path,
+        default=Path("quickstart"),
+        help="the folder for the results (default: quickstart)",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the tour."""
+    """Run the quickstart."""
     from lora_sft.quickstart.tour import run_quickstart
 
     return run_quickstart(arguments.folder)

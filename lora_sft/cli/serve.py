@@ -1,4 +1,4 @@
-"""`lora-sft serve`: an OpenAI-compatible endpoint for a run, an adapter or a merged model."""
+"""`lora-sft serve`: serve a run, an adapter or a merged model over the OpenAI API."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from lora_sft.errors import EXIT_DONE, CapabilityError
 from lora_sft.log import say
 
 if TYPE_CHECKING:
-    from lora_sft.serve.speaker import Target
+    from lora_sft.serve.loaded_model import ModelFolder
 
 API_KEY_VARIABLE = "LORA_SFT_API_KEY"
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
+LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
 
 
 def add_parser(commands: Commands) -> None:
@@ -25,76 +25,102 @@ def add_parser(commands: Commands) -> None:
         commands,
         "serve",
         run,
-        "Serve a run or a model to OpenAI clients.",
-        "vLLM answers where it is installed, else transformers in this process.",
+        "Serve a run or a model over the OpenAI API.",
+        "If vLLM is installed, it runs the server. Otherwise transformers answers in this process.",
     )
     add_model_folder(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, help="port (8000); 0 takes a free one")
-    parser.add_argument("--name", help="name that clients ask for (default: the folder's)")
     parser.add_argument(
-        "--api-key", metavar="KEY", help=f"ask clients for it (default: ${API_KEY_VARIABLE})"
+        "--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1)"
     )
-    parser.add_argument("--backend", choices=("auto", "vllm", "transformers"), default="auto")
-    parser.add_argument("--dry-run", action="store_true", help="print vLLM's command line and end")
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=8000,
+        help="the port to listen on (default: 8000); 0 takes any free port",
+    )
+    parser.add_argument(
+        "--name", help="the model's name in the API (default: the name of the folder)"
+    )
+    parser.add_argument(
+        "--api-key",
+        metavar="KEY",
+        help=f"the key that every client must send (default: ${API_KEY_VARIABLE})",
+    )
+    parser.add_argument(
+        "--backend",
+        choices=("auto", "vllm", "transformers"),
+        default="auto",
+        help="auto (default): vLLM if it is installed and can serve the model, else transformers",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the vLLM command and start nothing"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until stopped."""
-    from lora_sft.serve.speaker import find_target
+    """Serve the model until a signal stops the server."""
+    from lora_sft.serve.loaded_model import find_model_folder
 
-    target = find_target(arguments.folder)
+    model = find_model_folder(arguments.folder)
     if arguments.name:
-        target = dataclasses.replace(target, name=arguments.name)
+        model = dataclasses.replace(model, name=arguments.name)
     key = arguments.api_key or os.environ.get(API_KEY_VARIABLE)
-    if arguments.host not in LOOPBACK and not key:
-        say(f"warning: anybody who reaches {arguments.host} can use the model; set --api-key")
-    if arguments.dry_run or _takes_vllm(arguments, target):
-        return _serve_with_vllm(arguments, target, key)
-    return _serve_here(arguments, target, key)
+    if arguments.host not in LOOPBACK_HOSTS and not key:
+        say(
+            f"warning: every computer that can reach {arguments.host} can use the model; "
+            "set --api-key"
+        )
+    if arguments.dry_run or _should_use_vllm(arguments, model):
+        return _serve_with_vllm(arguments, model, key)
+    return _serve_with_transformers(arguments, model, key)
 
 
-def _takes_vllm(arguments: argparse.Namespace, target: Target) -> bool:
-    """Whether vLLM is to answer: asked for, or there and able to."""
-    from lora_sft.serve.vllm_command import has_vllm, make_vllm_command
+def _should_use_vllm(arguments: argparse.Namespace, model: ModelFolder) -> bool:
+    """Return whether vLLM serves the model.
 
-    if arguments.backend != "auto" or not has_vllm():
+    With `--backend auto`, it does if it is installed and can serve this model.
+    """
+    from lora_sft.serve.vllm_command import is_vllm_installed, make_vllm_command
+
+    if arguments.backend != "auto" or not is_vllm_installed():
         return bool(arguments.backend == "vllm")
     try:
-        make_vllm_command(target, arguments.host, arguments.port)
+        make_vllm_command(model, arguments.host, arguments.port)
     except CapabilityError as error:
-        say(f"{error.what}; transformers serves it instead")
+        say(f"{error.what}; transformers serves the model instead")
         return False
     return True
 
 
-def _serve_with_vllm(arguments: argparse.Namespace, target: Target, key: str | None) -> int:
-    from lora_sft.serve.vllm_command import become_vllm, make_vllm_command
+def _serve_with_vllm(arguments: argparse.Namespace, model: ModelFolder, key: str | None) -> int:
+    from lora_sft.serve.vllm_command import make_vllm_command, replace_process_with_vllm
 
-    command = make_vllm_command(target, arguments.host, arguments.port)
+    command = make_vllm_command(model, arguments.host, arguments.port)
     if arguments.dry_run:
         print(shlex.join(command))
         return EXIT_DONE
     say(shlex.join(command))
-    become_vllm(command, key)
+    replace_process_with_vllm(command, key)
     return EXIT_DONE
 
 
-def _serve_here(arguments: argparse.Namespace, target: Target, key: str | None) -> int:
+def _serve_with_transformers(
+    arguments: argparse.Namespace, model: ModelFolder, key: str | None
+) -> int:
     try:
         from lora_sft.serve.endpoint import build_app, open_listener, run_endpoint
     except ImportError as error:
         raise CapabilityError(
-            f"the endpoint needs a package that is not installed: {error.name}",
+            f"a package that the server needs is not installed: {error.name}",
             "lora-sft serve",
             "pip install 'lora-sft[serve]'",
         ) from error
-    from lora_sft.serve.speaker import load_speaker
+    from lora_sft.serve.loaded_model import load_model
 
     with open_listener(arguments.host, arguments.port) as listener:
-        app = build_app(load_speaker(target), key)
+        app = build_app(load_model(model), key)
         listener.listen()
         host, port = listener.getsockname()[:2]
-        say(f"serving {target.name} on http://{f'[{host}]' if ':' in host else host}:{port}/v1")
+        say(f"serving {model.name} on http://{f'[{host}]' if ':' in host else host}:{port}/v1")
         run_endpoint(app, listener)
     return EXIT_DONE

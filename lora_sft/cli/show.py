@@ -1,4 +1,4 @@
-"""`lora-sft show`: the resolved recipe, and who set each value."""
+"""`lora-sft show`: print the resolved recipe and where each value was set."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ def add_parser(commands: Commands) -> None:
         commands,
         "show",
         run,
-        "Print the resolved recipe and who set each value.",
-        "Behind each value stands its file:line, `command line` or `default`.",
+        "Print the resolved recipe and where each value was set.",
+        "Each line ends with the file and line that set the value, or with `command line` or "
+        "`default`.",
     )
     add_recipe(parser, optional=True)
     add_json(parser)
     parser.add_argument(
-        "--schema", action="store_true", help="the JSON Schema of recipes, for editors"
+        "--schema", action="store_true", help="print the JSON Schema of recipes, for editors"
     )
 
 
@@ -39,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_json(recipe_json_schema())
         return EXIT_DONE
     if arguments.recipe is None:
-        raise UsageError("give a RECIPE, or --schema")
+        raise UsageError("a RECIPE or --schema is required")
     recipe = read_recipe(arguments.recipe, arguments.overrides)
     if arguments.json:
         print_json({"recipe": recipe.to_dict(), "origins": recipe.origins})

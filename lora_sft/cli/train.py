@@ -1,4 +1,4 @@
-"""`lora-sft train`: directly, or under accelerate, torchrun or deepspeed."""
+"""`lora-sft train`: train a recipe, alone or as a process of accelerate, torchrun or deepspeed."""
 
 from __future__ import annotations
 
@@ -21,23 +21,27 @@ def add_parser(commands: Commands) -> None:
         commands,
         "train",
         run,
-        "Train a recipe; again, to go on with it.",
-        "The same command goes on where an unfinished run stopped; a finished one is left alone.",
+        "Train a recipe, or continue its unfinished run.",
+        "The same command continues an unfinished run from its last checkpoint. A finished run is "
+        "not changed.",
     )
     add_recipe(parser)
     parser.add_argument(
         "--resume",
         metavar="WHERE",
         default="auto",
-        help="auto (default): go on if there is something; never: refuse to; or a checkpoint",
+        help="auto (default): continue the run in output_dir. never: refuse to start if output_dir "
+        "holds this run. The folder of a checkpoint: continue from this checkpoint",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="give up the run in the output directory"
+        "--overwrite",
+        action="store_true",
+        help="delete the run in output_dir and train from step 0",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train, and return the contract's exit code."""
+    """Train a recipe and return the exit code."""
     from lora_sft.processes.outcome import leave_outcome
     from lora_sft.processes.stop_signal import Stopped, StopRequest
 
@@ -46,33 +50,38 @@ def run(arguments: argparse.Namespace) -> int:
             code = _run(arguments, request)
         except Stopped as stopped:
             code = stopped.exit_code
-            leave_outcome(os.environ, code, was_told=_is_one_of_several())
-            print(f"{stopped}; the same command goes on with the run", file=sys.stderr)
-            _leave_at_once(code)
+            leave_outcome(os.environ, code, was_told=_is_distributed())
+            print(f"{stopped}; the same command continues the run", file=sys.stderr)
+            _exit_at_once_if_distributed(code)
         except LoraSftError as error:
             leave_outcome(os.environ, error.exit_code)
-            _leave_at_once(error.exit_code, str(error))
+            _exit_at_once_if_distributed(error.exit_code, str(error))
             raise
-        except Exception:  # raised again: the launcher is told of the code before
+        except Exception:
             leave_outcome(os.environ, EXIT_UNEXPECTED)
-            _leave_at_once(EXIT_UNEXPECTED, traceback.format_exc())
+            _exit_at_once_if_distributed(EXIT_UNEXPECTED, traceback.format_exc())
             raise
         leave_outcome(os.environ, code)
         return code
 
 
-def _is_one_of_several() -> bool:
-    """Read as it stands: this is asked after errors, of which a WORLD_SIZE that is none is one."""
+def _is_distributed() -> bool:
+    """Return whether a launcher started several processes.
+
+    `WORLD_SIZE` may be invalid here, because this function also runs after that error. So its text
+    is compared and not parsed.
+    """
     return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
-def _leave_at_once(exit_code: int, last_words: str = "") -> None:
-    """One of several processes ends here, without closing what it shares with the others.
+def _exit_at_once_if_distributed(exit_code: int, message: str = "") -> None:
+    """End this process now if it is one of several. Do not close the process group first.
 
-    Closing waits for them, or aborts with another exit code; both hide the error.
+    Closing it would wait for the other processes or end with another exit code. Both would hide
+    the error.
     """
-    if _is_one_of_several():
-        print(last_words, file=sys.stderr, flush=True)
+    if _is_distributed():
+        print(message, file=sys.stderr, flush=True)
         os._exit(exit_code)
 
 
@@ -83,7 +92,7 @@ def _run(arguments: argparse.Namespace, request: StopRequest) -> int:
     check_world(os.environ)
     recipe = read_recipe(arguments.recipe, arguments.overrides)
 
-    # torch is imported here, after a recipe that is right
+    # Imported late because these import torch. An error in the recipe must appear at once.
     from lora_sft.pipeline import run_training
     from lora_sft.processes.this_process import Processes
 

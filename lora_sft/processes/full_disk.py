@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_sft.cache_folder import VARIABLE, find_cache_folder
+from lora_sft.cache_folder import CACHE_FOLDER_VARIABLE, find_cache_folder
 from lora_sft.errors import LoraSftError, TrainingError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -53,7 +53,9 @@ def list_places(run: Path) -> list[Place]:
     """Where training writes: run, cache, temporary files, what data workers hand over."""
     places = [
         Place(run, "make room (train.save_total_limit keeps fewer checkpoints)"),
-        Place(find_cache_folder(), f"make room, or set {VARIABLE} to a folder elsewhere"),
+        Place(
+            find_cache_folder(), f"make room, or set {CACHE_FOLDER_VARIABLE} to a folder elsewhere"
+        ),
         Place(Path(tempfile.gettempdir()), "make room, or set TMPDIR to a folder elsewhere"),
     ]
     if Path("/dev/shm").exists():

@@ -1,1 +1,1 @@
-"""Answer people and programs: a chat in the terminal, and an OpenAI-compatible endpoint."""
+"""Load a run, an adapter or a model, and answer: in the terminal or over the OpenAI API."""

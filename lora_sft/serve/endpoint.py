@@ -1,13 +1,15 @@
-"""An OpenAI-compatible endpoint over one loaded model, by transformers' own server.
+"""Serve one loaded model over the OpenAI API, with the request handlers of `transformers serve`.
 
-`transformers serve` (5.23) cannot be started for this as it is: it serves models of the hub's
-cache, so its `/v1/models` fails in an empty home folder and never names a local folder, it loads
-whatever model a request names, and it passes over what it does not support without a word. So its
-request handlers are used (prompts, streaming, tool calls, the three APIs) behind an app that knows
-one model by a short name, holds a key where one is set, and refuses what would be ignored.
+`transformers serve` (5.23) itself does not fit, for three reasons. It lists the models of the hub's
+cache: `/v1/models` fails in an empty home folder and never lists a local folder. It loads any model
+that a request names. It silently ignores fields that it does not support.
 
-The only file that knows fastapi, uvicorn and transformers' serving modules, none of which is
-imported unless `lora-sft serve` runs.
+So this file takes only its request handlers (prompts, streaming, tool calls, the three APIs). The
+app around them serves one model under a short name, checks the API key if there is one, and
+refuses a request with an unsupported field.
+
+Only this file imports fastapi, uvicorn and the serving modules of transformers, and only
+`lora-sft serve` imports this file.
 """
 
 from __future__ import annotations
@@ -33,10 +35,10 @@ from transformers.cli.serving.response import ResponseHandler
 from transformers.cli.serving.utils import GenerateManager, GenerationState
 
 from lora_sft.errors import CapabilityError, LoraSftError
-from lora_sft.serve.speaker import Speaker
+from lora_sft.serve.loaded_model import LoadedModel
 
-# What the handlers would take and not act on, with the values that ask for nothing.
-IGNORED_FIELDS: dict[str, tuple[Any, ...]] = {
+# Request fields that the handlers accept and ignore, and the values that change nothing.
+UNSUPPORTED_FIELDS: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "best_of": (1,),
     "echo": (False,),
@@ -56,73 +58,79 @@ IGNORED_FIELDS: dict[str, tuple[Any, ...]] = {
     "background": (False,),
 }
 
-# What a request that the chat template did not expect makes it, or its reader, raise.
-REQUEST_FAULTS = (jinja2.TemplateError, LookupError, TypeError, ValueError)
+# Errors of the chat template and of the handlers if a request has an unexpected form.
+REQUEST_ERRORS = (jinja2.TemplateError, LookupError, TypeError, ValueError)
 
 
-class OneModel(ModelManager):
-    """The model that is loaded already, under its name; no request loads another."""
+class SingleModelManager(ModelManager):
+    """Returns the model that is already loaded. No request can load another model."""
 
-    def __init__(self, speaker: Speaker) -> None:
+    def __init__(self, loaded: LoadedModel) -> None:
         super().__init__()
-        self.speaker = speaker
-        self.force_model = speaker.name
+        self.loaded = loaded
+        self.force_model = loaded.name
 
     @staticmethod
     def process_model_name(model_id: str) -> str:
-        """A name is a name here; upstream appends a revision."""
+        """Return the name unchanged. transformers would append a revision."""
         return model_id
 
     def load_model_and_processor(self, *_: Any, **__: Any) -> tuple[Any, Any]:
-        """The one model and its tokenizer, whatever is asked: `_resolve_model` checked the name."""
-        return self.speaker.model, self.speaker.tokenizer
+        """Return the model and its tokenizer. `check_name` has checked the requested name."""
+        return self.loaded.model, self.loaded.tokenizer
 
 
-class WithinContext(GenerateManager):
-    """Generation that never runs past the model's context."""
+class ContextLimitedManager(GenerateManager):
+    """Generates answers that never exceed the model's context."""
 
-    def __init__(self, speaker: Speaker) -> None:
+    def __init__(self, loaded: LoadedModel) -> None:
         super().__init__()
-        self._speaker = speaker
+        self._loaded = loaded
 
     def generate_streaming(self, *arguments: Any, **named: Any) -> Any:
-        """As upstream (model, tokenizer, inputs, generation config), within the context."""
-        self._limit(*arguments[2:4])
+        """Generate a stream within the context.
+
+        The positional arguments are those of transformers: model, tokenizer, inputs, config.
+        """
+        self._limit_new_tokens(*arguments[2:4])
         return super().generate_streaming(*arguments, **named)
 
     async def generate_non_streaming(self, *arguments: Any, **named: Any) -> Any:
-        """As upstream, within the context."""
-        self._limit(*arguments[2:4])
+        """Generate a whole answer within the context. Arguments as in `generate_streaming`."""
+        self._limit_new_tokens(*arguments[2:4])
         return await super().generate_non_streaming(*arguments, **named)
 
-    def _limit(self, inputs: Any, gen_config: Any) -> None:
-        """Raises: ModelError where the prompt leaves no room; the client is told, as a 400."""
-        room = self._speaker.count_room(inputs["input_ids"].shape[-1])
+    def _limit_new_tokens(self, inputs: Any, gen_config: Any) -> None:
+        """Lower `max_new_tokens` to the tokens of the context that remain after the prompt.
+
+        Raises: ModelError if no token remains. The client receives it as status 400.
+        """
+        room = self._loaded.count_free_tokens(inputs["input_ids"].shape[-1])
         if room is not None:
             gen_config.max_new_tokens = min(gen_config.max_new_tokens, room)
 
 
-class OneGeneration(GenerationState):
-    """One generation at a time, on one thread, within the model's context."""
+class SingleManagerState(GenerationState):
+    """Generates for one request at a time, on one thread, with one `ContextLimitedManager`."""
 
-    def __init__(self, speaker: Speaker) -> None:
+    def __init__(self, loaded: LoadedModel) -> None:
         super().__init__()
-        self._manager = WithinContext(speaker)
+        self._manager = ContextLimitedManager(loaded)
 
     def get_manager(self, model_id: str, use_cb: bool = False) -> GenerateManager:
-        """The manager of the one model."""
+        """Return the manager of the served model."""
         return self._manager
 
 
-class _Strict:
-    """What a handler of transformers does, without passing anything over."""
+class _StrictHandler:
+    """Changes a request handler of transformers so that it ignores nothing in a request."""
 
     def _validate_request(self, body: dict[str, Any]) -> None:
-        check_asks_for_nothing_ignored(body)
+        check_fields_are_supported(body)
         super()._validate_request(body)  # type: ignore[misc]
 
     def _build_generation_config(self, body: dict[str, Any], *more: Any, **named: Any) -> Any:
-        """Upstream leaves greedy decoding on when a request asks for a temperature."""
+        """Switch sampling on if the request sets a temperature or top_p. transformers does not."""
         config = super()._build_generation_config(body, *more, **named)  # type: ignore[misc]
         if body.get("temperature") or (body.get("top_p") and body.get("temperature") is None):
             config.do_sample = True
@@ -132,43 +140,46 @@ class _Strict:
     def get_processor_inputs_from_messages(
         messages: list[dict[str, Any]], modality: Any
     ) -> list[dict[str, Any]]:
-        """Messages as the template was trained on them; upstream keeps role and content only."""
+        """Return the messages for the chat template. transformers keeps only role and content."""
         return [make_template_message(message) for message in messages]
 
 
-class StrictChat(_Strict, ChatCompletionHandler):
-    """`/v1/chat/completions`."""
+class StrictChatHandler(_StrictHandler, ChatCompletionHandler):
+    """Answers requests to `/v1/chat/completions`."""
 
 
-class StrictCompletion(_Strict, CompletionHandler):
-    """`/v1/completions`."""
+class StrictCompletionHandler(_StrictHandler, CompletionHandler):
+    """Answers requests to `/v1/completions`."""
 
 
-class StrictResponse(_Strict, ResponseHandler):
-    """`/v1/responses`."""
+class StrictResponseHandler(_StrictHandler, ResponseHandler):
+    """Answers requests to `/v1/responses`."""
 
 
-def check_asks_for_nothing_ignored(body: Mapping[str, Any]) -> None:
-    """Raises: HTTPException (400) naming the fields that would not be acted on."""
-    ignored = [
+def check_fields_are_supported(body: Mapping[str, Any]) -> None:
+    """Raise HTTPException (400) with the names of the fields that the server would ignore."""
+    unsupported = [
         name
-        for name, harmless in IGNORED_FIELDS.items()
+        for name, harmless in UNSUPPORTED_FIELDS.items()
         if body.get(name) is not None and body[name] not in harmless
     ]
-    if ignored:
-        raise HTTPException(400, f"not supported by this server: {', '.join(ignored)}")
+    if unsupported:
+        raise HTTPException(400, f"this server does not support: {', '.join(unsupported)}")
 
 
 def make_template_message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """An OpenAI message as chat templates read it: text for content, arguments as mappings.
+    """Return an OpenAI message in the form that chat templates read.
 
-    Raises: HTTPException (400) for a part that is no text.
+    The content becomes one text. The arguments of a tool call, which are JSON text in the OpenAI
+    API, become a mapping.
+
+    Raises: HTTPException (400) if a part of the content is not text.
     """
     plain = copy.deepcopy(dict(message))
     content = plain.get("content")
     if isinstance(content, list):
         if any("text" not in part for part in content):
-            raise HTTPException(400, "only text can be read by this model")
+            raise HTTPException(400, "this model reads only text")
         plain["content"] = "\n".join(part["text"] for part in content)
     plain["content"] = plain.get("content") or ""
     for call in plain.get("tool_calls") or []:
@@ -178,24 +189,29 @@ def make_template_message(message: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def build_app(speaker: Speaker, api_key: str | None = None) -> FastAPI:
-    """The app: chat, completions, responses, models and health; nothing else is reachable."""
+def build_app(loaded: LoadedModel, api_key: str | None = None) -> FastAPI:
+    """Return the web app. It has only these routes: chat, completions, responses, models, health.
+
+    Args:
+        loaded: The model to serve.
+        api_key: The key that clients must send; None asks for no key.
+    """
     app = FastAPI(title="lora-sft", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_api_route("/health", lambda: {"status": "ok"})
-    app.include_router(_build_routes(speaker, api_key))
-    app.add_exception_handler(StarletteHTTPException, _say_http_error)
-    app.add_exception_handler(LoraSftError, _say_our_error)
+    app.include_router(_build_routes(loaded, api_key))
+    app.add_exception_handler(StarletteHTTPException, _answer_http_error)
+    app.add_exception_handler(LoraSftError, _answer_lora_sft_error)
     return app
 
 
-def _build_routes(speaker: Speaker, api_key: str | None) -> APIRouter:
-    manager, state = OneModel(speaker), OneGeneration(speaker)
+def _build_routes(loaded: LoadedModel, api_key: str | None) -> APIRouter:
+    manager, state = SingleModelManager(loaded), SingleManagerState(loaded)
     handlers: dict[str, Any] = {
-        "/v1/chat/completions": StrictChat(manager, state),
-        "/v1/completions": StrictCompletion(manager, state),
-        "/v1/responses": StrictResponse(manager, state),
+        "/v1/chat/completions": StrictChatHandler(manager, state),
+        "/v1/completions": StrictCompletionHandler(manager, state),
+        "/v1/responses": StrictResponseHandler(manager, state),
     }
-    model = {"id": speaker.name, "object": "model", "created": int(time.time())}
+    model = {"id": loaded.name, "object": "model", "created": int(time.time())}
     model["owned_by"] = "lora-sft"
 
     def check_key(request: Request) -> None:
@@ -207,21 +223,21 @@ def _build_routes(speaker: Speaker, api_key: str | None) -> APIRouter:
         return {"object": "list", "data": [model]}
 
     def get_model(name: str) -> dict[str, Any]:
-        check_name(speaker, name)
+        check_name(loaded, name)
         return model
 
     async def answer(request: Request, body: dict[str, Any] = Body(...)) -> Any:  # noqa: B008
-        check_name(speaker, body.get("model"))
-        body.setdefault("stream", False)  # upstream streams responses unless told otherwise
+        check_name(loaded, body.get("model"))
+        body.setdefault("stream", False)  # transformers streams `/v1/responses` by default
         path = request.url.path
-        if path != "/v1/completions" and not speaker.tokenizer.chat_template:
+        if path != "/v1/completions" and not loaded.tokenizer.chat_template:
             raise HTTPException(400, "the model has no chat template; use /v1/completions")
         try:
             return await handlers[path].handle_request(body, str(uuid.uuid4()))
         except LoraSftError:
             raise
-        except REQUEST_FAULTS as error:
-            message = f"the request cannot be rendered: {type(error).__name__}: {error}"
+        except REQUEST_ERRORS as error:
+            message = f"the request cannot be processed: {type(error).__name__}: {error}"
             raise HTTPException(400, message) from error
 
     router = APIRouter(dependencies=[Depends(check_key)])
@@ -232,30 +248,33 @@ def _build_routes(speaker: Speaker, api_key: str | None) -> APIRouter:
     return router
 
 
-def check_name(speaker: Speaker, name: str | None) -> None:
-    """Raises: HTTPException (404) for another model than the one served."""
-    if name not in (None, speaker.name):
-        raise HTTPException(404, f"no model {name!r} here; this server has {speaker.name!r}")
+def check_name(loaded: LoadedModel, name: str | None) -> None:
+    """Raise HTTPException (404) if a request names a model that is not served here."""
+    if name not in (None, loaded.name):
+        raise HTTPException(404, f"there is no model {name!r}; this server has {loaded.name!r}")
 
 
-def _say_http_error(request: Request, error: Any) -> JSONResponse:
+def _answer_http_error(request: Request, error: Any) -> JSONResponse:
     return _make_error(error.status_code, str(error.detail))
 
 
-def _say_our_error(request: Request, error: Any) -> JSONResponse:
+def _answer_lora_sft_error(request: Request, error: Any) -> JSONResponse:
     return _make_error(400, f"{error.what}; {error.fix}")
 
 
 def _make_error(status: int, message: str) -> JSONResponse:
-    """An error in OpenAI's shape, which every client of it shows to the person."""
+    """Return an error in OpenAI's format, so that OpenAI clients show its message."""
     kind = "authentication_error" if status == 401 else "invalid_request_error"
     return JSONResponse({"error": {"message": message, "type": kind, "code": status}}, status)
 
 
 def open_listener(host: str, port: int) -> socket.socket:
-    """The bound socket: before a model is loaded for minutes, it is known that the port is free.
+    """Return a socket that is bound to the address.
 
-    Raises: CapabilityError where it cannot be had.
+    Call this before the model is loaded. A port in use is then reported at once, and not after
+    minutes of loading.
+
+    Raises: CapabilityError if the address cannot be used.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -266,14 +285,14 @@ def open_listener(host: str, port: int) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         raise CapabilityError(
-            f"cannot listen there: {error.strerror}",
+            f"cannot listen on this address: {error.strerror}",
             f"--host {host} --port {port}",
-            "give another --port (0 takes a free one)",
+            "give another --port (0 takes any free port)",
         ) from error
     return listener
 
 
 def run_endpoint(app: FastAPI, listener: socket.socket) -> None:
-    """Serve until SIGINT or SIGTERM, which let the requests under way come to their end."""
+    """Serve until SIGINT or SIGTERM. Running requests then have 5 seconds to finish."""
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)
     uvicorn.Server(config).run(sockets=[listener])

@@ -1,11 +1,11 @@
-"""The command line that makes vLLM serve a merged folder, or an adapter beside its base.
+"""Make the command with which vLLM serves a merged model, or an adapter with its base.
 
-vLLM takes tokenizer, chat template, stop tokens and sampling from the base unless it is told
-otherwise, so for an adapter each is pointed at the adapter's folder. What vLLM does not load, or
-loads and applies wrongly without a word, is refused here.
+By default vLLM reads the tokenizer, the chat template, the stop tokens and the sampling settings
+from the base. For an adapter, options point each of them to the adapter's folder. This file also
+refuses an adapter that vLLM does not load, or that it loads but silently applies wrongly.
 
-Source: vLLM's `vllm serve --help`, `vllm/config/lora.py` (ranks) and `vllm/lora/peft_helper.py`
-(what an adapter may have), as of 0.27.
+Source: vLLM 0.27: `vllm serve --help`, `vllm/config/lora.py` (ranks) and
+`vllm/lora/peft_helper.py` (features of an adapter).
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from typing import Any
 from lora_sft.errors import CapabilityError
 from lora_sft.export.adapter_origin import AdapterOrigin
 from lora_sft.file_names import ADAPTER_CONFIG_FILE, CHAT_TEMPLATE_FILE
-from lora_sft.serve.speaker import Target
+from lora_sft.serve.loaded_model import ModelFolder
 
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-# vLLM applies plain matrices: fields of PEFT's LoraConfig, with the value of a plain adapter.
-PLAIN_LORA: tuple[tuple[str, Any], ...] = (
+# The values that vLLM accepts for `--max-lora-rank`.
+RANK_LIMITS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+# vLLM supports only plain LoRA. These fields of PEFT's LoraConfig must have these values.
+PLAIN_LORA_FIELDS: tuple[tuple[str, Any], ...] = (
     ("use_dora", False),
     ("bias", "none"),
     ("modules_to_save", None),
@@ -38,47 +39,49 @@ PLAIN_LORA: tuple[tuple[str, Any], ...] = (
 API_KEY_VARIABLE = "VLLM_API_KEY"
 
 
-def has_vllm() -> bool:
-    """Whether vLLM is installed beside this package."""
+def is_vllm_installed() -> bool:
+    """Return whether vLLM is installed in this environment."""
     return importlib.util.find_spec("vllm") is not None
 
 
-def make_vllm_command(target: Target, host: str, port: int) -> list[str]:
-    """`vllm serve ...` for a target.
+def make_vllm_command(model: ModelFolder, host: str, port: int) -> list[str]:
+    """Return the `vllm serve` command for a model folder.
 
-    Raises: CapabilityError for an adapter that vLLM cannot serve.
+    Raises: CapabilityError if vLLM cannot serve the adapter.
     """
-    where = ["--host", host, "--port", str(port)]
-    if target.origin is None:
-        return ["vllm", "serve", str(target.folder), "--served-model-name", target.name, *where]
-    folder, origin = str(target.folder), target.origin
-    rank = find_rank(target)
+    address = ["--host", host, "--port", str(port)]
+    if model.origin is None:
+        return ["vllm", "serve", str(model.path), "--served-model-name", model.name, *address]
+    folder, origin = str(model.path), model.origin
+    rank = find_rank_limit(model.path)
     base = origin.model_name_or_path
     return [
-        *("vllm", "serve", base, "--served-model-name", f"{target.name}-base"),
+        *("vllm", "serve", base, "--served-model-name", f"{model.name}-base"),
         *("--enable-lora", "--max-lora-rank", str(rank)),
-        *("--lora-modules", f"{target.name}={folder}"),
+        *("--lora-modules", f"{model.name}={folder}"),
         *("--tokenizer", folder, "--generation-config", folder),
-        *_describe_base(target, origin),
-        *where,
+        *_list_base_options(model.path, origin),
+        *address,
     ]
 
 
-def find_rank(target: Target) -> int:
-    """The smallest of vLLM's rank limits that holds the adapter.
+def find_rank_limit(adapter: Path) -> int:
+    """Return the smallest of vLLM's rank limits that is not below the adapter's rank.
 
-    Raises: CapabilityError where it has more than plain LoRA matrices.
+    Raises: CapabilityError if the rank is too large or the adapter is not plain LoRA.
     """
-    config = json.loads((target.folder / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8"))
-    more = [name for name, plain in PLAIN_LORA if config.get(name) not in (plain, None)]
-    rank = next((limit for limit in RANKS if limit >= config["r"]), None)
-    if not more and rank is not None:
-        return rank
+    config = json.loads((adapter / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8"))
+    unsupported = [
+        name for name, plain in PLAIN_LORA_FIELDS if config.get(name) not in (plain, None)
+    ]
+    limit = next((limit for limit in RANK_LIMITS if limit >= config["r"]), None)
+    if not unsupported and limit is not None:
+        return limit
     raise CapabilityError(
-        f"vLLM cannot serve this adapter beside its base: {', '.join(more) or 'r'} is set to "
-        f"{_list_values(config, more or ['r'])}",
-        str(target.folder),
-        f"merge it and serve the folder: lora-sft merge {target.folder} OUT",
+        f"vLLM cannot serve this adapter with its base: {', '.join(unsupported) or 'r'} is set to "
+        f"{_list_values(config, unsupported or ['r'])}",
+        str(adapter),
+        f"merge the adapter and serve the merged folder: lora-sft merge {adapter} OUT",
     )
 
 
@@ -86,9 +89,12 @@ def _list_values(config: Mapping[str, Any], names: list[str]) -> str:
     return ", ".join(json.dumps(config[name]) for name in names)
 
 
-def _describe_base(target: Target, origin: AdapterOrigin) -> list[str]:
-    """The base as the adapter was trained on it; vLLM packs NF4 with double quantisation itself."""
-    template = target.folder / CHAT_TEMPLATE_FILE
+def _list_base_options(adapter: Path, origin: AdapterOrigin) -> list[str]:
+    """Return the options with which vLLM loads the base as it was in training.
+
+    For a 4-bit base, vLLM itself quantises to NF4 with double quantisation.
+    """
+    template = adapter / CHAT_TEMPLATE_FILE
     stored = dict(origin.quantization or {})
     return [
         *(["--chat-template", str(template)] if template.exists() else []),
@@ -99,10 +105,12 @@ def _describe_base(target: Target, origin: AdapterOrigin) -> list[str]:
     ]
 
 
-def become_vllm(command: list[str], api_key: str | None) -> None:
-    """Replace this process by vLLM's, so that signals and the exit code are its own.
+def replace_process_with_vllm(command: list[str], api_key: str | None) -> None:
+    """Replace this process with vLLM, so that vLLM gets the signals and sets the exit code.
 
-    The key travels in the environment, where a list of processes does not show it.
+    vLLM reads the key from the environment. On the command line, a process list would show it.
+
+    Raises: CapabilityError if the program is not found.
     """
     beside = Path(sys.executable).with_name(command[0])
     program = str(beside) if beside.exists() else shutil.which(command[0])

@@ -1,4 +1,4 @@
-"""What a person meets first: help, errors of three lines, and no wait."""
+"""The command line: help, errors in three lines, and commands that start without torch."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ print("HEAVY", sorted(heavy & set(sys.modules)), "CODE", code, file=sys.stderr)
         (["trian"], 2),
     ],
 )
-def test_light_commands_and_recipe_errors_import_nothing_heavy(arguments, code):
+def test_help_and_recipe_errors_import_no_heavy_library(arguments, code):
     outcome = run_process(sys.executable, "-c", FIND_HEAVY, *arguments)
     assert outcome.stderr.strip().splitlines()[-1] == f"HEAVY [] CODE {code}"
 
 
-def test_help_names_only_commands_that_work(command):
+def test_help_lists_commands_that_work(command):
     text = command("--help").stdout
     assert len(text.splitlines()) <= 40
     names = ("quickstart", "recipes", "show", "preview", "prepare", "train", "evaluate", "merge")
@@ -44,7 +44,7 @@ def test_help_names_only_commands_that_work(command):
         assert name in text
 
 
-def test_an_unknown_command_is_three_lines_with_the_nearest_name(command):
+def test_an_unknown_command_gives_an_error_with_the_nearest_name(command):
     outcome = command("trian", "x.yaml")
     assert outcome.code == 2
     lines = outcome.stderr.splitlines()
@@ -52,12 +52,12 @@ def test_an_unknown_command_is_three_lines_with_the_nearest_name(command):
     assert "train" in lines[0]
 
 
-def test_deepspeed_may_put_the_rank_before_the_command(command, write_recipe, monkeypatch):
+def test_the_option_local_rank_may_come_before_the_command(command, write_recipe, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert command("--local_rank=0", "show", write_recipe(), "--json").code == 0
 
 
-def test_show_tells_who_set_each_value(command, write_recipe):
+def test_show_prints_where_each_value_was_set(command, write_recipe):
     recipe = write_recipe()
     document = command("show", recipe, "train.max_steps=9", "--json").json
     assert document["recipe"]["train"]["max_steps"] == 9
@@ -71,7 +71,7 @@ def test_the_schema_is_one_json_document(command):
 
 
 @pytest.mark.parametrize(
-    ("break_it", "code", "expected"),
+    ("mistake", "code", "expected"),
     [
         ("broken line", 3, "train.jsonl:1017"),
         ("empty file", 3, "empty.jsonl"),
@@ -80,21 +80,21 @@ def test_the_schema_is_one_json_document(command):
         ("misspelt target", 4, 'did you mean "v_proj"?'),
     ],
 )
-def test_bad_input_gets_three_lines_and_loses_nothing(
-    command, write_recipe, tmp_path, tiny_model, break_it, code, expected
+def test_bad_input_gives_a_three_line_error_and_starts_no_run(
+    command, write_recipe, tmp_path, tiny_model, mistake, code, expected
 ):
     recipe, overrides = write_recipe(), []
-    if break_it == "broken line":
+    if mistake == "broken line":
         line = (tmp_path / "train.jsonl").read_text().splitlines()[0]
         lines = [line] * 1016 + ['{"messages": [', line]
         (tmp_path / "train.jsonl").write_text("\n".join(lines) + "\n")
-    elif break_it == "empty file":
+    elif mistake == "empty file":
         (tmp_path / "empty.jsonl").write_text("")
         overrides = [f"data.datasets.0.path={tmp_path / 'empty.jsonl'}"]
-    elif break_it == "missing column":
+    elif mistake == "missing column":
         (tmp_path / "table.csv").write_text("question,answer\na,b\n")
         overrides = [f"data.datasets.0.path={tmp_path / 'table.csv'}"]
-    elif break_it == "no tokenizer":
+    elif mistake == "no tokenizer":
         bare = tmp_path / "bare"
         bare.mkdir()
         for name in ("config.json", "model.safetensors"):
@@ -111,7 +111,7 @@ def test_bad_input_gets_three_lines_and_loses_nothing(
     assert not (tmp_path / "run" / "adapter").exists()
 
 
-def test_evaluate_puts_base_and_adapter_side_by_side(command, write_recipe, tmp_path):
+def test_evaluate_scores_the_base_and_the_adapter(command, write_recipe, tmp_path):
     assert command("train", write_recipe(train={"max_steps": 30, "learning_rate": 2e-2})).code == 0
     document = command("evaluate", tmp_path / "run", "--json").json
     assert document["split"] == "validation"
@@ -120,14 +120,14 @@ def test_evaluate_puts_base_and_adapter_side_by_side(command, write_recipe, tmp_
     assert set(document["adapter"]) == set(document["base"]) == {"loss", "exact_match"}
 
 
-def test_evaluate_refuses_a_split_that_is_not_there(command, write_recipe, tmp_path):
+def test_evaluate_refuses_a_split_that_the_recipe_does_not_have(command, write_recipe, tmp_path):
     assert command("train", write_recipe()).code == 0
     outcome = command("evaluate", tmp_path / "run", "--split", "test")
     assert outcome.code == 2
     assert "the recipe has no test split" in outcome.stderr
 
 
-def test_a_merged_folder_is_evaluated_by_the_recipe_of_its_run(command, write_recipe, tmp_path):
+def test_a_merged_folder_gets_the_same_scores_as_its_run(command, write_recipe, tmp_path):
     assert command("train", write_recipe(train={"max_steps": 10, "learning_rate": 1e-2})).code == 0
     assert command("merge", tmp_path / "run", tmp_path / "merged").code == 0
     run = command("evaluate", tmp_path / "run", "--json").json
@@ -136,7 +136,9 @@ def test_a_merged_folder_is_evaluated_by_the_recipe_of_its_run(command, write_re
     assert merged["model"]["loss"] == pytest.approx(run["adapter"]["loss"], rel=1e-4)
 
 
-def test_chat_answers_a_run_and_its_merge_alike(command, write_recipe, tmp_path, monkeypatch):
+def test_chat_gives_the_same_answers_for_a_run_and_its_merged_folder(
+    command, write_recipe, tmp_path, monkeypatch
+):
     assert command("train", write_recipe(train={"max_steps": 30, "learning_rate": 2e-2})).code == 0
     assert command("merge", tmp_path / "run", tmp_path / "merged").code == 0
     answers = []
@@ -150,7 +152,7 @@ def test_chat_answers_a_run_and_its_merge_alike(command, write_recipe, tmp_path,
     assert answers[0].strip()
 
 
-def test_json_is_all_that_stdout_holds(command, write_recipe, tmp_path):
+def test_the_option_json_prints_only_the_document(command, write_recipe, tmp_path):
     assert command("train", write_recipe()).code == 0
     outcome = command("merge", tmp_path / "run", tmp_path / "merged", "--json")
     assert json.loads(outcome.stdout)["correctness"]["passed"] is True

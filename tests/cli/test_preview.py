@@ -1,4 +1,4 @@
-"""`lora-sft preview`: the document, the page and the text are what training will learn."""
+"""`lora-sft preview`: the JSON document, the page and the text show what training will learn."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ ACCOUNT_KEYS = {
 IGNORED = -100
 HOSTILE = "<script>alert('pwned')</script> <img src=x onerror=alert(1)> & \x1b[31m red \u202e odd"
 NUM_ROWS = 12
-OVERLONG, UNANSWERED, CONTROL, ODD = 2, 4, 7, 9
+OVERLONG, UNANSWERED, SPECIAL_TOKENS, MALFORMED = 2, 4, 7, 9  # the dropped rows
 
 
 def make_mixed_rows() -> list[dict[str, Any]]:
-    """Twelve rows, four of which are dropped, each for another reason."""
+    """Return twelve rows. Training drops four of them, each for a different reason."""
     rows = make_rows(NUM_ROWS)
     rows[0]["messages"].insert(0, {"role": "system", "content": "Be brief."})
     rows[1]["messages"] += [
@@ -37,8 +37,8 @@ def make_mixed_rows() -> list[dict[str, Any]]:
     ]
     rows[OVERLONG]["messages"][0]["content"] = "far too long " * 60
     del rows[UNANSWERED]["messages"][1]
-    rows[CONTROL]["messages"][0]["content"] = "Stop here: <|im_end|>"
-    rows[ODD]["messages"][0]["content"] = 17
+    rows[SPECIAL_TOKENS]["messages"][0]["content"] = "Stop here: <|im_end|>"
+    rows[MALFORMED]["messages"][0]["content"] = 17
     return rows
 
 
@@ -47,7 +47,7 @@ Previewed = Callable[..., Outcome]
 
 @pytest.fixture
 def preview(command, write_recipe, tmp_path) -> Previewed:
-    """Run `lora-sft preview` on the mixed rows."""
+    """Return a function that runs `lora-sft preview` on the mixed rows."""
 
     def run(*arguments: object, **data: Any) -> Outcome:
         path = write_recipe(data={"validation": None, **data})
@@ -72,7 +72,7 @@ def test_the_document_has_the_keys_of_the_contract(preview):
     assert len(turns) == 9
 
 
-def test_labels_are_the_turns_and_texts_are_their_decoding(preview, tiny_model):
+def test_the_labels_and_the_texts_match_the_turns(preview, tiny_model):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
@@ -87,11 +87,11 @@ def test_labels_are_the_turns_and_texts_are_their_decoding(preview, tiny_model):
             assert turn["text"] == tokenizer.decode(ids[turn["start"] : turn["end"]])
             assert turn["text"].endswith("<|im_end|>")
     assert len(rows) == NUM_ROWS - 4
-    assert [turn["message"] for turn in rows[0]["turns"]] == [2]  # behind the system message
+    assert [turn["message"] for turn in rows[0]["turns"]] == [2]  # after system and user
     assert [turn["message"] for turn in rows[1]["turns"]] == [1, 3]
 
 
-def test_dropped_rows_stand_in_their_order_and_add_up(preview):
+def test_dropped_rows_keep_their_order_and_the_counts_add_up(preview):
     document = preview("--format", "json").json
     rows, account = document["rows"], document["account"]
     assert [row["row"] for row in rows] == list(range(NUM_ROWS))
@@ -101,8 +101,8 @@ def test_dropped_rows_stand_in_their_order_and_add_up(preview):
     assert dropped == {
         OVERLONG: "overlong",
         UNANSWERED: "no_target",
-        CONTROL: "special_tokens",
-        ODD: "malformed",
+        SPECIAL_TOKENS: "special_tokens",
+        MALFORMED: "malformed",
     }
     assert all(row["input_ids"] == [] and row["turns"] == [] for row in rows if row["dropped"])
     assert account["read"] == NUM_ROWS == account["kept"] + sum(account["dropped"].values())
@@ -113,7 +113,7 @@ def test_dropped_rows_stand_in_their_order_and_add_up(preview):
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_the_rows_are_those_of_training(command, write_recipe, split):
+def test_the_preview_shows_the_rows_of_training(command, write_recipe, split):
     from lora_sft.data.corpus.loading import load_data
     from lora_sft.recipe import read_recipe
 
@@ -128,7 +128,7 @@ def test_the_rows_are_those_of_training(command, write_recipe, split):
     assert len(trained) >= 4
 
 
-def test_a_split_with_data_of_its_own_is_shown_alone(command, write_recipe, tmp_path):
+def test_a_split_with_its_own_data_shows_only_that_data(command, write_recipe, tmp_path):
     write_rows(tmp_path / "held_out.jsonl", make_rows(51)[48:])
     path = write_recipe(data={"validation": {"datasets": [{"path": "held_out.jsonl"}]}})
     document = command("preview", path, "--split", "validation", "--format", "json").json
@@ -141,20 +141,20 @@ def test_a_split_with_data_of_its_own_is_shown_alone(command, write_recipe, tmp_
     assert {row["source"] for row in trained["rows"]} == {"train.jsonl"}
 
 
-def test_a_row_that_is_repeated_is_shown_once_and_counted(preview):
+def test_a_repeated_row_is_shown_once_and_counted_each_time(preview):
     repeated = [{"path": "train.jsonl", "repeat": 2}]
     document = preview("--format", "json", datasets=repeated).json
     assert len(document["rows"]) == NUM_ROWS
     assert document["account"]["rows_out"] == 2 * (NUM_ROWS - 4)
 
 
-def test_rows_limits_what_is_shown_and_never_what_is_counted(preview):
+def test_the_option_rows_changes_the_shown_rows_but_not_the_counts(preview):
     document = preview("--format", "json", "--rows", "3").json
     assert [row["row"] for row in document["rows"]] == [0, 1, 2]
     assert document["account"]["read"] == NUM_ROWS
 
 
-def test_one_row_is_shown_by_its_number(preview):
+def test_the_option_row_shows_one_row(preview):
     document = preview("--row", "5", "--format", "json").json
     assert [row["row"] for row in document["rows"]] == [5]
     assert document["account"]["read"] == NUM_ROWS
@@ -163,7 +163,7 @@ def test_one_row_is_shown_by_its_number(preview):
     assert "position" in text
 
 
-def test_a_row_that_is_not_there_says_where_it_is(command, write_recipe):
+def test_for_a_row_of_another_split_the_error_names_that_split(command, write_recipe):
     path = write_recipe()
     document = command("preview", path, "--split", "validation", "--format", "json").json
     row = document["rows"][0]["row"]
@@ -178,7 +178,8 @@ def test_overrides_change_what_is_shown(preview):
     document = preview("data.overlong=keep_start", "--format", "json").json
     cut = document["rows"][OVERLONG]
     assert cut["dropped"] in (None, "overlong")
-    assert document["account"]["dropped"].get("overlong", 0) == 1  # nothing learned is left of it
+    # The cut removes every learned token, so the row is dropped all the same.
+    assert document["account"]["dropped"].get("overlong", 0) == 1
     all_learned = preview("data.loss_on=all", "--rows", "1", "--format", "json").json["rows"][0]
     assert all_learned["turns"][0] == {
         **all_learned["turns"][0],
@@ -186,7 +187,7 @@ def test_overrides_change_what_is_shown(preview):
     }
 
 
-def test_the_text_brackets_what_is_learned_and_names_what_is_dropped(preview):
+def test_the_text_marks_learned_tokens_and_names_dropped_rows(preview):
     outcome = preview("--rows", str(NUM_ROWS))
     assert outcome.code == 0
     assert "<|im_start|>assistant↵\n⟦Paris is number 0.<|im_end|>⟧↵" in outcome.stdout
@@ -198,14 +199,14 @@ def test_the_text_brackets_what_is_learned_and_names_what_is_dropped(preview):
     assert "␛[31m red" in outcome.stdout
 
 
-def test_text_shows_a_few_rows_unless_told_otherwise(preview):
+def test_the_text_shows_three_rows_by_default(preview):
     text = preview().stdout
     assert "3 of 12 rows shown" in text
     assert "train.jsonl:3" in text
     assert "train.jsonl:6" not in text
 
 
-def test_nothing_but_the_document_reaches_stdout(preview, tmp_path):
+def test_the_option_out_prints_nothing_and_writes_a_complete_file(preview, tmp_path):
     outcome = preview("--format", "json", "--out", tmp_path / "rows.json")
     assert outcome.stdout == ""
     assert len(json.loads((tmp_path / "rows.json").read_text())["rows"]) == NUM_ROWS
@@ -213,16 +214,16 @@ def test_nothing_but_the_document_reaches_stdout(preview, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["text", "json", "html"])
-def test_out_holds_what_stdout_would(preview, tmp_path, form):
+def test_the_option_out_writes_the_text_that_would_be_printed(preview, tmp_path, form):
     file = tmp_path / "out"
     assert preview("--format", form, "--out", file).code == 0
-    if form != "text":  # a terminal has another width
+    if form != "text":  # a file has a fixed width, a terminal its own
         assert file.read_text() == preview("--format", form).stdout
     assert "Paris" in file.read_text()
 
 
 @pytest.mark.parametrize("wrong", ["no folder", "a folder", "no split", "both", "below"])
-def test_what_cannot_be_shown_is_three_lines(preview, tmp_path, wrong):
+def test_a_wrong_option_gives_a_three_line_error(preview, tmp_path, wrong):
     arguments = {
         "no folder": ("--out", tmp_path / "nowhere" / "page.html"),
         "a folder": ("--out", tmp_path),
@@ -235,13 +236,13 @@ def test_what_cannot_be_shown_is_three_lines(preview, tmp_path, wrong):
     assert [line[:6] for line in outcome.stderr.splitlines()] == ["error:", "where:", "fix:  "]
 
 
-def test_a_split_that_is_dropped_as_a_whole_is_shown_all_the_same(preview):
+def test_a_split_is_shown_even_if_every_row_is_dropped(preview):
     document = preview("data.max_length=2", "--format", "json").json
     assert document["account"]["kept"] == 0
     assert len(document["rows"]) == NUM_ROWS
 
 
-def test_the_page_loads_nothing_and_obeys_no_content(preview, tmp_path):
+def test_the_page_loads_no_other_file_and_runs_no_code_from_the_rows(preview, tmp_path):
     page = tmp_path / "page.html"
     assert preview("--format", "html", "--out", page).code == 0
     text = page.read_text()
@@ -253,14 +254,15 @@ def test_the_page_loads_nothing_and_obeys_no_content(preview, tmp_path):
     assert "\x1b" not in text
 
 
-def test_the_page_holds_the_rows_and_what_became_of_them(preview, tmp_path):
+def test_the_page_holds_the_rows_and_the_reasons_of_drops(preview, tmp_path):
     page = tmp_path / "page.html"
     assert preview("--format", "html", "--out", page).code == 0
     data = read_page_data(page)
     shown = preview("--format", "json").json
     assert [row.get("ids", []) for row in data["rows"]] == [r["input_ids"] for r in shown["rows"]]
     assert [row.get("dropped") for row in data["rows"]] == [r["dropped"] for r in shown["rows"]]
-    assert sum(count for _, count in data["lengths"]) == NUM_ROWS - 3  # overlong ones have a length
+    # An overlong row has a length. The other three dropped rows have none.
+    assert sum(count for _, count in data["lengths"]) == NUM_ROWS - 3
     hostile = data["rows"][1]
     text = "".join(
         hostile["odd"].get(str(at), data["tokens"][str(each)][1])
@@ -269,28 +271,28 @@ def test_the_page_holds_the_rows_and_what_became_of_them(preview, tmp_path):
     assert "<script>alert('pwned')</script>" in text
 
 
-def test_the_page_has_later_drops_beside_its_first_rows(preview, tmp_path, monkeypatch):
+def test_the_page_also_shows_dropped_rows_after_its_first_rows(preview, tmp_path, monkeypatch):
     from lora_sft.cli import preview as command_file
 
-    monkeypatch.setitem(command_file.SHOWN_ROWS, "html", 2)
+    monkeypatch.setitem(command_file.DEFAULT_ROWS, "html", 2)
     page = tmp_path / "page.html"
     assert preview("--format", "html", "--out", page).code == 0
     rows = [row["row"] for row in read_page_data(page)["rows"]]
-    assert rows == [0, 1, OVERLONG, UNANSWERED, CONTROL, ODD]
+    assert rows == [0, 1, OVERLONG, UNANSWERED, SPECIAL_TOKENS, MALFORMED]
     assert "2 of 12 rows are on this page and 4 dropped ones" in page.read_text()
     assert preview("--format", "html", "--rows", "2", "--out", page).code == 0
     assert len(read_page_data(page)["rows"]) == 2
 
 
-DATA = re.compile(r'(<script type="application/json" id="data">)(.*?)(</script>)', re.DOTALL)
+PAGE_DATA = re.compile(r'(<script type="application/json" id="data">)(.*?)(</script>)', re.DOTALL)
 
 
 def _without_data(page: str) -> str:
-    assert DATA.search(page)
-    return DATA.sub(r"\1\3", page)
+    assert PAGE_DATA.search(page)
+    return PAGE_DATA.sub(r"\1\3", page)
 
 
 def read_page_data(page: Path) -> dict[str, Any]:
-    found = DATA.search(page.read_text())
+    found = PAGE_DATA.search(page.read_text())
     assert found
     return json.loads(found[2])

@@ -1,7 +1,6 @@
-"""What the pages say is there: commands, links, the map of files, the reference, the shelf.
+"""Check that the pages match the code: commands, links, file map, recipe reference, recipes.
 
-A page is right on the day it is written; these tests keep it so. Each says how many things it
-looked at, because a guard that finds nothing to check passes for ever.
+Each test also asserts how many items it checked. A test that finds no items would always pass.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ from lora_sft.recipe.schema import TRAIN_DEFAULTS
 from tests.recipe.recipes import SMALLEST, write
 
 REPOSITORY = Path(__file__).parents[2]
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/**/*.md", "recipes/*.md", "ds_configs/*.md")
+PAGE_PATTERNS = ("README.md", "CONTRIBUTING.md", "docs/**/*.md", "recipes/*.md", "ds_configs/*.md")
 SEPARATORS = frozenset(("|", "||", "&&", "&", ";"))
 REDIRECT = re.compile(r"\d?>>?.*|<")
 FENCE = re.compile(r"^\s*(```|~~~)\s*(\w*)")
-TRANSCRIPT = "console"  # its commands begin with "$ ", all else is what they print
-NOT_COMMANDS = frozenset(("yaml", "json", "jsonl", "python", "jinja", "toml", "text"))
+TRANSCRIPT = "console"  # commands begin with "$ "; every other line is their output
+LANGUAGES_WITHOUT_COMMANDS = frozenset(("yaml", "json", "jsonl", "python", "jinja", "toml", "text"))
 TREE_LINES = str.maketrans(dict.fromkeys("│├└─", " "))
 PATH_ENDS = ("/", ".py", ".yaml", ".yml", ".toml", ".md", ".txt", ".json", ".jsonl", ".jinja")
 
@@ -44,7 +43,15 @@ LEAST_SETTINGS_IN_REFERENCE = 60
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a page: where, its text, and the language of the fenced block around it."""
+    """A line of a page.
+
+    Attributes:
+        page: The path of the page in the repository.
+        number: The number of the line, from 1.
+        text: The line itself.
+        language: The language of the fenced block around the line; None outside a block.
+        heading: The last heading before the line.
+    """
 
     page: str
     number: int
@@ -56,8 +63,8 @@ class Line:
         return f"{self.page}:{self.number}  {self.text.strip()}"
 
 
-def pages() -> list[Path]:
-    return sorted(path for pattern in PAGES for path in REPOSITORY.glob(pattern))
+def list_pages() -> list[Path]:
+    return sorted(path for pattern in PAGE_PATTERNS for path in REPOSITORY.glob(pattern))
 
 
 def read_lines(path: Path) -> Iterator[Line]:
@@ -73,24 +80,24 @@ def read_lines(path: Path) -> Iterator[Line]:
         yield Line(name, number, text, language, heading)
 
 
-def all_lines() -> Iterator[Line]:
-    return (line for path in pages() for line in read_lines(path))
+def read_all_lines() -> Iterator[Line]:
+    return (line for path in list_pages() for line in read_lines(path))
 
 
 # --- commands -------------------------------------------------------------------------------------
 
 
 def find_commands() -> list[tuple[Line, list[str]]]:
-    """Every `lora-sft` command line in a fenced block, as the words after the program's name."""
+    """Return every `lora-sft` command in the fenced blocks, without the program's name."""
     found = []
-    for line in _join_continued(all_lines()):
+    for line in _join_continued(read_all_lines()):
         if _may_hold_commands(line):
-            found += [(line, words) for words in _commands_in(line.text)]
+            found += [(line, words) for words in _split_commands(line.text)]
     return found
 
 
 def _may_hold_commands(line: Line) -> bool:
-    if line.language is None or line.language in NOT_COMMANDS:
+    if line.language is None or line.language in LANGUAGES_WITHOUT_COMMANDS:
         return False
     return line.language != TRANSCRIPT or line.text.lstrip().startswith("$ ")
 
@@ -107,15 +114,15 @@ def _join_continued(lines: Iterator[Line]) -> Iterator[Line]:
         start, text = None, ""
 
 
-def _commands_in(text: str) -> Iterator[list[str]]:
+def _split_commands(text: str) -> Iterator[list[str]]:
     if "lora-sft" not in text and "lora_sft" not in text:
         return
     try:
         words = shlex.split(text.strip().removeprefix("$ "), comments=True)
-    except ValueError:  # an apostrophe in a line that is no command
+    except ValueError:  # an apostrophe in a line that is not a command
         return
     for part in _split_at(words, SEPARATORS):
-        arguments = _after_program(part)
+        arguments = _find_arguments(part)
         if arguments is not None:
             redirect = (index for index, word in enumerate(arguments) if REDIRECT.fullmatch(word))
             yield arguments[: next(redirect, len(arguments))]
@@ -132,8 +139,8 @@ def _split_at(words: list[str], separators: frozenset[str]) -> Iterator[list[str
     yield part
 
 
-def _after_program(words: list[str]) -> list[str] | None:
-    """What follows `lora-sft` at the start, or `-m lora_sft` after a launcher."""
+def _find_arguments(words: list[str]) -> list[str] | None:
+    """Return the words after `lora-sft` or after `-m lora_sft`; None for other commands."""
     while words and re.match(r"[A-Z_]+=", words[0]):
         words = words[1:]
     if words and Path(words[0]).name == "lora-sft":
@@ -144,7 +151,7 @@ def _after_program(words: list[str]) -> list[str] | None:
     return None
 
 
-def _refusal_of(arguments: list[str]) -> str | None:
+def _find_usage_error(arguments: list[str]) -> str | None:
     try:
         read_arguments(arguments)
     except UsageError as error:
@@ -154,41 +161,41 @@ def _refusal_of(arguments: list[str]) -> str | None:
     return None
 
 
-def test_every_command_in_the_pages_is_understood():
+def test_every_command_in_the_pages_is_valid():
     commands = find_commands()
-    refused = {
-        str(line): refusal
+    invalid = {
+        str(line): error
         for line, words in commands
-        if (refusal := _refusal_of(words)) is not None
+        if (error := _find_usage_error(words)) is not None
     }
-    assert not refused
+    assert not invalid
     for page, least in LEAST_COMMANDS.items():
         seen = sum(line.page == page for line, _ in commands)
         assert seen >= least, f"{page}: {seen} commands"
 
 
-def test_every_override_in_the_pages_names_a_setting():
+def test_every_override_in_the_pages_is_a_field_of_the_recipe():
     overrides = [
         (line, word.partition("=")[0].split("."))
         for line, words in find_commands()
         for word in words
         if re.match(r"[a-z_]+(\.\w+)*=", word)
     ]
-    settings = _settings_by_section()
+    fields = _list_fields_by_section()
     unknown = [
         str(line)
         for line, (section, *rest) in overrides
-        if section not in settings or (rest and rest[0] not in settings[section])
+        if section not in fields or (rest and rest[0] not in fields[section])
     ]
     assert not unknown
     assert len(overrides) >= 3
 
 
-def _settings_by_section() -> dict[str, set[str]]:
+def _list_fields_by_section() -> dict[str, set[str]]:
     found = {}
     for name, described in recipe_json_schema()["properties"].items():
         alternatives = [described, *described.get("anyOf", [])]
-        found[name] = {key for one in alternatives for key in one.get("properties", {})}
+        found[name] = {key for each in alternatives for key in each.get("properties", {})}
     return found
 
 
@@ -206,39 +213,39 @@ def _settings_by_section() -> dict[str, set[str]]:
     ],
 )
 def test_commands_are_found_in_shell_lines(text, commands):
-    assert list(_commands_in(text)) == commands
+    assert list(_split_commands(text)) == commands
 
 
-def test_a_command_that_does_not_exist_is_noticed():
-    assert _refusal_of(["trian", "my.yaml"])
-    assert _refusal_of(["show", "my.yaml", "--jsno"])
+def test_an_invalid_command_is_found():
+    assert _find_usage_error(["trian", "my.yaml"])
+    assert _find_usage_error(["show", "my.yaml", "--jsno"])
 
 
 # --- links ----------------------------------------------------------------------------------------
 
 
-def test_every_relative_link_leads_somewhere():
+def test_the_target_of_every_relative_link_exists():
     links = [
         (line, target)
-        for line in all_lines()
+        for line in read_all_lines()
         if line.language is None
         for target in re.findall(r"\]\(([^)\s]+)[^)]*\)", line.text)
         if not re.match(r"[a-z]+:", target)
     ]
-    broken = [str(line) for line, target in links if not _leads_somewhere(line.page, target)]
+    broken = [str(line) for line, target in links if not _target_exists(line.page, target)]
     assert not broken
     assert len(links) >= LEAST_LINKS
 
 
-def _leads_somewhere(page: str, target: str) -> bool:
+def _target_exists(page: str, target: str) -> bool:
     path, _, anchor = target.partition("#")
     file = (REPOSITORY / page).parent / path if path else REPOSITORY / page
     if not file.exists():
         return False
-    return not anchor or file.suffix != ".md" or anchor in _anchors_of(file)
+    return not anchor or file.suffix != ".md" or anchor in _list_anchors(file)
 
 
-def _anchors_of(file: Path) -> set[str]:
+def _list_anchors(file: Path) -> set[str]:
     headings = {line.heading for line in read_lines(file)}
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -254,13 +261,13 @@ def test_every_path_in_the_map_of_files_exists():
         and re.search(r"\b(map|layout)\b", line.heading, re.IGNORECASE)
         and "run" not in line.heading.lower().split()
     ]
-    paths = list(_paths_in_map([line.text for line in lines]))
-    assert not [path for path in paths if not _exists(path)]
+    paths = list(_list_map_paths([line.text for line in lines]))
+    assert not [path for path in paths if not _path_exists(path)]
     assert len(paths) >= LEAST_MAP_ENTRIES
 
 
-def _paths_in_map(lines: list[str]) -> Iterator[str]:
-    """The first word of each line that is a path, below the folders that it is indented under."""
+def _list_map_paths(lines: list[str]) -> Iterator[str]:
+    """Yield the path at the start of each line of a file map, below the folders above it."""
     folders: list[tuple[int, str]] = []
     for text in (line.translate(TREE_LINES) for line in lines):
         word = next(iter(text.split()), "")
@@ -274,28 +281,28 @@ def _paths_in_map(lines: list[str]) -> Iterator[str]:
         yield path
 
 
-def _exists(path: str) -> bool:
+def _path_exists(path: str) -> bool:
     pattern = re.sub(r"<\w+>", "*", path).rstrip("/")
     if pattern in ("", ".", "lora-sft"):
         return True
     return any(REPOSITORY.glob(pattern))
 
 
-def test_a_map_is_read_with_its_folders():
+def test_the_paths_of_a_map_include_their_folders():
     lines = ["lora_sft/", "  recipe/   read and checked", "    schema.py", "  and prose", "tests/"]
-    assert list(_paths_in_map(lines)) == [
+    assert list(_list_map_paths(lines)) == [
         "lora_sft/",
         "lora_sft/recipe/",
         "lora_sft/recipe/schema.py",
         "tests/",
     ]
     drawn = ["recipes/", "├── <model>/<method>.yaml", "└── quickstart.yaml"]
-    assert list(_paths_in_map(drawn))[1:] == [
+    assert list(_list_map_paths(drawn))[1:] == [
         "recipes/<model>/<method>.yaml",
         "recipes/quickstart.yaml",
     ]
-    assert _exists("lora_sft/recipe/schema.py")
-    assert not _exists("lora_sft/recipe/shcema.py")
+    assert _path_exists("lora_sft/recipe/schema.py")
+    assert not _path_exists("lora_sft/recipe/shcema.py")
 
 
 # --- the recipe reference -------------------------------------------------------------------------
@@ -315,8 +322,8 @@ def test_the_recipe_reference_and_the_table_of_recipes_are_up_to_date():
     assert len(re.findall(r"^\| `", text, re.MULTILINE)) >= LEAST_SETTINGS_IN_REFERENCE
 
 
-def test_the_reference_has_all_that_the_run_decides(tmp_path, monkeypatch):
-    """The run's arguments differ from a bare SFTConfig only where the reference says so."""
+def test_the_reference_lists_every_argument_that_the_run_sets(tmp_path, monkeypatch):
+    """Training arguments differ from the defaults of SFTConfig only in the listed names."""
     from trl import SFTConfig
 
     from lora_sft.plan.batch import make_batch_plan
@@ -327,34 +334,34 @@ def test_the_reference_has_all_that_the_run_decides(tmp_path, monkeypatch):
     tool = importlib.import_module("write_recipe_reference")
     recipe = read_recipe(write(tmp_path, SMALLEST), ["model.dtype=float32"])
     ours = make_sft_config(recipe, make_batch_plan(recipe, 1), RunDirectory(tmp_path / "run"))
-    bare = SFTConfig(output_dir=str(tmp_path), use_cpu=ours.use_cpu)
+    defaults = SFTConfig(output_dir=str(tmp_path), use_cpu=ours.use_cpu)
     names = library_fields("SFTConfig")
-    differing = {name for name in names if getattr(ours, name) != getattr(bare, name)}
-    said = {*TRAIN_DEFAULTS, *tool.RUN_DECIDES, *tool.TRAIN_OWNED_ELSEWHERE, "disable_tqdm"}
-    assert differing <= said
+    differing = {name for name in names if getattr(ours, name) != getattr(defaults, name)}
+    listed = {*TRAIN_DEFAULTS, *tool.RUN_DECIDES, *tool.TRAIN_OWNED_ELSEWHERE, "disable_tqdm"}
+    assert differing <= listed
     assert len(differing) >= 8
     assert set(tool.RUN_DECIDES) <= set(names)
 
 
-# --- the shelf ------------------------------------------------------------------------------------
+# --- the shipped recipes --------------------------------------------------------------------------
 
 
-def test_every_shipped_recipe_shows_and_describes_itself(command):
-    shelf = catalogue.list_recipes()
-    for shipped in shelf:
+def test_every_shipped_recipe_is_valid_and_has_a_title_and_hardware(command):
+    recipes = catalogue.list_recipes()
+    for shipped in recipes:
         shown = command("show", shipped.path, "--json")
         assert shown.code == 0, shown.stderr
         assert shown.json["recipe"]["model"]["model_name_or_path"] == shipped.model
         assert shipped.title, f"{shipped.name} lacks the comment `# title: ...`"
         assert shipped.hardware, f"{shipped.name} lacks the comment `# hardware: ...`"
-    assert len(shelf) >= LEAST_RECIPES
+    assert len(recipes) >= LEAST_RECIPES
 
 
-def test_a_copy_of_every_shipped_recipe_asks_for_the_same_run(tmp_path, monkeypatch):
-    """A relative path would lead elsewhere, or nowhere, from another folder."""
+def test_a_copy_of_a_shipped_recipe_equals_the_recipe(tmp_path, monkeypatch):
+    """A relative path in a recipe would mean another file in the folder of the copy."""
     monkeypatch.chdir(tmp_path)
-    shelf = catalogue.list_recipes()
-    for index, shipped in enumerate(shelf):
+    recipes = catalogue.list_recipes()
+    for index, shipped in enumerate(recipes):
         copied = catalogue.copy_recipe(shipped.name, tmp_path / f"{index}.yaml")
         assert read_recipe(copied) == read_recipe(shipped.path), shipped.name
-    assert len(shelf) >= LEAST_RECIPES
+    assert len(recipes) >= LEAST_RECIPES

@@ -1,6 +1,6 @@
-"""The built wheel holds what a run needs, and works away from the source tree.
+"""Check that the built wheel has every file that a run needs, and works without the repository.
 
-An editable install finds `recipes/` beside the source; only a wheel shows what was left out.
+An editable install finds `recipes/` in the repository. Only a wheel shows that a file is missing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ NEEDED = (
 
 
 def run_python(*arguments: object, folder: Path, **environment: str) -> str:
-    """What a Python of its own prints; fails with all that it said."""
+    """Run Python in a new process and return its stdout. Fail if its exit code is not 0."""
     finished = subprocess.run(
         [sys.executable, *(str(argument) for argument in arguments)],
         cwd=folder,
@@ -54,7 +54,7 @@ def run_python(*arguments: object, folder: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built with the hatchling of this environment, so that no network is needed."""
+    """Build the wheel with this environment's hatchling, so that no network is needed."""
     pytest.importorskip("hatchling", reason="pip install hatchling")
     folder = tmp_path_factory.mktemp("wheel")
     run_python(
@@ -66,7 +66,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path) -> Path:
-    """A folder with the wheel's contents, to put before everything else on the path."""
+    """Install the wheel into a folder, which the tests put on `PYTHONPATH`."""
     site = wheel.parent / "site"
     run_python(
         *("-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
@@ -76,14 +76,13 @@ def installed(wheel: Path) -> Path:
     return site
 
 
-def test_the_wheel_holds_what_a_run_reads(wheel):
+def test_the_wheel_has_every_file_that_a_run_reads(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert not set(NEEDED) - names
     assert not [name for name in names if name.startswith(("tests/", "tools/", "recipes/"))]
 
 
-def test_the_wheel_holds_every_data_file_of_the_package(wheel):
-    """Whatever lies beside the source and is not Python is there to be read at run time."""
+def test_the_wheel_has_every_file_of_the_package(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     package = REPOSITORY / "lora_sft"
     files = [
@@ -95,13 +94,13 @@ def test_the_wheel_holds_every_data_file_of_the_package(wheel):
     assert len(files) >= 50
 
 
-def test_the_shelf_travels_along(installed, tmp_path):
+def test_the_installed_package_lists_the_shipped_recipes(installed, tmp_path):
     listed = json.loads(run_lora_sft(installed, tmp_path, "recipes", "--json"))
     assert [recipe["name"] for recipe in listed] == [recipe.name for recipe in list_recipes()]
     assert all(Path(recipe["path"]).is_relative_to(installed) for recipe in listed)
 
 
-def test_the_quickstart_recipe_reads_from_the_installed_package(installed, tmp_path):
+def test_the_installed_package_reads_its_quickstart_recipe(installed, tmp_path):
     listed = json.loads(run_lora_sft(installed, tmp_path, "recipes", "--json"))
     (path,) = [recipe["path"] for recipe in listed if recipe["name"] == "quickstart"]
     shown = json.loads(run_lora_sft(installed, tmp_path, "show", path, "--json"))
@@ -109,7 +108,7 @@ def test_the_quickstart_recipe_reads_from_the_installed_package(installed, tmp_p
     assert shown["origins"]["model.model_name_or_path"].startswith(path)
 
 
-def test_a_deepspeed_policy_is_found_in_the_installed_package(installed, tmp_path):
+def test_the_installed_package_finds_its_deepspeed_files(installed, tmp_path):
     recipe = {
         "model": "some/model",
         "data": {"datasets": [{"path": "some/data"}], "max_length": 64},

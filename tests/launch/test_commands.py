@@ -85,11 +85,14 @@ sh -c "$(echo "$*" | sed s/%n/0/)"; code=$?; wait $second; exit $((code | $?))""
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--hostfile", "h", "--rendezvous", "a:1"], "--rendezvous would be ignored beside"),
-        (["--slurm", "--rendezvous", "a:1"], "--rendezvous would be ignored beside --slurm"),
-        (["--write", "w", "--rendezvous", "a:1"], "--rendezvous would be ignored beside --write"),
-        (["--write", "w", "--hostfile", "h"], "--hostfile would be ignored beside --write"),
-        (["--slurm", "--hostfile", "h"], "--hostfile would be ignored beside --slurm"),
+        (
+            ["--hostfile", "h", "--rendezvous", "a:1"],
+            "--rendezvous would be ignored with --hostfile",
+        ),
+        (["--slurm", "--rendezvous", "a:1"], "--rendezvous would be ignored with --slurm"),
+        (["--write", "w", "--rendezvous", "a:1"], "--rendezvous would be ignored with --write"),
+        (["--write", "w", "--hostfile", "h"], "--hostfile would be ignored with --write"),
+        (["--slurm", "--hostfile", "h"], "--hostfile would be ignored with --slurm"),
         (["--address", "10.0.0.1"], "--address would be ignored without --rendezvous"),
         (["--hosts", "a,b"], "--hosts would be ignored without --write"),
     ],

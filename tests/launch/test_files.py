@@ -106,4 +106,4 @@ def test_without_sbatch_a_job_is_not_submitted(command, write_recipe, monkeypatc
     monkeypatch.setenv("PATH", str(tmp_path))
     outcome = command("launch", write_recipe(), "--gpus", "2", "--slurm")
     assert outcome.code == 5
-    assert "no sbatch on this machine" in outcome.stderr
+    assert "the program sbatch is not on this machine" in outcome.stderr

@@ -1,4 +1,4 @@
-"""Models that answer something: random weights that speak ASCII and do not stop by themselves."""
+"""Small random models whose answers are readable text of any length."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from tests.tiny import make_tiny_llama
 
 
-def make_shouting_model(folder: Path, *, context_tokens: int = 512) -> Path:
-    """A random Llama whose greedy answers are letters and do not end by themselves."""
+def make_answering_model(folder: Path, *, context_tokens: int = 512) -> Path:
+    """Save a random Llama whose greedy answers are ASCII letters and digits without an end."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     make_tiny_llama(folder, context_tokens=context_tokens)
@@ -18,7 +18,7 @@ def make_shouting_model(folder: Path, *, context_tokens: int = 512) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     special = set(tokenizer.all_special_ids)
     texts = [tokenizer.decode([token]) for token in range(len(tokenizer))]
-    silent = [
+    unwanted = [
         i
         for i, text in enumerate(texts)
         if i in special or not (text.isascii() and text.strip().isalnum())
@@ -26,14 +26,14 @@ def make_shouting_model(folder: Path, *, context_tokens: int = 512) -> Path:
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim == 2:
-                weight *= 8.0  # so that every token of the prompt has a say in the answer
-        model.lm_head.weight[silent] = 0.0  # never the largest logit
+                weight *= 8.0  # so that the answer depends on every token of the prompt
+        model.lm_head.weight[unwanted] = 0.0  # so that this logit is never the largest
     model.save_pretrained(folder)
     return folder
 
 
-def make_shouting_adapter(base: Path, folder: Path) -> Path:
-    """An adapter, with its tokenizer, that changes what `base` answers."""
+def make_answering_adapter(base: Path, folder: Path) -> Path:
+    """Save an adapter that changes the answers of `base`, and its tokenizer."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -1,4 +1,4 @@
-"""`lora-sft chat` as a person uses it: turns, one message, a pipe, Ctrl-C at a terminal."""
+"""`lora-sft chat`: several turns, one message, input from a pipe, and Ctrl-C at a terminal."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from types import SimpleNamespace
 import pytest
 
 from lora_sft.cli.chat import Chat
-from lora_sft.serve.speaker import Sampling, find_target, load_speaker
-from tests.serve.models import make_shouting_adapter, make_shouting_model
+from lora_sft.serve.loaded_model import Sampling, find_model_folder, load_model
+from tests.serve.models import make_answering_adapter, make_answering_model
 from tests.tiny import CHATML
 
-# The prompt says which arguments the template was given, and counts the turns.
-TALKING = (
+# A prompt of this template ends with the value of `enable_thinking` and the number of messages.
+TEMPLATE_WITH_ARGUMENT = (
     CHATML
     + "{{- 'thinking' if enable_thinking is defined and enable_thinking else 'plain' -}}"
     + "{{- messages | length -}}"
@@ -30,22 +30,22 @@ TALKING = (
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_shouting_model(tmp_path_factory.mktemp("models") / "shouting")
+    return make_answering_model(tmp_path_factory.mktemp("models") / "answering")
 
 
-def test_one_message_is_answered_and_nothing_else_is_on_stdout(command, model):
+def test_the_option_message_prints_only_the_answer(command, model):
     outcome = command("chat", model, "--message", "Where is Oslo?", "--max-new-tokens", 6)
     assert outcome.code == 0
     assert outcome.stdout.strip()
     assert outcome.stdout.endswith("\n")
     assert "cut at the token limit" in outcome.stderr
     again = command("chat", model, "--message", "Where is Oslo?", "--max-new-tokens", 6)
-    assert again.stdout == outcome.stdout, "greedy answers are the same every time"
+    assert again.stdout == outcome.stdout, "greedy decoding is not repeatable"
     longer = command("chat", model, "--message", "Where is Oslo?", "--max-new-tokens", 12)
     assert longer.stdout.startswith(outcome.stdout.rstrip("\n"))
 
 
-def test_a_dash_reads_the_whole_of_stdin_as_one_message(command, model, monkeypatch):
+def test_the_option_message_with_a_dash_reads_all_of_stdin(command, model, monkeypatch):
     whole = "First line.\nSecond line."
     monkeypatch.setattr("sys.stdin", io.StringIO(whole))
     piped = command("chat", model, "--message", "-", "--max-new-tokens", 6)
@@ -53,35 +53,35 @@ def test_a_dash_reads_the_whole_of_stdin_as_one_message(command, model, monkeypa
     assert piped.stdout == written.stdout
 
 
-def test_every_line_of_a_pipe_is_a_turn_that_remembers_the_ones_before(command, model, monkeypatch):
-    def say(*lines: str) -> list[str]:
+def test_each_line_of_a_pipe_is_a_user_message_of_one_conversation(command, model, monkeypatch):
+    def chat(*lines: str) -> list[str]:
         monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
         outcome = command("chat", model, "--max-new-tokens", 6)
         assert outcome.code == 0
         return outcome.stdout.splitlines()
 
-    first, second = say("Hello", "Hello")
-    assert say("Hello", "/reset", "Hello") == [first, first]
+    first, second = chat("Hello", "Hello")
+    assert chat("Hello", "/reset", "Hello") == [first, first]
     assert second != first
-    assert say("Hello", "/exit", "Hello") == [first]
+    assert chat("Hello", "/exit", "Hello") == [first]
 
 
-def test_sampling_follows_its_seed(command, model):
-    def say(*options: object) -> str:
+def test_equal_seeds_give_equal_answers(command, model):
+    def answer(*options: object) -> str:
         arguments = ("--message", "Hello", "--max-new-tokens", 8, *options)
         return command("chat", model, *arguments).stdout
 
-    assert say("--temperature", 1.5, "--seed", 1) == say("--temperature", 1.5, "--seed", 1)
-    assert len({say("--temperature", 1.5, "--seed", seed) for seed in range(4)}) > 1
+    assert answer("--temperature", 1.5, "--seed", 1) == answer("--temperature", 1.5, "--seed", 1)
+    assert len({answer("--temperature", 1.5, "--seed", seed) for seed in range(4)}) > 1
 
 
-def test_the_template_is_given_the_arguments_and_the_system_message(command, model, tmp_path):
-    from lora_sft.serve.speaker import find_target, load_speaker
+def test_the_chat_template_gets_the_arguments_and_the_system_message(command, model, tmp_path):
+    from lora_sft.serve.loaded_model import find_model_folder, load_model
 
-    (model / "chat_template.jinja").write_text(TALKING)
-    speaker = load_speaker(find_target(model))
-    ids = speaker.make_prompt([{"role": "user", "content": "Hi"}], {"enable_thinking": True})
-    assert speaker.tokenizer.decode(ids).endswith("thinking1")
+    (model / "chat_template.jinja").write_text(TEMPLATE_WITH_ARGUMENT)
+    loaded = load_model(find_model_folder(model))
+    ids = loaded.make_prompt([{"role": "user", "content": "Hi"}], {"enable_thinking": True})
+    assert loaded.tokenizer.decode(ids).endswith("thinking1")
     ask = ("chat", model, "--message", "Hi", "--max-new-tokens", 8)
     answers = {
         command(*ask).stdout,
@@ -92,28 +92,28 @@ def test_the_template_is_given_the_arguments_and_the_system_message(command, mod
     (model / "chat_template.jinja").write_text(CHATML)
 
 
-def test_an_adapter_folder_is_talked_to_on_its_base(command, model, tmp_path):
-    adapter = make_shouting_adapter(model, tmp_path / "adapter")
+def test_an_adapter_answers_differently_from_its_base(command, model, tmp_path):
+    adapter = make_answering_adapter(model, tmp_path / "adapter")
     ask = ("--message", "Where is Oslo?", "--max-new-tokens", 8)
     assert command("chat", adapter, *ask).code == 0
     assert command("chat", adapter, *ask).stdout != command("chat", model, *ask).stdout
 
 
-def test_a_conversation_past_the_context_is_refused(command, model):
+def test_a_conversation_longer_than_the_context_is_refused(command, model):
     outcome = command("chat", model, "--message", "x " * 600)
     assert outcome.code == 4
     assert "the model's context is 512" in outcome.stderr
 
 
 @pytest.mark.parametrize("text", ["enable_thinking", "[1]", "enable_thinking=true"])
-def test_template_arguments_that_are_no_json_object_are_refused(command, model, text):
+def test_template_arguments_that_are_not_a_json_object_are_refused(command, model, text):
     outcome = command("chat", model, "--chat-template-kwargs", text)
     assert outcome.code == 2
-    assert "is no JSON object" in outcome.stderr
+    assert "is not a JSON object" in outcome.stderr
 
 
-class LastPiece:
-    """An answer in the middle of which somebody presses Ctrl-C."""
+class InterruptedAnswer:
+    """An answer stream. Ctrl-C is pressed after its first piece."""
 
     was_cut = False
     is_stopped = False
@@ -121,15 +121,15 @@ class LastPiece:
     def __iter__(self):
         yield "so far"
         signal.raise_signal(signal.SIGINT)
-        assert self.is_stopped  # and nothing was raised here, where a lock may be held
+        assert self.is_stopped  # and nothing was raised here, where a library may hold a lock
 
     def stop(self):
         self.is_stopped = True
 
 
-def test_ctrl_c_is_raised_when_the_answer_has_ended(capsys):
-    speaker = SimpleNamespace(answer=lambda *_: LastPiece())
-    chat = Chat(speaker, Sampling(8), {}, None)
+def test_ctrl_c_raises_only_after_the_answer_has_ended(capsys):
+    model = SimpleNamespace(answer=lambda *_: InterruptedAnswer())
+    chat = Chat(model, Sampling(8), {}, None)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         chat.say("Hello")
@@ -138,19 +138,19 @@ def test_ctrl_c_is_raised_when_the_answer_has_ended(capsys):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_an_answer_ends_at_its_next_token_when_it_is_stopped(tmp_path):
-    model = make_shouting_model(tmp_path / "endless", context_tokens=1_000_000)
-    speaker = load_speaker(find_target(model))
-    stream = speaker.answer([{"role": "user", "content": "Hello"}], Sampling(1_000_000), {})
+def test_a_stopped_answer_ends_at_its_next_token(tmp_path):
+    model = make_answering_model(tmp_path / "endless", context_tokens=1_000_000)
+    loaded = load_model(find_model_folder(model))
+    stream = loaded.answer([{"role": "user", "content": "Hello"}], Sampling(1_000_000), {})
     pieces = iter(stream)
     assert next(pieces)
     stream.stop()
     assert len(list(pieces)) < 1000
 
 
-def test_ctrl_c_stops_an_answer_at_a_terminal_and_then_leaves(tmp_path):
-    """The first Ctrl-C ends the answer under way and the chat goes on; the second one leaves."""
-    model = make_shouting_model(tmp_path / "endless", context_tokens=1_000_000)
+def test_at_a_terminal_ctrl_c_stops_an_answer_and_then_ends_the_chat(tmp_path):
+    """The first Ctrl-C stops the running answer, and the chat continues. The second one ends it."""
+    model = make_answering_model(tmp_path / "endless", context_tokens=1_000_000)
     leader, follower = pty.openpty()
     chat = subprocess.Popen(
         [sys.executable, "-m", "lora_sft", "chat", str(model), "--max-new-tokens", "100000"],
@@ -167,7 +167,7 @@ def test_ctrl_c_stops_an_answer_at_a_terminal_and_then_leaves(tmp_path):
     chat.send_signal(signal.SIGINT)
     seen += read_until(leader, "\n> ", after="Hello")
     assert chat.poll() is None
-    time.sleep(1.0)  # a signal between the prompt and the read of the line waits for the line
+    time.sleep(1.0)  # so that the process reads its input; an earlier signal would wait for a line
     chat.send_signal(signal.SIGINT)
     assert chat.wait(timeout=60) == 130
     assert "Traceback" not in seen

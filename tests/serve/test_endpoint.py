@@ -1,4 +1,4 @@
-"""The real OpenAI client against the real command, in an empty home folder without a network."""
+"""`lora-sft serve` and the OpenAI client, with an empty home folder and without a network."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-WHY = "NO SERVER WAS TRIED: install the serve extra (openai, fastapi, uvicorn)"
+WHY = "THE SERVER IS NOT TESTED: install the extra `serve` (openai, fastapi, uvicorn)"
 openai = pytest.importorskip("openai", reason=WHY)
 pytest.importorskip("fastapi", reason=WHY)
 pytest.importorskip("uvicorn", reason=WHY)
 
-from tests.serve.models import make_shouting_adapter, make_shouting_model  # noqa: E402
+from tests.serve.models import make_answering_adapter, make_answering_model  # noqa: E402
 
 START_SECONDS = 120
 QUESTION = [{"role": "user", "content": "Where is Oslo?"}]
@@ -31,7 +31,7 @@ KEY = "sk-of-the-test"
 
 @contextmanager
 def serving(folder: Path, home: Path, *options: str, **more: str) -> Iterator[str]:
-    """`lora-sft serve` on a free port; its address. It must end cleanly when asked to."""
+    """Run `lora-sft serve` on a free port and yield its address. It must end cleanly on SIGINT."""
     home.mkdir(exist_ok=True)
     settings = {"HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **more}
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
@@ -50,7 +50,7 @@ def serving(folder: Path, home: Path, *options: str, **more: str) -> Iterator[st
             code = server.wait(timeout=30)
     assert code == 130, log.read_text()
     assert "Traceback" not in log.read_text()
-    assert not [path for path in home.rglob("*") if path.is_file()], "it wrote into the home folder"
+    assert not [path for path in home.rglob("*") if path.is_file()], "it wrote to the home folder"
 
 
 def wait_for_address(server: subprocess.Popen[bytes], log: Path) -> str:
@@ -69,26 +69,26 @@ def connect(address: str, key: str = KEY) -> Any:
 
 @pytest.fixture(scope="module")
 def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_shouting_model(tmp_path_factory.mktemp("models") / "short-name")
+    return make_answering_model(tmp_path_factory.mktemp("models") / "short-name")
 
 
 @pytest.fixture(scope="module")
 def address(merged: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server that asks for a key, given in the environment where no process list shows it."""
+    """Start a server that requires a key. The key is in the environment, not in the arguments."""
     home = tmp_path_factory.mktemp("serve") / "home"
     with serving(merged, home, LORA_SFT_API_KEY=KEY) as found:
         yield found
     assert KEY not in home.with_name("home.log").read_text()
 
 
-def test_the_model_has_a_short_name(address):
+def test_the_api_lists_the_model_under_its_short_name(address):
     assert re.match(r"http://127\.0\.0\.1:\d+/v1$", address)
     client = connect(address)
     assert [model.id for model in client.models.list().data] == ["short-name"]
     assert client.models.retrieve("short-name").owned_by == "lora-sft"
 
 
-def test_a_plain_and_a_streamed_chat_give_the_same_answer(address):
+def test_a_streamed_answer_equals_an_answer_that_is_not_streamed(address):
     client = connect(address)
     plain = client.chat.completions.create(model="short-name", messages=QUESTION, max_tokens=12)
     stream = client.chat.completions.create(
@@ -103,7 +103,7 @@ def test_a_plain_and_a_streamed_chat_give_the_same_answer(address):
     assert plain.model == "short-name"
 
 
-def test_the_server_answers_as_the_model_does(address, merged):
+def test_the_server_gives_the_greedy_answer_of_the_model(address, merged):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(merged)
@@ -120,7 +120,7 @@ def test_the_server_answers_as_the_model_does(address, merged):
     assert answer.usage.prompt_tokens == ids.shape[1]
 
 
-def test_a_temperature_is_obeyed_and_a_seed_repeats_it(address):
+def test_a_temperature_turns_sampling_on_and_a_seed_repeats_the_answer(address):
     client = connect(address)
 
     def ask(**settings: object) -> str:
@@ -134,7 +134,7 @@ def test_a_temperature_is_obeyed_and_a_seed_repeats_it(address):
     assert ask(temperature=0) == ask()
 
 
-def test_completions_and_responses_are_answered_too(address):
+def test_the_completions_and_responses_apis_answer_too(address):
     client = connect(address)
     text = client.completions.create(model="short-name", prompt="Hello", max_tokens=5)
     assert text.choices[0].text
@@ -142,7 +142,7 @@ def test_completions_and_responses_are_answered_too(address):
     assert response.output_text
 
 
-def test_an_answer_never_runs_past_the_context(address):
+def test_an_answer_never_exceeds_the_context(address):
     long = [{"role": "user", "content": "x " * 200}]
     client = connect(address)
     answer = client.chat.completions.create(model="short-name", messages=long, max_tokens=1000)
@@ -156,23 +156,23 @@ def test_an_answer_never_runs_past_the_context(address):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"n": 2}, "not supported by this server: n"),
+        ({"n": 2}, "this server does not support: n"),
         ({"logprobs": True, "top_logprobs": 3}, "logprobs, top_logprobs"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
-            "only text",
+            "reads only text",
         ),
-        ({"messages": [{"content": "no role"}]}, "the request cannot be rendered"),
+        ({"messages": [{"content": "no role"}]}, "the request cannot be processed"),
     ],
 )
-def test_what_would_be_ignored_is_refused(address, settings, message):
+def test_a_request_with_an_unsupported_field_is_refused(address, settings, message):
     request = {"model": "short-name", "messages": QUESTION, **settings}
     with pytest.raises(openai.BadRequestError, match=message):
         connect(address).chat.completions.create(**request)
 
 
-def test_another_model_and_another_address_are_not_there(address):
+def test_another_model_or_another_path_gives_status_404(address):
     client = connect(address)
     with pytest.raises(openai.NotFoundError, match="this server has 'short-name'"):
         client.chat.completions.create(model="gpt-4", messages=QUESTION)
@@ -181,23 +181,22 @@ def test_another_model_and_another_address_are_not_there(address):
             urllib.request.urlopen(address.replace("v1", path), data=b"{}", timeout=10)
 
 
-def test_the_key_is_asked_for_and_never_shown(address):
+def test_the_server_requires_the_key(address):
     with pytest.raises(openai.AuthenticationError, match="missing or wrong"):
         connect(address, "another").models.list()
     with urllib.request.urlopen(address.replace("v1", "health"), timeout=10) as answer:
         assert answer.status == 200
 
 
-def test_an_adapter_is_served_on_its_base(tmp_path):
-    """Base + adapter, not the base alone: the two answer differently."""
+def test_a_served_adapter_answers_differently_from_its_base(tmp_path):
     from fastapi.testclient import TestClient
 
     from lora_sft.serve.endpoint import build_app
-    from lora_sft.serve.speaker import find_target, load_speaker
+    from lora_sft.serve.loaded_model import find_model_folder, load_model
 
-    base = make_shouting_model(tmp_path / "base")
-    adapter = make_shouting_adapter(base, tmp_path / "my-adapter")
-    client = TestClient(build_app(load_speaker(find_target(adapter))))
+    base = make_answering_model(tmp_path / "base")
+    adapter = make_answering_adapter(base, tmp_path / "my-adapter")
+    client = TestClient(build_app(load_model(find_model_folder(adapter))))
     assert client.get("/v1/models").json()["data"][0]["id"] == "my-adapter"
     request = {"messages": QUESTION, "max_tokens": 12}
     answer = client.post("/v1/chat/completions", json=request).json()

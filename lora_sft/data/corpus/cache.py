@@ -24,7 +24,7 @@ import transformers
 import xxhash
 from transformers import PreTrainedTokenizerBase
 
-from lora_sft.cache_folder import VARIABLE, find_cache_folder
+from lora_sft.cache_folder import CACHE_FOLDER_VARIABLE, find_cache_folder
 from lora_sft.data.corpus.arrow_files import make_unfinished_folder
 from lora_sft.data.corpus.building import Corpus, build_corpus, open_corpus, write_corpus
 from lora_sft.data.corpus.code_hash import PACKAGE, hash_deciding_code
@@ -71,7 +71,7 @@ def load_or_build_corpus(
         _keep(partial(write_corpus, data, tokenizer, stops), folder)
     except OSError as error:
         reason = f"the cache cannot be written: {error}"
-        say(f"{reason} (another folder: {VARIABLE})")
+        say(f"{reason} (another folder: {CACHE_FOLDER_VARIABLE})")
         return CachedCorpus(build_corpus(data, tokenizer, stops), None, False, reason)
     return CachedCorpus(open_corpus(folder), folder, False)
 

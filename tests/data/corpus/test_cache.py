@@ -202,7 +202,7 @@ def test_a_preview_shows_the_day_that_training_will_show(
     assert shown.json["rows"][0]["input_ids"] == read_first_row(kept["cache"])
     assert "shown the date 2026-01-31" in shown.stderr
     text = command("preview", recipe)
-    assert "it is shown the date 2026-01-31" in text.stdout
+    assert "rendered with the date 2026-01-31" in text.stdout
     named = preview_first_row(command, recipe, 'data.template_date="2026-02-01"')
     other = prepare(command, recipe, 'data.template_date="2026-02-01"')
     assert named.json["rows"][0]["input_ids"] == read_first_row(other["cache"])

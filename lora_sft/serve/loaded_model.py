@@ -1,7 +1,7 @@
-"""A run, an adapter or a model folder, loaded and ready to answer.
+"""Load a run, an adapter or a model folder, and generate answers with it.
 
-The prompt is the one that training rendered: the exported template has the recipe's arguments as
-its defaults, and for an adapter saved without them they are set here.
+A conversation is rendered as in training. The exported chat template has the recipe's
+`chat_template_kwargs` as its defaults. For an adapter whose template lacks them, they are set here.
 """
 
 from __future__ import annotations
@@ -30,17 +30,23 @@ from lora_sft.run_directory import RunDirectory, is_run
 
 
 @dataclass(frozen=True)
-class Target:
-    """What a path names: a model folder, or an adapter with the record of its base."""
+class ModelFolder:
+    """A folder with a full model, or with an adapter and the record of its base model.
+
+    Attributes:
+        name: The short name of the model, which clients use.
+        path: The folder.
+        origin: The record of the base model; None for a full model.
+    """
 
     name: str
-    folder: Path
-    origin: AdapterOrigin | None  # of an adapter
+    path: Path
+    origin: AdapterOrigin | None
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen; temperature 0 is greedy."""
+    """The settings for an answer. Temperature 0 means greedy decoding."""
 
     max_new_tokens: int
     temperature: float = 0.0
@@ -48,11 +54,16 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Speaker:
-    """A model ready to answer, with the tokens that end an answer.
+class LoadedModel:
+    """A model that is ready to answer, and its tokenizer.
 
-    `context_tokens` is the longest sequence that the model's config allows, None where it names
-    none.
+    Attributes:
+        name: The short name of the model, which clients use.
+        model: The full model, or base + adapter.
+        tokenizer: The tokenizer, with the chat template.
+        stop_token_ids: The tokens that end an answer.
+        context_tokens: The longest sequence that the model's config allows; None if it sets no
+            limit.
     """
 
     name: str
@@ -67,12 +78,12 @@ class Speaker:
         sampling: Sampling,
         template_kwargs: Mapping[str, Any],
     ) -> AnswerStream:
-        """The answer to a conversation, piece by piece.
+        """Return the answer to a conversation as a stream of text.
 
-        Raises: ModelError where the conversation leaves no room for an answer.
+        Raises: ModelError if the conversation leaves no room for an answer.
         """
         prompt = self.make_prompt(messages, template_kwargs)
-        room = self.count_room(len(prompt))
+        room = self.count_free_tokens(len(prompt))
         config = make_generation_config(
             self.tokenizer,
             self.stop_token_ids,
@@ -82,10 +93,10 @@ class Speaker:
         )
         return AnswerStream(self.model, self.tokenizer, prompt, config)
 
-    def count_room(self, prompt_tokens: int) -> int | None:
-        """Tokens that an answer may have after a prompt; None where nothing limits it.
+    def count_free_tokens(self, prompt_tokens: int) -> int | None:
+        """Return how many tokens of the context remain after a prompt; None without a limit.
 
-        Raises: ModelError where there is none left.
+        Raises: ModelError if no token remains.
         """
         if self.context_tokens is None:
             return None
@@ -95,14 +106,17 @@ class Speaker:
                 f"the conversation has {prompt_tokens:,} tokens, and the model's context is "
                 f"{self.context_tokens:,}",
                 self.name,
-                "make it shorter, or begin anew",
+                "send a shorter conversation, or start a new one",
             )
         return room
 
     def make_prompt(
         self, messages: Sequence[dict[str, str]], template_kwargs: Mapping[str, Any]
     ) -> list[int]:
-        """Token ids before the answer; a model without a template completes the last text."""
+        """Return the token ids of the prompt.
+
+        Without a chat template, the prompt is the text of the last message.
+        """
         if not self.tokenizer.chat_template:
             return list(self.tokenizer(messages[-1]["content"])["input_ids"])
         ids = self.tokenizer.apply_chat_template(
@@ -111,81 +125,87 @@ class Speaker:
         return list(ids)
 
 
-def find_target(path: Path) -> Target:
-    """What `path` names, without loading it.
+def find_model_folder(path: Path) -> ModelFolder:
+    """Return the model folder that a path means, without loading the model.
 
-    Raises: ModelError for no folder, one that is no model, and a run not trained to its end.
+    Args:
+        path: A run directory, an adapter folder or a model folder.
+
+    Raises: ModelError if there is no model, or if the training of the run is not finished.
     """
     if is_run(path):
         adapter = RunDirectory(path).adapter
-        return Target(path.resolve().name, adapter, read_origin(adapter))
+        return ModelFolder(path.resolve().name, adapter, read_origin(adapter))
     folder = path.resolve()
     if (path / ADAPTER_CONFIG_FILE).exists():
         of_run = folder.name == "adapter" and RunDirectory(folder.parent).recipe.exists()
-        return Target(folder.parent.name if of_run else folder.name, path, read_origin(path))
+        return ModelFolder(folder.parent.name if of_run else folder.name, path, read_origin(path))
     if not (path / MODEL_CONFIG_FILE).exists():
         raise ModelError(
-            "neither a run, an adapter nor a model is here",
+            "this is not a run directory, an adapter folder or a model folder",
             str(path),
             f"give a run directory, its adapter/ folder, or a folder with {MODEL_CONFIG_FILE}",
         )
-    return Target(folder.name, path, None)
+    return ModelFolder(folder.name, path, None)
 
 
-def load_speaker(target: Target) -> Speaker:
-    """Load what a path names: base + adapter as it was trained, or a model as it is stored."""
+def load_model(folder: ModelFolder) -> LoadedModel:
+    """Load a full model as it is stored, or an adapter and its base as they were in training."""
     model = (
-        _load_model(target.folder)
-        if target.origin is None
-        else _load_adapted(target, target.origin)
+        _load_full_model(folder.path)
+        if folder.origin is None
+        else _load_base_and_adapter(folder.path, folder.origin)
     )
     model.eval()
-    tokenizer = _load_tokenizer(target)
-    stops = find_saved_stop_token_ids(target.folder, tokenizer)
-    if target.origin is not None:
-        stops |= frozenset(target.origin.stop_token_ids)
-    model.generation_config = _read_generation_config(target.folder, sorted(stops), tokenizer)
+    tokenizer = _load_tokenizer(folder)
+    stops = find_saved_stop_token_ids(folder.path, tokenizer)
+    if folder.origin is not None:
+        stops |= frozenset(folder.origin.stop_token_ids)
+    model.generation_config = _read_generation_config(folder.path, sorted(stops), tokenizer)
     config = model.config.get_text_config()
     context = getattr(config, "max_position_embeddings", None)
-    return Speaker(target.name, model, tokenizer, sorted(stops), context)
+    return LoadedModel(folder.name, model, tokenizer, sorted(stops), context)
 
 
-def _load_model(folder: Path) -> CausalModel:
+def _load_full_model(folder: Path) -> CausalModel:
     section = ModelSection(model_name_or_path=str(folder))
     dtype = read_stored_dtype(section, str(folder)) or "float32"
     return load_base_model(section, dtype=parse_dtype(dtype), where=str(folder))
 
 
-def _load_adapted(target: Target, origin: AdapterOrigin) -> CausalModel:
-    # Imported here: peft takes 4 CPU-seconds, and a merged model needs none of it.
+def _load_base_and_adapter(folder: Path, origin: AdapterOrigin) -> CausalModel:
+    # This imports peft, which takes 4 CPU-seconds. A merged model does not need it.
     from lora_sft.model.adapter import load_adapter
 
     if not origin.model_name_or_path:
         raise ModelError(
-            "the adapter does not say which base it belongs to",
-            str(target.folder),
-            f"merge it first: lora-sft merge {target.folder} OUT --base PATH",
+            "the adapter does not record its base model",
+            str(folder),
+            f"merge it with its base first: lora-sft merge {folder} OUT --base PATH",
         )
     section = ModelSection(
         model_name_or_path=origin.model_name_or_path,
         revision=origin.revision,
         trust_remote_code=origin.trust_remote_code,
     )
-    dtype = origin.dtype or read_stored_dtype(section, str(target.folder)) or "float32"
+    dtype = origin.dtype or read_stored_dtype(section, str(folder)) or "float32"
     base = load_base_model(
         section,
         quantization=origin.quantization,
         dtype=parse_dtype(dtype),
-        where=str(target.folder),
+        where=str(folder),
     )
-    return load_adapter(base, target.folder)
+    return load_adapter(base, folder)
 
 
-def _load_tokenizer(target: Target) -> PreTrainedTokenizerBase:
-    """The tokenizer beside the weights, else (an adapter trained elsewhere) the base's."""
-    origin = target.origin
-    if origin is None or (target.folder / TOKENIZER_CONFIG_FILE).exists():
-        tokenizer = load_saved_tokenizer(target.folder)
+def _load_tokenizer(folder: ModelFolder) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of the folder, or that of the base if the adapter folder has none.
+
+    lora-sft saves a tokenizer with each adapter. Other programs may not.
+    """
+    origin = folder.origin
+    if origin is None or (folder.path / TOKENIZER_CONFIG_FILE).exists():
+        tokenizer = load_saved_tokenizer(folder.path)
     else:
         tokenizer = load_saved_tokenizer(
             origin.model_name_or_path, origin.revision, trust_remote_code=origin.trust_remote_code
@@ -200,7 +220,7 @@ def _load_tokenizer(target: Target) -> PreTrainedTokenizerBase:
 def _read_generation_config(
     folder: Path, stops: list[int], tokenizer: PreTrainedTokenizerBase
 ) -> GenerationConfig:
-    """The sampling that the folder asks for, with every stop token."""
+    """Return the generation settings of the folder, with every stop token added."""
     try:
         config = GenerationConfig.from_pretrained(folder)
     except OSError:

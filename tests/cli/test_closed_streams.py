@@ -1,4 +1,8 @@
-"""Nobody who stops reading ends a run, and only a reader of results ends a command."""
+"""Commands with a closed stdout or stderr.
+
+A closed stderr never stops a command. If stdout is closed, a command that prints a result ends with
+exit code 0.
+"""
 
 from __future__ import annotations
 
@@ -13,26 +17,26 @@ import pytest
 
 from lora_sft.cli import app, show, train
 
-SPEAK = """
+WRITE_TO_STDERR = """
 import os, sys, warnings
-from lora_sft.log import make_console, outlive_readers, say
-outlive_readers()
+from lora_sft.log import ignore_stderr_failures, make_console, say
+ignore_stderr_failures()
 for _ in range(3):
-    say("words")
+    say("a message")
     print("a line", file=sys.stderr)
     make_console().print("[bold]a table")
-    warnings.warn("a library speaks")
+    warnings.warn("a warning of a library")
 os.write(1, os.readlink("/proc/self/fd/2").encode())
 """
 
-STOPPED = """
+STOP_BY_SIGTERM = """
 import os, signal
 from lora_sft.cli import app, train
 train._run = lambda arguments, request: os.kill(os.getpid(), signal.SIGTERM)
 app.main(["train", "recipe.yaml"])
 """
 
-SIGNALLED_AT_EXIT = """
+SIGNALS_AT_EXIT = """
 import atexit, os, signal
 from lora_sft.cli import app, train
 train._run = lambda arguments, request: 75
@@ -41,17 +45,17 @@ for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
 app.main(["train", "recipe.yaml"])
 """
 
-WORDS_IN_A_WRITE = """
+HANDLER_THAT_WRITES = """
 import os, signal, sys
-from lora_sft.log import outlive_readers, say
-outlive_readers()
+from lora_sft.log import ignore_stderr_failures, say
+ignore_stderr_failures()
 signal.signal(signal.SIGTERM, lambda number, frame: say("from the handler"))
 os.write(1, b"ready")
 print("x" * 1_000_000, file=sys.stderr)
 """
 
 
-GOES_ON = """
+WORK_AFTER_TRAINING = """
 import signal
 from lora_sft.cli import app, quickstart
 from lora_sft.processes.stop_signal import StopRequest
@@ -74,42 +78,43 @@ def make_pipe_without_reader():
     return writer
 
 
-def make_terminal_that_was_closed():
+def make_closed_terminal():
     master, slave = pty.openpty()
     os.close(master)
     return slave
 
 
-@pytest.mark.parametrize("make", [make_pipe_without_reader, make_terminal_that_was_closed])
-def test_words_without_a_reader_go_to_the_null_device(make):
-    stderr = make()
-    outcome = run_python(SPEAK, stdout=subprocess.PIPE, stderr=stderr)
+@pytest.mark.parametrize("make_stderr", [make_pipe_without_reader, make_closed_terminal])
+def test_a_closed_stderr_is_replaced_by_the_null_device(make_stderr):
+    stderr = make_stderr()
+    outcome = run_python(WRITE_TO_STDERR, stdout=subprocess.PIPE, stderr=stderr)
     os.close(stderr)
     assert (outcome.returncode, outcome.stdout) == (0, b"/dev/null")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has /dev/full")
-def test_a_log_file_on_a_full_disk_stays_the_log_file():
+def test_a_log_file_on_a_full_disk_stays_open():
     with Path("/dev/full").open("w") as full:
-        outcome = run_python(SPEAK, stdout=subprocess.PIPE, stderr=full)
+        outcome = run_python(WRITE_TO_STDERR, stdout=subprocess.PIPE, stderr=full)
     assert (outcome.returncode, outcome.stdout) == (0, b"/dev/full")
 
 
-def test_words_with_a_reader_arrive():
-    error = run_python(SPEAK, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE).stderr.decode()
-    for words in ("words\n", "a line\n", "a table\n", "a library speaks\n"):
-        assert words in error
+def test_an_open_stderr_gets_every_message():
+    script = WRITE_TO_STDERR
+    error = run_python(script, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE).stderr.decode()
+    for text in ("a message\n", "a line\n", "a table\n", "a warning of a library\n"):
+        assert text in error
 
 
-def test_a_signal_in_the_middle_of_a_write_may_speak():
-    """The pipe is full, and the process waits in its write for somebody to read."""
+def test_a_signal_handler_may_write_while_a_write_is_running():
+    """The pipe is full, so the process waits inside its write when the signal arrives."""
     process = subprocess.Popen(
-        [sys.executable, "-c", WORDS_IN_A_WRITE], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", HANDLER_THAT_WRITES], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.read(5)
-    start = os.read(process.stderr.fileno(), 1)  # it writes, and far more than a pipe holds
+    start = os.read(process.stderr.fileno(), 1)  # the write has begun; a pipe cannot hold it all
     process.send_signal(signal.SIGTERM)
     _, rest = process.communicate(timeout=60)
     assert process.returncode == 0
@@ -117,41 +122,41 @@ def test_a_signal_in_the_middle_of_a_write_may_speak():
     assert (start + rest).count(b"x") == 1_000_000
 
 
-def test_a_signal_is_answered_with_its_code_though_nobody_reads():
+def test_a_signal_sets_the_exit_code_even_if_stdout_and_stderr_are_closed():
     stderr = make_pipe_without_reader()
-    outcome = run_python(STOPPED, stdout=stderr, stderr=stderr)
+    outcome = run_python(STOP_BY_SIGTERM, stdout=stderr, stderr=stderr)
     os.close(stderr)
     assert outcome.returncode == 75
 
 
 def test_signals_at_exit_do_not_change_the_exit_code():
-    assert run_python(SIGNALLED_AT_EXIT, stderr=subprocess.DEVNULL).returncode == 75
+    assert run_python(SIGNALS_AT_EXIT, stderr=subprocess.DEVNULL).returncode == 75
 
 
-def test_a_command_that_goes_on_after_its_training_can_be_interrupted():
-    assert run_python(GOES_ON).returncode == 9
+def test_ctrl_c_works_in_a_command_that_continues_after_its_training():
+    assert run_python(WORK_AFTER_TRAINING).returncode == 9
 
 
-def refuse(arguments, request=None):
+def lose_connection(arguments, request=None):
     raise BrokenPipeError(32, "a tracker's connection")
 
 
-def test_another_broken_pipe_is_no_success(command, monkeypatch):
+def test_a_broken_pipe_that_is_not_stdout_is_an_error(command, monkeypatch):
     for module, name in ((train, "_run"), (show, "run")):
-        monkeypatch.setattr(module, name, refuse)
+        monkeypatch.setattr(module, name, lose_connection)
         outcome = command(module.__name__.rsplit(".", 1)[-1], "recipe.yaml")
         assert outcome.code == 1
         assert "a tracker's connection" in outcome.stderr
 
 
-def test_what_a_library_prints_in_training_is_no_result(command, monkeypatch):
+def test_text_that_a_library_prints_during_training_goes_to_stderr(command, monkeypatch):
     monkeypatch.setattr(train, "_run", lambda arguments, request: print("a banner") or 0)
     outcome = command("train", "recipe.yaml")
     assert (outcome.code, outcome.stdout, outcome.stderr) == (0, "", "a banner\n")
 
 
 @pytest.mark.parametrize("arguments", [["recipes"], ["show", "--schema"]])
-def test_a_reader_that_has_seen_enough_of_a_result_ends_the_command_well(arguments):
+def test_a_command_that_prints_a_result_succeeds_if_stdout_is_closed(arguments):
     stdout = make_pipe_without_reader()
     outcome = subprocess.run(
         [sys.executable, "-m", "lora_sft", *arguments],
@@ -164,7 +169,7 @@ def test_a_reader_that_has_seen_enough_of_a_result_ends_the_command_well(argumen
     assert (outcome.returncode, outcome.stderr) == (0, b"")
 
 
-def test_signals_are_given_back_to_a_program_that_goes_on(monkeypatch):
+def test_a_program_that_calls_run_gets_its_signal_handlers_back(monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(train, "_run", lambda arguments, request: 0)
     assert app.run(["train", "recipe.yaml"]) == 0
