@@ -57,12 +57,12 @@ class TrainedForm:
     def __init__(
         self, names: ParameterNames, fields: Mapping[str, Any], dtype: torch.dtype
     ) -> None:
-        from lora_sft.model.quantization import LayerCodes
+        from lora_sft.model.quantization import LayerQuantizer
 
         self.base = names.base
         self._dtype = dtype
         self._rounds = names.base.main_dtype_name != name_dtype(dtype)
-        self._codes = LayerCodes(names.model, fields, dtype)
+        self._codes = LayerQuantizer(names.model, fields, dtype)
         self._parameters = {
             piece.tensor: parameter
             for parameter in self._codes.parameters
@@ -79,7 +79,7 @@ class TrainedForm:
     def read_values(self, tensor: StoredTensor, reader: TensorReader) -> torch.Tensor | None:
         parameter = self._parameters.get(tensor)
         if parameter is not None:
-            return self._codes.quantize_and_back(parameter, reader.read(tensor))
+            return self._codes.quantize_and_dequantize(parameter, reader.read(tensor))
         return reader.read(tensor).to(self._dtype) if self._is_rounded(tensor) else None
 
 
@@ -90,12 +90,12 @@ class UnpackedForm:
         self, base: BaseCheckpoint, dtype: torch.dtype, *, trust_remote_code: bool = False
     ) -> None:
         """Raises: ExportError where a layer's codes lack a part."""
-        from lora_sft.model.quantization import LayerCodes
+        from lora_sft.model.quantization import LayerQuantizer
 
         names = ParameterNames(base, trust_remote_code=trust_remote_code)
         fields = base.config["quantization_config"]
         fields = {name: value for name, value in fields.items() if name != "quant_method"}
-        self._codes = LayerCodes(names.model, fields, dtype, are_stored=True)
+        self._codes = LayerQuantizer(names.model, fields, dtype, are_stored=True)
         self._parts: dict[str, dict[str, StoredTensor]] = {}
         kept: dict[str, StoredTensor] = {}
         for name, tensor in base.tensors.items():
