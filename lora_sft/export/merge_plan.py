@@ -19,7 +19,7 @@ from lora_sft.export.weights.adapter_reading import SavedAdapter, read_adapter
 from lora_sft.export.weights.base_form import BaseForm, find_form
 from lora_sft.export.weights.shard_writing import OutputFile, lay_out_files
 from lora_sft.export.weights.weight_plan import WeightPlan, make_weight_plan
-from lora_sft.machine_room import check_disk_room, check_memory_room
+from lora_sft.machine_room import check_free_disk, check_free_memory
 from lora_sft.model_files.base_checkpoint import BaseCheckpoint, read_base_checkpoint
 from lora_sft.model_files.fingerprint import check_fingerprint
 from lora_sft.recipe.schema import QUANTIZATION_PRESETS
@@ -158,8 +158,8 @@ def prepare_merge(plan: MergePlan) -> tuple[MergePlan, PreparedMerge]:
     weights = make_weight_plan(form.base, adapters, trust_remote_code=trust)
     files = lay_out_files(weights, form, getattr(torch, plan.dtype))
     prepared = PreparedMerge(base, adapters, form, weights, files)
-    check_disk_room(plan.output, prepared.num_bytes + SLACK_BYTES)
-    check_memory_room(estimate_memory(form))
+    check_free_disk(plan.output, prepared.num_bytes + SLACK_BYTES)
+    check_free_memory(estimate_memory(form))
     return plan, prepared
 
 
