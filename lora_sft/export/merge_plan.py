@@ -16,7 +16,7 @@ from lora_sft.export.staging import (
     check_output_is_free,
 )
 from lora_sft.export.weights.adapter_reading import SavedAdapter, read_adapter
-from lora_sft.export.weights.base_form import BaseForm, find_form
+from lora_sft.export.weights.base_form import BaseForm, choose_base_form
 from lora_sft.export.weights.shard_writing import OutputFile, lay_out_files
 from lora_sft.export.weights.weight_plan import WeightPlan, make_weight_plan
 from lora_sft.machine_room import check_free_disk, check_free_memory
@@ -154,7 +154,7 @@ def prepare_merge(plan: MergePlan) -> tuple[MergePlan, PreparedMerge]:
                 check_fingerprint(base, recorded, str(folder))
     trained = getattr(torch, origin.dtype or plan.dtype)
     trust = origin.trust_remote_code
-    form = find_form(base, plan.onto, origin.quantization, trained, trust_remote_code=trust)
+    form = choose_base_form(base, plan.onto, origin.quantization, trained, trust_remote_code=trust)
     weights = make_weight_plan(form.base, adapters, trust_remote_code=trust)
     files = lay_out_files(weights, form, getattr(torch, plan.dtype))
     prepared = PreparedMerge(base, adapters, form, weights, files)

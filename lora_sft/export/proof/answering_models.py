@@ -187,6 +187,6 @@ def find_what_needs_whole_weights(prepared: PreparedMerge) -> str:
             strange = set(module.roles) - {"a", "b", "b_bias", "embedding_a", "embedding_b"}
             if strange - {"base_weight"}:
                 return f"an adapter with {sorted(strange)[0]}"
-        if adapter.plain or prepared.weights.config_changes.get("vocab_size"):
+        if adapter.whole_parameters or prepared.weights.config_changes.get("vocab_size"):
             return "an adapter with whole tensors"
     return ""

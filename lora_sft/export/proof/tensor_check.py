@@ -176,7 +176,7 @@ def _compute_delta(
     term: LowRank, expert: int | None, start: int, stop: int, reader: TensorReader
 ) -> torch.Tensor:
     """Rows `start` to `stop` of s B A, or of its transpose."""
-    a, b = reader.read_again(term.a), reader.read_again(term.b)
+    a, b = reader.read_cached(term.a), reader.read_cached(term.b)
     which = term.expert if term.expert is not None else expert
     if term.num_experts > 1:
         assert which is not None
