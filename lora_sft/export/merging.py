@@ -23,7 +23,7 @@ from lora_sft.errors import CapabilityError, VerificationError
 from lora_sft.export.adapter_files import let_others_read
 from lora_sft.export.merge_plan import MergePlan, PreparedMerge, prepare_merge
 from lora_sft.export.merge_progress import byte_progress
-from lora_sft.export.proof.check_summary import AGAINST
+from lora_sft.export.proof.check_summary import REFERENCE_NAME
 from lora_sft.export.proof.tensor_check import TensorDifference, compare_tensors
 from lora_sft.export.staging import (
     mark_as_made_by,
@@ -180,7 +180,7 @@ def _verify(plan: MergePlan, prepared: PreparedMerge, staged: Path) -> Verified:
 def describe_tensor_check(tensors: TensorDifference) -> dict[str, Any]:
     """The report's `correctness` where only tensors were compared."""
     return {
-        "against": AGAINST,
+        "against": REFERENCE_NAME,
         "method": "tensors",
         "prompts": 0,
         "max_abs_logit_difference": None,
@@ -201,7 +201,7 @@ def _judge_and_place(plan: MergePlan, staged: Path, report: Mapping[str, Any]) -
     shutil.rmtree(failed, ignore_errors=True)
     put_in_place(staged, failed)
     raise VerificationError(
-        f"the merged model is not {AGAINST}: {describe_failure(judged)}",
+        f"the merged model is not {REFERENCE_NAME}: {describe_failure(judged)}",
         str(failed),
         f"the report is in {failed / MERGE_REPORT_FILE}; "
         "try --dtype float32 to tell rounding from error",
