@@ -1,4 +1,4 @@
-"""What an adapter folder records about its base model and its training."""
+"""Make and read the record of an adapter's base model and training (`lora_sft.json`)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AdapterOrigin:
-    """The base as it was when the adapter was trained on it."""
+    """The base model of an adapter, and the training of the adapter.
+
+    Attributes:
+        model_name_or_path: The folder or hub id of the base model.
+        dtype: The base model's dtype in training.
+        quantization: The base model's quantisation in training.
+        stop_token_ids: Every token that ends a turn.
+        export_dtype: The recipe's `export.dtype`.
+        base_fingerprint: As `fingerprint_base` returns it.
+        template_date: The recipe's `data.template_date`.
+        recipe: The resolved recipe without local paths and secrets.
+        account: The account of the training rows.
+    """
 
     model_name_or_path: str
     revision: str | None = None
@@ -39,14 +51,14 @@ class AdapterOrigin:
 
     @property
     def base_sha256(self) -> str:
-        """The fingerprint of the base's weights; empty if it has no safetensors files."""
+        """The hash of the base model's weights; empty if it has no safetensors files."""
         return str((self.base_fingerprint or {}).get("sha256", ""))
 
 
 def read_origin(folder: Path) -> AdapterOrigin:
-    """Where an adapter comes from: our own record, else what PEFT's config knows.
+    """Return the origin of an adapter, from `lora_sft.json` or else from PEFT's config.
 
-    Raises: ExportError where the folder is no adapter.
+    Raises: ExportError if the folder does not hold an adapter.
     """
     config = read_adapter_config(folder)
     if (folder / ORIGIN_FILE).exists():
@@ -57,7 +69,7 @@ def read_origin(folder: Path) -> AdapterOrigin:
 
 
 def make_adapter_origin(recipe: Recipe, corpus: Corpus) -> AdapterOrigin:
-    """What the merge must know of this run."""
+    """Return the origin of the adapter that this recipe trains."""
     return AdapterOrigin(
         model_name_or_path=recipe.model.location,
         revision=recipe.model.revision,
@@ -70,6 +82,6 @@ def make_adapter_origin(recipe: Recipe, corpus: Corpus) -> AdapterOrigin:
         base_fingerprint=fingerprint_location(recipe.model.location, recipe.model.revision),
         template_date=recipe.data.template_date,
         recipe=make_public(recipe.to_dict(absolute_paths=True)),
-        # for the card, which quotes no row and names no file
+        # For the model card, which must not quote rows or name files.
         account={**corpus.accounts["train"].as_dict(), "examples": {}, "sources": {}},
     )

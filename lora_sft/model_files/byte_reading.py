@@ -59,6 +59,8 @@ class ByteReader:
             count = os.preadv(descriptor, [view[done:]], offset + done)
             if count == 0:
                 raise ExportError(
-                    "the file ended early", str(tensor.file), "it changed; start again"
+                    "the file ended early: another program changed it",
+                    str(tensor.file),
+                    "run the command again",
                 )
             done += count

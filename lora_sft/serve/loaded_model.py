@@ -17,7 +17,7 @@ from lora_sft.data.templates.tokenizer import find_saved_stop_token_ids, load_sa
 from lora_sft.errors import ModelError
 from lora_sft.evaluate.generation import AnswerStream, make_generation_config
 from lora_sft.export.adapter_origin import AdapterOrigin, read_origin
-from lora_sft.export.serving.serving_files import with_defaults
+from lora_sft.export.serving.serving_files import set_defaults_in_templates
 from lora_sft.file_names import ADAPTER_CONFIG_FILE, MODEL_CONFIG_FILE, TOKENIZER_CONFIG_FILE
 from lora_sft.model.base_model import (
     CausalModel,
@@ -211,7 +211,7 @@ def _load_tokenizer(folder: ModelFolder) -> PreTrainedTokenizerBase:
             origin.model_name_or_path, origin.revision, trust_remote_code=origin.trust_remote_code
         )
     if origin is not None:
-        tokenizer.chat_template = with_defaults(
+        tokenizer.chat_template = set_defaults_in_templates(
             tokenizer.chat_template, origin.chat_template_kwargs, origin.template_date
         )
     return tokenizer

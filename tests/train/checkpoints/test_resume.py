@@ -310,15 +310,15 @@ def test_a_run_goes_on_past_its_own_merge(command, write_recipe, tmp_path):
     for resume in ((), ("--resume", copy)):
         other = command("train", recipe, *arguments, *resume)
         assert other.code == 7
-        assert "is no merge that this run made" in other.stderr
+        assert "this run did not write it" in other.stderr
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     copied = command("train", recipe, "train.max_steps=8", f"output_dir={tmp_path / 'copy'}")
     assert copied.code == 7
-    assert f"is the merge of the run in {tmp_path / 'run'}" in copied.stderr
+    assert f"the run in {tmp_path / 'run'} wrote it" in copied.stderr
     (merged / "model.gguf").write_text("mine")
     refused = command("train", recipe, "train.max_steps=8")
     assert refused.code == 7
-    assert "holds what the merge did not write: model.gguf" in refused.stderr
+    assert "the merge did not write model.gguf" in refused.stderr
     (merged / "model.gguf").unlink()
     assert hash_files(merged) == second
     anew = command("train", recipe, "--overwrite")
