@@ -28,7 +28,7 @@ from lora_sft.cache_folder import VARIABLE, find_cache_folder
 from lora_sft.data.corpus.arrow_files import make_unfinished_folder
 from lora_sft.data.corpus.building import Corpus, build_corpus, open_corpus, write_corpus
 from lora_sft.data.corpus.code_hash import PACKAGE, hash_deciding_code
-from lora_sft.data.labels.labelling import read_day
+from lora_sft.data.labels.labelling import find_template_date
 from lora_sft.data.rows.local_files import find_local_files
 from lora_sft.data.templates.rendering import hash_template, reads_clock
 from lora_sft.log import say
@@ -106,7 +106,7 @@ def _find_folder(
 
 def _tell_earlier_day(kept_day: str | None, data: DataSection) -> None:
     """Say which day a template that reads the clock was shown, where it is not this one."""
-    if kept_day is not None and kept_day != read_day(data).isoformat():
+    if kept_day is not None and kept_day != find_template_date(data).isoformat():
         say(
             f"the chat template is shown the date {kept_day}, the day of the first preparation "
             "(another: data.template_date)"

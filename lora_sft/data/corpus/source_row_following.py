@@ -23,7 +23,7 @@ from lora_sft.data.examples.messages import settle_extras
 from lora_sft.data.examples.row_formats import RowFormat, find_row_format
 from lora_sft.data.examples.row_kwargs import read_row_kwargs
 from lora_sft.data.labels.chat_label_rule import Notes
-from lora_sft.data.labels.labelling import Labelled, Labeller
+from lora_sft.data.labels.labelling import Labeller, LabelResult
 from lora_sft.data.labels.length_policy import fit_length
 from lora_sft.data.rows.row_sources import SourceRow, read_rows
 from lora_sft.data.templates.template_keys import TemplateKeys
@@ -178,7 +178,7 @@ class SourceRowFollower:
         kwargs = read_row_kwargs(row.values, own, recipe_kwargs) if recipe_kwargs or own else {}
         return replace(conversation, template_kwargs=kwargs) if kwargs else conversation
 
-    def _fit(self, converted: ConvertedSourceRow, result: Labelled) -> SourceRowOutcome:
+    def _fit(self, converted: ConvertedSourceRow, result: LabelResult) -> SourceRowOutcome:
         row, hashes = converted.source_row, (converted.row_hash, converted.example_hash)
         if isinstance(result, Drop):
             return SourceRowOutcome(row, *hashes, drop=result)

@@ -309,4 +309,4 @@ def test_what_expanding_costs_is_counted(tmp_path):
     )
     assert in_place.accounts["train"].expansion_tokens == 0
     (warning,) = in_place.warnings
-    assert warning.startswith("1 rows differ from serving")
+    assert warning.startswith("1 rows learn earlier turns as the chat template's history shows")
