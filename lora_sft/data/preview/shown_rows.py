@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lora_sft.data.corpus.account import Account, AccountTally
 from lora_sft.data.corpus.building import SplitSink, fill_splits, list_splits
-from lora_sft.data.corpus.cache import with_kept_day
+from lora_sft.data.corpus.cache import with_cached_template_date
 from lora_sft.data.corpus.source_row_following import SourceRowFollower
 from lora_sft.data.corpus.source_row_outcomes import SourceRowOutcome
 from lora_sft.data.drops import LEVERS, Drop
@@ -198,7 +198,7 @@ def open_preview(recipe: Recipe, selection: Selection) -> Preview:
     _check_has_split(recipe, selection.split)
     tokenizer = load_tokenizer(recipe.model, recipe.tokenizer, recipe.data)
     stops = find_stop_token_ids(tokenizer, recipe.model, recipe.data.stop_tokens)
-    data = with_kept_day(recipe.data, tokenizer, stops)
+    data = with_cached_template_date(recipe.data, tokenizer, stops)
     return Preview(data, tokenizer, stops, selection)
 
 
