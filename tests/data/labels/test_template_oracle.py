@@ -480,7 +480,7 @@ def read_training_texts(family: str, name: str) -> list[str]:
 
 
 def strip_given_parts(family: str, name: str, index: int, theirs: str) -> tuple[str, set[str]]:
-    """Return a training template's text without header and final newline, and what was removed."""
+    """Return a training template's text without header and final newline, and the parts removed."""
     differences = set()
     body = theirs.rstrip("\n")
     if body != theirs:
