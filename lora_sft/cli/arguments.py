@@ -68,6 +68,21 @@ def add_json(parser: Parser) -> None:
     )
 
 
+def add_trust(parser: Parser) -> None:
+    """Add the option `--trust-remote-code`."""
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run the Python files that come with the base model, with your rights; their names "
+        "are printed; the model must be a local folder or have a fixed revision",
+    )
+
+
+def list_trust_overrides(arguments: argparse.Namespace) -> list[str]:
+    """Return the recipe override that `--trust-remote-code` stands for, or nothing."""
+    return ["model.trust_remote_code=true"] if arguments.trust_remote_code else []
+
+
 def add_model_folder(parser: Parser) -> None:
     """Add the argument RUN|MODEL, the folder of the model to use."""
     parser.add_argument(

@@ -11,7 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_sft.cli.arguments import Commands, add_command, add_recipe, positive_integer
+from lora_sft.cli.arguments import (
+    Commands,
+    add_command,
+    add_recipe,
+    add_trust,
+    list_trust_overrides,
+    positive_integer,
+)
 from lora_sft.errors import CapabilityError, RecipeError
 from lora_sft.run_directory import RunDirectory
 
@@ -86,6 +93,7 @@ def add_parser(commands: Commands) -> None:
         "--resume", metavar="WHERE", default="auto", help="see lora-sft train --help"
     )
     parser.add_argument("--overwrite", action="store_true", help="see lora-sft train --help")
+    add_trust(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -107,6 +115,7 @@ def _launch(arguments: argparse.Namespace) -> int:
     from lora_sft.recipe import read_recipe
 
     _check_no_option_is_ignored(arguments)
+    arguments.overrides += list_trust_overrides(arguments)
     recipe = read_recipe(arguments.recipe, arguments.overrides)
     hosts = read_hostfile(arguments.hostfile) if arguments.hostfile is not None else {}
     world = World(arguments.nodes or len(hosts) or 1, arguments.gpus or _count_gpus())

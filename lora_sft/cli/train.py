@@ -8,7 +8,13 @@ import sys
 import traceback
 from typing import TYPE_CHECKING
 
-from lora_sft.cli.arguments import Commands, add_command, add_recipe
+from lora_sft.cli.arguments import (
+    Commands,
+    add_command,
+    add_recipe,
+    add_trust,
+    list_trust_overrides,
+)
 from lora_sft.errors import EXIT_UNEXPECTED, LoraSftError
 
 if TYPE_CHECKING:
@@ -38,6 +44,7 @@ def add_parser(commands: Commands) -> None:
         action="store_true",
         help="delete the run in output_dir and train from step 0",
     )
+    add_trust(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -90,7 +97,8 @@ def _run(arguments: argparse.Namespace, request: StopRequest) -> int:
     from lora_sft.recipe import read_recipe
 
     check_world(os.environ)
-    recipe = read_recipe(arguments.recipe, arguments.overrides)
+    overrides = [*arguments.overrides, *list_trust_overrides(arguments)]
+    recipe = read_recipe(arguments.recipe, overrides)
 
     # Imported late because these import torch. An error in the recipe must appear at once.
     from lora_sft.pipeline import run_training

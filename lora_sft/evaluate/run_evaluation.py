@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from datasets import Dataset
@@ -17,7 +18,12 @@ from lora_sft.run_directory import RunDirectory, is_run
 
 
 def run_evaluation(
-    path: Path, recipe_path: Path | None, split: str | None, max_rows: int | None = None
+    path: Path,
+    recipe_path: Path | None,
+    split: str | None,
+    max_rows: int | None = None,
+    *,
+    overrides: Sequence[str] = (),
 ) -> Evaluation:
     """Score the model in `path` on one split of a recipe's data.
 
@@ -27,10 +33,11 @@ def run_evaluation(
         split: `train`, `validation` or `test`; None: `test` if the recipe has one, else
             `validation`.
         max_rows: Score only this many rows, the first of the split.
+        overrides: Settings over those of the recipe, as `section.field=value`.
 
     Raises: RecipeError if the recipe has no such split, or if a model is given without a recipe.
     """
-    recipe = read_recipe(recipe_path or _find_recipe(path))
+    recipe = read_recipe(recipe_path or _find_recipe(path), overrides)
     split = split or ("validation" if recipe.data.test is None else "test")
     tokenizer, corpus = load_data(recipe, RunDirectory(path).read_template_date())
     rows = _select_rows(recipe, corpus, split, max_rows)

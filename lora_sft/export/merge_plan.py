@@ -22,6 +22,7 @@ from lora_sft.export.weights.weight_plan import WeightPlan, make_weight_plan
 from lora_sft.machine_room import check_free_disk, check_free_memory
 from lora_sft.model_files.base_checkpoint import BaseCheckpoint, read_base_checkpoint
 from lora_sft.model_files.fingerprint import check_fingerprint
+from lora_sft.model_files.remote_code import check_remote_code
 from lora_sft.recipe.schema import QUANTIZATION_PRESETS
 
 Onto = Literal["dequantized", "original"]
@@ -60,6 +61,7 @@ class MergePlan:
     allow_other_base: bool = False
     run: Path | None = None
     owner: Owner | None = None
+    trust_remote_code: bool = False
 
     @property
     def adapter(self) -> Path:
@@ -94,6 +96,7 @@ def make_merge_plan(
     trained_on: str | None = None,
     allow_other_base: bool = False,
     owner: Owner | None = None,
+    trust_remote_code: bool = False,
 ) -> MergePlan:
     """Find the adapters and the base model, and choose the form of the base model.
 
@@ -110,6 +113,8 @@ def make_merge_plan(
             that does not record it.
         allow_other_base: Merge even if the base model's fingerprint differs from the recorded one.
         owner: The run that merges in its own `export`. It may replace its earlier merge.
+        trust_remote_code: Run the Python files of the base model. Nothing that the adapter
+            records can set this.
 
     Raises: ExportError if there is no adapter, its base model is unknown, or `output` exists.
     """
@@ -127,6 +132,8 @@ def make_merge_plan(
             str(folders[0]),
             "add --base PATH",
         )
+    if trust_remote_code:
+        check_remote_code(origin.model_name_or_path, origin.revision)
     check_output_is_free(output, owner)
     run = adapter if folders[0] != adapter else None
     return MergePlan(
@@ -140,6 +147,7 @@ def make_merge_plan(
         allow_other_base=allow_other_base,
         run=run,
         owner=owner,
+        trust_remote_code=trust_remote_code,
     )
 
 
@@ -173,7 +181,7 @@ def prepare_merge(plan: MergePlan) -> tuple[MergePlan, PreparedMerge]:
             if recorded is not None:
                 check_fingerprint(base, recorded, str(folder))
     trained = getattr(torch, origin.dtype or plan.dtype)
-    trust = origin.trust_remote_code
+    trust = plan.trust_remote_code
     form = choose_base_form(base, plan.onto, origin.quantization, trained, trust_remote_code=trust)
     weights = make_weight_plan(form.base, adapters, trust_remote_code=trust)
     files = lay_out_files(weights, form, getattr(torch, plan.dtype))

@@ -121,7 +121,7 @@ def write_files_beside_weights(plan: MergePlan, prepared: PreparedMerge, folder:
         tokenizer = load_saved_tokenizer(plan.adapter)
     else:
         tokenizer = load_saved_tokenizer(
-            origin.model_name_or_path, origin.revision, trust_remote_code=origin.trust_remote_code
+            origin.model_name_or_path, origin.revision, trust_remote_code=plan.trust_remote_code
         )
     config = make_config(prepared.base.config, plan.dtype, prepared.weights.config_changes)
     write_json(folder / MODEL_CONFIG_FILE, config)

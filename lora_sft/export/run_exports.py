@@ -37,6 +37,12 @@ def export_run(recipe: Recipe, run: RunDirectory, run_id: str) -> None:
     """Merge the adapter into its base model and push the result, if the recipe asks for it."""
     wanted = recipe.export
     if wanted.merge is not None:
-        merge(make_merge_plan(run.path, Path(wanted.merge), owner=Owner(run_id, run.path)))
+        plan = make_merge_plan(
+            run.path,
+            Path(wanted.merge),
+            owner=Owner(run_id, run.path),
+            trust_remote_code=recipe.model.trust_remote_code,
+        )
+        merge(plan)
     if wanted.push_to_hub is not None:
         push_folder(Path(wanted.merge) if wanted.merge else run.adapter, wanted.push_to_hub)

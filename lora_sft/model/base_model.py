@@ -25,6 +25,7 @@ from lora_sft.model.quantization import (
     keep_codes_unpacked,
     make_quantization_config,
 )
+from lora_sft.model_files import remote_code
 from lora_sft.recipe import ModelSection
 
 # A transformers model, or PEFT's wrapper around it, which has the model's attributes too.
@@ -255,6 +256,8 @@ def _load(section: ModelSection, arguments: dict[str, Any], where: str) -> PreTr
 
 
 def _load_config(section: ModelSection, where: str) -> Any:
+    if section.trust_remote_code:
+        remote_code.check_remote_code(section.location, section.revision)
     with _loading_errors(section, where):
         return AutoConfig.from_pretrained(
             section.location,
@@ -276,13 +279,22 @@ def _loading_errors(section: ModelSection, where: str) -> Iterator[None]:
         ) from error
     except (OSError, ValueError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        folder = Path(section.location).is_dir()
         raise ModelError(
             f"cannot load a {find_model_kind().name}: {lines[0]}",
             f"{where} ({section.model_name_or_path})",
+            _find_fix(error, section),
+        ) from error
+
+
+def _find_fix(error: Exception, section: ModelSection) -> str:
+    if remote_code.needs_trust(error):
+        return remote_code.FIX
+    if Path(section.location).is_dir():
+        return (
             f"the folder must contain {MODEL_CONFIG_FILE} and the *.safetensors files of a "
             f"{find_model_kind().name}"
-            if folder
-            else "name an existing folder, or a hub id that this machine can reach "
-            "(for a gated model, set HF_TOKEN)",
-        ) from error
+        )
+    return (
+        "name an existing folder, or a hub id that this machine can reach "
+        "(for a gated model, set HF_TOKEN)"
+    )

@@ -67,7 +67,7 @@ def read_base_checkpoint(location: str, revision: str | None = None) -> BaseChec
 
     Raises: ModelError if there is no model, or if its weights are not in safetensors files.
     """
-    config_path = _find_file(location, revision, MODEL_CONFIG_FILE)
+    config_path = find_model_file(location, revision, MODEL_CONFIG_FILE)
     if config_path is None:
         raise ModelError(
             f"cannot find the base model: there is no {MODEL_CONFIG_FILE}",
@@ -83,10 +83,10 @@ def read_base_checkpoint(location: str, revision: str | None = None) -> BaseChec
 
 
 def _find_files(location: str, revision: str | None) -> list[Path]:
-    index = _find_file(location, revision, MODEL_WEIGHTS_INDEX_FILE)
+    index = find_model_file(location, revision, MODEL_WEIGHTS_INDEX_FILE)
     if index is not None:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        found = {name: _find_file(location, revision, name) for name in dict.fromkeys(names)}
+        found = {name: find_model_file(location, revision, name) for name in dict.fromkeys(names)}
         lost = [name for name, path in found.items() if path is None]
         if lost:
             raise ModelError(
@@ -95,7 +95,7 @@ def _find_files(location: str, revision: str | None) -> list[Path]:
                 "download the model again",
             )
         return [path for path in found.values() if path is not None]
-    single = _find_file(location, revision, MODEL_WEIGHTS_FILE)
+    single = find_model_file(location, revision, MODEL_WEIGHTS_FILE)
     if single is None:
         raise ModelError(
             "the base model has no weights in safetensors format "
@@ -106,7 +106,8 @@ def _find_files(location: str, revision: str | None) -> list[Path]:
     return [single]
 
 
-def _find_file(location: str, revision: str | None, name: str) -> Path | None:
+def find_model_file(location: str, revision: str | None, name: str) -> Path | None:
+    """Return a file of a model folder or hub id (from the cache or the hub), or None."""
     if Path(location).is_dir():
         path = Path(location) / name
         return path if path.exists() else None

@@ -11,7 +11,7 @@ import pytest
 from lora_sft.recipe import rules
 from lora_sft.recipe.fault_list import FaultList
 from lora_sft.recipe.rules import table
-from tests.recipe.recipes import SMALLEST, fault_of, faults_of, read_smallest
+from tests.recipe.recipes import SMALLEST, fault_of, faults_of, read, read_smallest
 
 VALIDATION = "data.validation={fraction: 0.1}"
 CASES = [
@@ -261,8 +261,8 @@ CASES = [
         "delete train.fsdp",
     ),
 ]
-# This rule has its own test below, because it needs a file on disk.
-WITH_A_FILE = {"policy_is_json"}
+# These rules have their own tests, because they need a file on disk.
+WITH_A_FILE = {"policy_is_json", "remote_code_is_not_trusted_by_a_run"}
 
 
 @pytest.mark.parametrize(("rule", "overrides", "fix"), CASES)
@@ -324,6 +324,19 @@ GOOD = [
     ["train.optim=adafactor"],
     ["train.deepspeed={gradient_clipping: 1.0, bf16: {enabled: auto}, fp16: {enabled: false}}"],
 ]
+
+
+def test_trust_that_a_run_directory_sets_is_refused(tmp_path):
+    trusting = SMALLEST.replace(
+        "model: some/model",
+        "model: {model_name_or_path: some/model, revision: 0123abc, trust_remote_code: true}",
+    )
+    assert read(tmp_path, trusting).model.trust_remote_code
+    (tmp_path / "manifest.json").write_text("{}")
+    fault = fault_of(tmp_path, trusting)
+    assert fault.where == "my.yaml:1  model.trust_remote_code"
+    assert "--trust-remote-code" in fault.fix
+    assert read(tmp_path, trusting, "model.trust_remote_code=true").model.trust_remote_code
 
 
 def test_a_deepspeed_file_that_is_not_json_is_refused(tmp_path):

@@ -78,7 +78,7 @@ class WholeModels:
         return attach_adapters(base, plan.adapters).float()
 
     def load_folder(self, folder: Path) -> CausalModel:
-        trust = self._plan.origin.trust_remote_code
+        trust = self._plan.trust_remote_code
         return load_in_float32(folder, trust_remote_code=trust)
 
     def answer(self, model: CausalModel, ids: Ids) -> Logits:
@@ -124,7 +124,7 @@ class LayeredModels:
         return load_in_float32(
             location,
             revision=None if local else self._plan.origin.revision,
-            trust_remote_code=self._plan.origin.trust_remote_code,
+            trust_remote_code=self._plan.trust_remote_code,
             offload_folder=self._workspace / "offloaded",
         )
 
@@ -147,7 +147,7 @@ def make_base_section(plan: MergePlan, dtype: Any) -> ModelSection:
         model_name_or_path=origin.model_name_or_path,
         revision=origin.revision,
         dtype=dtype,
-        trust_remote_code=origin.trust_remote_code,
+        trust_remote_code=plan.trust_remote_code,
     )
 
 

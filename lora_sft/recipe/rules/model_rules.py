@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
+from lora_sft.file_names import ADAPTER_CONFIG_FILE, MANIFEST_FILE
 from lora_sft.recipe.locations import is_local
 from lora_sft.recipe.resolved import Recipe
 from lora_sft.recipe.rules.finding import Finding
@@ -26,6 +28,21 @@ def remote_code_has_a_fixed_revision(recipe: Recipe) -> Iterator[Finding]:
         )
         fix = "write model.revision: <a commit whose code you have read>"
         yield Finding(("model.trust_remote_code", "model.revision"), what, fix)
+
+
+def remote_code_is_not_trusted_by_a_run(recipe: Recipe) -> Iterator[Finding]:
+    """Refuse trust that a recipe in a run directory sets: whoever made the directory set it."""
+    origin = recipe.places.get("model.trust_remote_code")
+    if origin is None or origin.line is None or not recipe.model.trust_remote_code:
+        return
+    if _is_run_directory(origin.folder):
+        what = "this recipe lies in a run directory, and a run directory cannot trust remote code"
+        fix = "add --trust-remote-code, if you trust the code of the base model"
+        yield Finding(("model.trust_remote_code",), what, fix)
+
+
+def _is_run_directory(folder: Path) -> bool:
+    return (folder / MANIFEST_FILE).exists() or (folder / "adapter" / ADAPTER_CONFIG_FILE).exists()
 
 
 def quantization_sets_one_switch(recipe: Recipe) -> Iterator[Finding]:

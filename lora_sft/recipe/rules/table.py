@@ -32,6 +32,7 @@ RULES: tuple[Rule, ...] = (
     data_rules.loss_on_fits_the_format,
     data_rules.template_date_is_a_date,
     model_rules.remote_code_has_a_fixed_revision,
+    model_rules.remote_code_is_not_trusted_by_a_run,
     model_rules.quantization_sets_one_switch,
     model_rules.lm_head_is_not_a_target,
     model_rules.target_modules_are_not_empty,
