@@ -23,7 +23,7 @@ from lora_sft.export.run_exports import check_exports, export_run
 from lora_sft.log import say
 from lora_sft.model.building import build_model
 from lora_sft.plan.batch import make_batch_plan
-from lora_sft.processes.full_disk import full_disk_named
+from lora_sft.processes.full_disk import explain_full_disk
 from lora_sft.processes.meeting import check_same_data
 from lora_sft.processes.output_lock import locked
 from lora_sft.processes.report import Report, status_written
@@ -70,7 +70,7 @@ def run_training(
             return report_finished(run)
         check_exports(recipe, run, start.run_id, processes)
         with status_written(run, processes, request) as report:
-            with full_disk_named(run.path):
+            with explain_full_disk(run.path):
                 job = prepare_training(recipe, run, start, processes, report)
                 result = fit(job, request, report.watch)
                 save_adapter(job, result, processes)
@@ -80,7 +80,7 @@ def run_training(
                     export_run(recipe, run, start.run_id)
                 run.write_status(**asdict(result))
             report.leave()
-        request.finish()
+        request.ignore_signals()
     say(describe_end(run, result))
     return result
 
@@ -101,7 +101,7 @@ def prepare_training(
     identity = check_same_run(start, RunIdentity(global_batch_size=batch.global_batch_size))
     universal = start.needs_conversion(processes.world_size)
     arguments = make_sft_config(recipe, batch, run, universal=universal)  # opens the process group
-    watch = report.watch_over(arguments.ddp_timeout)
+    watch = report.start_watch(arguments.ddp_timeout)
     tokenizer, corpus = load_data(recipe, start.template_date)
     show_accounts(corpus)
     origin = make_adapter_origin(recipe, corpus)

@@ -24,8 +24,8 @@ from typing import Any
 
 from lora_sft.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_RESUME_ME, EXIT_UNEXPECTED
 from lora_sft.launch.workers import end_orphans, find_workers, is_listening, send
-from lora_sft.processes.outcome import OUTCOME
-from lora_sft.processes.world import PLACE
+from lora_sft.processes.outcome import OUTCOME_VARIABLE
+from lora_sft.processes.world import RANK_VARIABLES
 from lora_sft.run_directory import RunDirectory
 
 END_FILES = "processes/*/end.json"  # of the run directory
@@ -63,10 +63,10 @@ def supervise(command: Sequence[str], environment: Mapping[str, str], run: RunDi
         outcome = Path(folder) / "exit_code"
         ends = Ends(run)
         started = time.time()
-        own = {name: value for name, value in environment.items() if name not in PLACE}
+        own = {name: value for name, value in environment.items() if name not in RANK_VARIABLES}
         process = subprocess.Popen(
             list(command),
-            env={**own, OUTCOME: str(outcome)},
+            env={**own, OUTCOME_VARIABLE: str(outcome)},
             start_new_session=True,  # a terminal's Ctrl-C reaches the workers through us alone
             preexec_fn=_settle_launcher,
         )
@@ -77,7 +77,7 @@ def supervise(command: Sequence[str], environment: Mapping[str, str], run: RunDi
         if process.returncode == EXIT_DONE:
             return EXIT_DONE
         if process.returncode < 0:
-            _end_orphans(-process.returncode, f"{OUTCOME}={outcome}")
+            _end_orphans(-process.returncode, f"{OUTCOME_VARIABLE}={outcome}")
         is_asked = bool(received)
         return (
             _read_outcome(outcome, is_asked)

@@ -265,13 +265,13 @@ class ProgressForWatch(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """From here on steps are to be expected."""
-        self.watch.stepping(True)
+        self.watch.expect_steps(True)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """What follows takes as long as it takes."""
-        self.watch.stepping(False)
+        self.watch.expect_steps(False)
 
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -19,7 +19,7 @@ from lora_sft.errors import DataError
 from lora_sft.launch import supervision
 from lora_sft.launch.supervision import supervise
 from lora_sft.launch.workers import find_workers, is_listening
-from lora_sft.processes.outcome import OUTCOME, leave_outcome
+from lora_sft.processes.outcome import OUTCOME_VARIABLE, leave_outcome
 from lora_sft.processes.report import Report
 from lora_sft.processes.stop_signal import Stopped
 from lora_sft.processes.this_process import Processes
@@ -358,7 +358,7 @@ def test_a_run_that_ends_well_returns_nought(tmp_path):
 
 
 def test_the_first_worker_to_speak_is_believed(tmp_path):
-    environment = {OUTCOME: str(tmp_path / "code")}
+    environment = {OUTCOME_VARIABLE: str(tmp_path / "code")}
     leave_outcome(environment, 0)  # it has done its part; the main process exports later
     leave_outcome(environment, 3)
     leave_outcome(environment, 6)
