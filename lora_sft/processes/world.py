@@ -14,7 +14,7 @@ from lora_sft.errors import RecipeError
 # A launcher sets these for each worker. A Kubernetes pod may have them before a launcher runs.
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 EXPECTED_WORLD_SIZE = "LORA_SFT_WORLD_SIZE"  # set by `lora-sft launch` for its workers
-# With `--num_processes 2 --cpu` accelerate 1.15 starts only one process (`simple_launcher`). It then
+# With `--num_processes 2 --cpu` accelerate 1.15 starts only one process (`simple_launcher`), and
 # sets these three variables, but not WORLD_SIZE. With `--num_processes 1` it sets only the last
 # one; the other two can come from the user's shell.
 ACCELERATE_VARIABLES = frozenset({"MASTER_ADDR", "MASTER_PORT", "ACCELERATE_MIXED_PRECISION"})

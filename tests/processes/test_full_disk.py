@@ -15,9 +15,7 @@ from lora_sft.processes import full_disk
 from lora_sft.processes.full_disk import WrittenFolder, explain_full_disk
 
 FULL = Path("/dev/full")  # every write to it fails with ENOSPC
-pytestmark = pytest.mark.skipif(
-    not FULL.exists(), reason="/dev/full exists only on Linux"
-)
+pytestmark = pytest.mark.skipif(not FULL.exists(), reason="/dev/full exists only on Linux")
 
 
 def write_text():

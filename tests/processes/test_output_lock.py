@@ -78,9 +78,7 @@ def test_a_signal_before_the_first_step_ends_the_run_with_its_code(
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert process.stderr is not None
-    while (
-        "rows read" not in process.stderr.readline()
-    ):  # then the model loads
+    while "rows read" not in process.stderr.readline():  # then the model loads
         assert process.poll() is None
     process.send_signal(number)
     _, error = process.communicate(timeout=60)
