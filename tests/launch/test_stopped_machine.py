@@ -19,7 +19,7 @@ def test_launch_ends_on_both_machines_after_a_process_was_suspended(
 ):
     """Without `launch`, torchrun on machine 0, which hosts the rendezvous, waits for ever."""
     if not can_make_namespaces():
-        pytest.skip("NO NETWORK NAMESPACES HERE: needs root and iproute2")
+        pytest.skip("NETWORK NAMESPACES ARE NOT AVAILABLE: they need root and iproute2")
     recipe = write_recipe()
     outcome = run_process(
         *(sys.executable, TOOL, "--launcher", "launch", "--stop", stopped, recipe),

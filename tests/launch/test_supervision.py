@@ -143,7 +143,7 @@ def test_a_suspended_worker_is_killed_after_another_machine_ended_the_run(
     for watch in (old, new):
         watch.folder.mkdir(parents=True)
     old.end(3, "an earlier start")
-    threading.Timer(1, new.end, (6, "process 0 gave no sign of life")).start()
+    threading.Timer(1, new.end, (6, "process 0 sent no heartbeat")).start()
     worker = "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"
     launcher = LAUNCHER + "import time; time.sleep(60)" if is_launcher_stuck else LAUNCHER
     launcher = launcher.replace("sys.exit(1", "is_stuck or sys.exit(1")
