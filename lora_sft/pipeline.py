@@ -2,9 +2,9 @@
 
     recipe -> data -> plan -> model -> train -> export
 
-Only this file knows two stages. Each stage takes the results of the stages before it and returns a
-new record. Rows are packed after the model is built, because the model decides whether documents
-stay apart in one packed row.
+Only this file knows more than one stage. Each stage takes the results of the stages before it and
+returns a new record. Rows are packed after the model is built, because the model decides whether
+documents stay apart in one packed row.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def report_finished(run: RunDirectory) -> TrainResult:
 def describe_end(run: RunDirectory, result: TrainResult) -> str:
     """Return the last line of the log: how the run ended, and the next commands."""
     if not result.is_complete:
-        again = f"continue it: lora-sft train {run.recipe}"
+        again = f"continue the run: lora-sft train {run.recipe}"
         return f"{result.reason} at step {result.step}; {again}"
     commands = (f"lora-sft evaluate {run.path}", f"lora-sft merge {run.path} OUT")
     return f"done at step {result.step}; adapter: {run.adapter}; next: {', '.join(commands)}"

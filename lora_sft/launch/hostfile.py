@@ -62,8 +62,8 @@ def check_programs() -> None:
         raise CapabilityError(
             "--hostfile needs DeepSpeed's launcher, and DeepSpeed is not installed",
             "lora-sft launch --hostfile",
-            "DS_BUILD_OPS=0 pip install 'lora-sft[deepspeed]', or run lora-sft launch on each "
-            "machine with --rendezvous HOST:PORT",
+            "install it: DS_BUILD_OPS=0 pip install 'lora-sft[deepspeed]'; or run lora-sft launch "
+            "on each machine with --rendezvous HOST:PORT",
         )
     for program in ("ssh", "pdsh"):
         if shutil.which(program) is None:

@@ -1,8 +1,8 @@
 """Start a launcher, forward signals to its workers, and return their exit code.
 
-A launcher alone returns its own exit code, and a signal ends it. torchrun kills the workers half a
-minute after SIGTERM, and SIGUSR1 kills torchrun at once. Here the workers receive the signals, save
-their state and end. Their exit code is returned.
+By itself, a launcher returns its own exit code, and a signal ends it. torchrun kills the workers
+half a minute after SIGTERM, and SIGUSR1 kills torchrun at once. Here the workers receive the
+signals, save their state and end. Their exit code is returned.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def supervise(command: Sequence[str], environment: Mapping[str, str], run: RunDi
         )
         launcher = Launcher(process, received, ends)
         while process.poll() is None:
-            launcher.attend()
+            launcher.update()
             time.sleep(POLL_SECONDS)
         if process.returncode == EXIT_DONE:
             return EXIT_DONE
@@ -94,7 +94,7 @@ def supervise(command: Sequence[str], environment: Mapping[str, str], run: RunDi
 
 
 class EndReader:
-    """Reads `end.json`, in which a worker wrote why the run ends (see `processes.watch`).
+    """A reader of `end.json`, in which a worker wrote why the run ends (see `processes.watch`).
 
     Files of earlier starts are ignored.
     """
@@ -124,7 +124,7 @@ class Launcher:
         self._ended_at: float | None = None
         self._end_checked_at = time.monotonic()
 
-    def attend(self) -> None:
+    def update(self) -> None:
         """Do what is necessary now; called several times per second."""
         if self.received:
             self._forward()

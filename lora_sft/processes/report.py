@@ -32,7 +32,7 @@ SHARED_SECONDS = 10.0  # longer than an NFS client caches the contents of a fold
 
 
 class Report:
-    """Watch the other processes of a run, and write down why this start of the run failed."""
+    """The watch over the other processes, and the record of why this start of the run failed."""
 
     def __init__(self, run: RunDirectory, processes: Processes) -> None:
         self.run = run

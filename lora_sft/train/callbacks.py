@@ -23,7 +23,7 @@ SHOWN_METRICS = ("loss", "eval_loss", "grad_norm", "learning_rate", "mean_token_
 
 
 class MetricsFile(TrainerCallback):
-    """Appends every logged record to `metrics.jsonl`, with the Trainer's own keys and the step.
+    """A callback that appends every log record to `metrics.jsonl`, with the Trainer's own keys.
 
     A resumed run first removes the records of steps after its checkpoint. These steps are trained
     again, and the file must have one record per step.
@@ -77,7 +77,7 @@ def _read_step(line: str) -> float:
 
 
 class ProgressDisplay(TrainerCallback):
-    """Shows a progress bar with the loss in a terminal; otherwise one line per log record."""
+    """A callback that shows a progress bar in a terminal; otherwise one line per log record."""
 
     def __init__(self) -> None:
         self.console = make_console()
@@ -138,7 +138,7 @@ def format_metrics(record: dict[str, Any]) -> str:
 
 
 class StopOnSignal(TrainerCallback):
-    """After a signal, saves a checkpoint at the end of the step and stops the trainer.
+    """A callback that stops the trainer after a signal, with a checkpoint at the end of the step.
 
     The state is saved only between two steps, because the random state must be the one that the
     next step starts with. A checkpoint from inside a step would give other dropout masks.
@@ -234,7 +234,7 @@ class StopOnSignal(TrainerCallback):
 
 
 class BestCheckpoint(TrainerCallback):
-    """Gives the trainer the present path of the best checkpoint, after a run was moved.
+    """A callback that gives the trainer the present path of the best checkpoint of a moved run.
 
     The trainer warns that the recorded path does not exist and is ignored. The warning would be
     wrong here, so it is hidden (transformers 5.23 `Trainer._init_training_state`).
@@ -262,7 +262,7 @@ def _is_not_missing_best_warning(record: logging.LogRecord) -> bool:
 
 
 class ProgressForWatch(TrainerCallback):
-    """Reports each unit of progress to the watch, which ends a stalled run."""
+    """A callback that reports progress to the watch, which ends a stalled run."""
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
@@ -270,7 +270,7 @@ class ProgressForWatch(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start to expect steps."""
+        """Expect steps from now on."""
         self.watch.expect_steps(True)
 
     def on_train_end(

@@ -28,7 +28,7 @@ def add_filler_rows(rows: Dataset, rows_per_round: int) -> Dataset:
 
 
 class FilledSampler(Sampler[int]):
-    """Yields the row numbers in the order of one process, then those of the filler rows."""
+    """A sampler that yields the rows in the order of one process, then the filler rows."""
 
     def __init__(self, order: Any, num_rows: int, num_filled: int, data_seed: int | None) -> None:
         if isinstance(order, RandomSampler):  # accelerate makes the same replacement

@@ -21,7 +21,7 @@ from lora_sft.run_directory import RunDirectory, write_json
 
 
 class FirstStepRecord(TrainerCallback):
-    """Compares the rows of the first step after a start between all processes."""
+    """A callback that compares the rows of all processes in the first step after a start."""
 
     def __init__(self, run: RunDirectory) -> None:
         self.run = run

@@ -133,8 +133,8 @@ def _probe(
     """Measure how well the model keeps documents apart, and choose the form of a batch.
 
     Flash attention reads the borders of documents (`cu_seq_lens`), so all packed rows of a batch
-    can be joined into one sequence. Attention with a mask would then cost the square of that
-    sequence. So there each packed row stays a row of its own, if that is safe.
+    can be joined into one sequence. With a mask, the cost of attention grows with the square of
+    that sequence's length. So there each packed row stays a row of its own, if that is safe.
 
     Returns: The measurement, and whether packed rows stay apart.
     """

@@ -55,7 +55,7 @@ def make_deepspeed_config(
         raise CapabilityError(
             "train.deepspeed needs DeepSpeed, which is not installed",
             recipe.where("train.deepspeed"),
-            "DS_BUILD_OPS=0 pip install 'lora-sft[deepspeed]'",
+            "install it: DS_BUILD_OPS=0 pip install 'lora-sft[deepspeed]'",
         )
     settings = copy.deepcopy(policy.settings)
     for section in OWNED_SECTIONS:
@@ -97,8 +97,8 @@ def prepare_environment() -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    os.environ.update(alone, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    one_process = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    os.environ.update(one_process, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
 
 
 def _is_not_accumulation_warning(record: logging.LogRecord) -> bool:

@@ -22,7 +22,7 @@ from lora_sft.run_directory import RunDirectory
 from lora_sft.train.checkpoints.sealing import find_damage, read_manifest
 from lora_sft.train.zero import has_shards
 
-# Fields that may differ between two starts of the same run: they do not change the weights.
+# Fields that may differ between two starts of the same run: logging, saving and evaluation.
 FREE_PREFIXES = ("train.logging_", "train.save_", "train.eval_", "train.report_to")
 # These fields may grow: the run becomes longer.
 BUDGET_FIELDS = ("train.max_steps", "train.num_train_epochs")

@@ -185,7 +185,7 @@ class LoraTrainer(SFTTrainer):
 
         Without DeepSpeed this runs before the optimizer step, under DeepSpeed after it. If the norm
         is not finite, ZeRO skips the step with a warning, and the learning rate schedule stays one
-        step ahead (0.19 `engine.step`). Stage 0 computes no norm, so the weights are checked.
+        step ahead (0.19 `engine.step`). Stage 0 computes no norm, so there the weights are checked.
         """
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if not self.is_deepspeed_enabled:
@@ -255,7 +255,7 @@ def build_trainer(
 
 
 class SaveProbe(TrainerCallback):
-    """Tries to save the adapter before the first step, when the model is wrapped and sharded."""
+    """A callback that tries to save the adapter before the first step, as it will be trained."""
 
     def __init__(self, trainer: LoraTrainer) -> None:
         self.trainer = trainer
