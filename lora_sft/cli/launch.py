@@ -189,9 +189,9 @@ def _start(
     from lora_sft.launch.commands import make_deepspeed_command, make_torchrun_command
     from lora_sft.launch.hostfile import check_programs, check_room
     from lora_sft.launch.supervision import supervise
-    from lora_sft.processes.world import ASKED_FOR
+    from lora_sft.processes.world import EXPECTED_WORLD_SIZE
 
-    asked_for = {ASKED_FOR: str(world.processes)}
+    asked_for = {EXPECTED_WORLD_SIZE: str(world.processes)}
     if arguments.hostfile is not None:
         check_room(hosts, world, arguments.hostfile)
         check_programs()

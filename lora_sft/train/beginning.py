@@ -1,4 +1,4 @@
-"""Write what a run begins with, once everything that can be wrong is known to be right."""
+"""Prepare the run directory for the first step, after all checks have passed."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def begin_run(
     watch: Watch | None,
     processes: Processes,
 ) -> None:
-    """Clear what the user gave up, convert a checkpoint of other processes, write the manifest.
+    """Remove the old run if the user asked for it, convert the checkpoint, write the manifest.
 
-    All processes meet before and after: before it every process has looked at the old run, and
-    after it none of them finds the old run.
+    Only rank 0 does this. Before it, all processes wait until each has read the old run. After it,
+    they wait again, so that no process reads the old files.
     """
     meet(watch, "model")
     if processes.is_main:
@@ -33,11 +33,11 @@ def begin_run(
             remove_run(job.run)
         job.run.clear_status()
         if start.checkpoint is not None and start.needs_conversion(processes.world_size):
-            say(f"{start.checkpoint.name} was written by another number of processes: converting")
+            say(f"converting {start.checkpoint.name}: another number of processes wrote it")
             zero.convert_to_universal(start.checkpoint)
     meet(watch, "start")
     if start.checkpoint is not None:
-        say(f"going on from {start.checkpoint}")
+        say(f"continuing from {start.checkpoint}")
     if processes.is_main:
         write_text_atomically(job.run.recipe, job.recipe.resolved_text())
         write_json(job.run.manifest, {"id": start.run_id, **manifest})

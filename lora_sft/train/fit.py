@@ -1,7 +1,7 @@
-"""Train an adapter: the last stage before export, and the only one that takes hours.
+"""Train an adapter: build the trainer, run it, and report how training ended.
 
-The job decides every number (rows, batch plan, model). Here the trainer is built, watched, and
-stopped at a step boundary with a checkpoint if a signal asks for it.
+The job already has every decision: rows, batch plan and model. If a signal arrives, training stops
+at the end of a step with a checkpoint.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class TrainResult:
 
     Attributes:
         step: The last optimizer step.
-        exit_code: What the command returns.
-        reason: Why it stopped; empty if the run is complete.
+        exit_code: The exit code of the command.
+        reason: Why the run stopped; empty if it is complete.
         state_saved: Whether the work up to `step` is on disk, as an adapter or as a checkpoint.
     """
 
@@ -53,12 +53,12 @@ def fit(job: TrainingJob, request: StopRequest, watch: Watch | None = None) -> T
     """Train the job's adapter, from its checkpoint if it has one.
 
     Args:
-        job: What to train.
+        job: The training job.
         request: Notes the signals that ask the run to stop.
-        watch: Is told of each step, so that a stalled run is noticed.
+        watch: Counts each step, so that a stalled run ends; None in a run of one process.
 
     Raises:
-        NonFiniteLoss: Before a step that would use a loss or gradient which is not finite.
+        NonFiniteLoss: If a loss or a gradient is not finite; raised before the optimizer step.
         TrainingError: If a saved adapter differs from the one in memory.
     """
     stop = StopOnSignal(request)
@@ -66,7 +66,7 @@ def fit(job: TrainingJob, request: StopRequest, watch: Watch | None = None) -> T
     if job.checkpoint is not None:
         best = find_best_checkpoint(job.run, job.checkpoint)
         if has_no_steps_left(trainer):
-            say(f"{job.checkpoint.name} is the last step already; nothing is left to train")
+            say(f"{job.checkpoint.name} is the last step; there is nothing left to train")
             is_best_wanted = best is not None and job.arguments.load_best_model_at_end
             trainer._load_from_checkpoint(str(best if is_best_wanted else job.checkpoint))
             return TrainResult(read_checkpoint_state(job.checkpoint)["global_step"])
@@ -77,9 +77,9 @@ def fit(job: TrainingJob, request: StopRequest, watch: Watch | None = None) -> T
 
 
 def make_callbacks(job: TrainingJob, watch: Watch | None) -> list[TrainerCallback]:
-    """Return the callbacks of a run, without the one that stops it: that one must be last.
+    """Return the callbacks of a run, except `StopOnSignal`.
 
-    It looks at what the others ask of the trainer.
+    That one must be the last: it changes what the others have asked the trainer to do.
     """
     callbacks: list[TrainerCallback] = [MetricsFile(job.run), ProgressDisplay()]
     if watch is not None:
@@ -93,7 +93,7 @@ def make_callbacks(job: TrainingJob, watch: Watch | None) -> list[TrainerCallbac
 def has_no_steps_left(trainer: LoraTrainer) -> bool:
     """Return whether the job's checkpoint is the last step of the run.
 
-    It is, if a run was killed between its last checkpoint and its end. The stock trainer would
+    That happens if a run was killed between its last checkpoint and its end. The Trainer would then
     train one step too many (transformers 5.23 compares with `max_steps` only after a step).
     """
     job = trainer.job
@@ -104,7 +104,7 @@ def has_no_steps_left(trainer: LoraTrainer) -> bool:
 
 
 def make_result(state: Any, stop: StopOnSignal) -> TrainResult:
-    """Return how training ended, from the trainer's state and the signal that came, if any."""
+    """Return how training ended, from the trainer's state and the received signal."""
     if stop.received is None or state.global_step >= state.max_steps:
         return TrainResult(state.global_step)
     reason = f"stopped by {stop.received.name}, state saved"

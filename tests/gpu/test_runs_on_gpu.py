@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from lora_sft.recipe import read_recipe
-from lora_sft.train.trl.sft_arguments import default_optimizer
+from lora_sft.train.trl.sft_arguments import choose_optimizer
 from tests.commands import read_metrics
 from tests.gpu.kinds import both_kinds
 from tests.tiny import make_tiny_llama
@@ -88,7 +88,7 @@ def test_the_default_optimizer_of_a_four_bit_base_is_paged_and_8_bit(
         train={"max_steps": 2, "global_batch_size": 2, "warmup_steps": 0, **chosen},
     )
     if device == "cuda":
-        assert default_optimizer(read_recipe(recipe)) == "paged_adamw_8bit"
+        assert choose_optimizer(read_recipe(recipe)) == "paged_adamw_8bit"
     train(recipe, tmp_path / "run")
     checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-2"
     saved = torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"]

@@ -15,7 +15,7 @@ from lora_sft.data.templates.tokenizer import (
     find_stop_token_ids,
     load_tokenizer,
 )
-from lora_sft.processes.first_process import first_one_builds
+from lora_sft.processes.first_process import build_once
 from lora_sft.recipe import Recipe
 
 
@@ -44,5 +44,5 @@ def _load_corpus(
     data = replace(recipe.data, template_date=recipe.data.template_date or template_date)
     written = recipe.to_dict(absolute_paths=True)
     work = [written["data"], written["model"], written["tokenizer"], template_date]
-    with first_one_builds(find_cache_folder(), work):
+    with build_once(find_cache_folder(), work):
         return load_or_build_corpus(data, tokenizer, stops)
