@@ -20,6 +20,7 @@ from lora_sft.cli.arguments import (
     positive_integer,
 )
 from lora_sft.errors import CapabilityError, RecipeError
+from lora_sft.log import print_result
 from lora_sft.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def _launch(arguments: argparse.Namespace) -> int:
         names = [host for host in arguments.hosts.split(",") if host]
         files = write_launch_files(folder, world, Path(arguments.recipe), train, names)
         if arguments.write is not None:
-            print("\n".join(str(file) for file in files))
+            print_result("\n".join(str(file) for file in files))
             return 0
         return _submit(files[0])
     run = RunDirectory(Path(recipe.output_dir))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lora_sft.data.one_line import make_one_line
+from lora_sft.shown_text import make_one_line
 
 # The fix for each reason. `{longest}` and `{max_length}` are filled in before it is shown.
 FIXES = {

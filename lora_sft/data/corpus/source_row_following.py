@@ -30,6 +30,7 @@ from lora_sft.data.examples.row_kwargs import read_row_kwargs
 from lora_sft.data.labels.chat_label_rule import Notes
 from lora_sft.data.labels.labelling import Labeller, LabelResult
 from lora_sft.data.labels.length_policy import fit_length
+from lora_sft.data.rows.data_files import name_source
 from lora_sft.data.rows.row_sources import SourceRow, read_rows
 from lora_sft.data.templates.template_keys import TemplateKeys
 
@@ -132,7 +133,7 @@ class SourceRowFollower:
         values = [row.values for row in first_rows]
         return OpenedDataset(
             rows=chain(first_rows, rows),
-            row_format=find_row_format(dataset.format, values, dataset.path),
+            row_format=find_row_format(dataset.format, values, name_source(dataset.path)),
             is_hashed=needs_row_hash(self._data, dataset) or self._repeated.needs_hashes,
             group_column=find_dataset_group_column(self._data, dataset),
         )

@@ -22,11 +22,11 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet
 
-from lora_sft.data.one_line import make_one_line
 from lora_sft.data.rows.data_files import READ_FAULTS, DataFile, make_read_error
 from lora_sft.data.rows.file_rows import NumberedRow, refuse_empty, refuse_repeated_columns
 from lora_sft.data.rows.plain_json import parse_json
 from lora_sft.errors import DataError
+from lora_sft.shown_text import make_one_line
 
 BATCH_ROWS = 1_000
 ARROW_FILE_MAGIC = b"ARROW1"

@@ -14,11 +14,11 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from typing import Any, NoReturn
 
-from lora_sft.data.one_line import make_one_line
 from lora_sft.data.rows.data_files import READ_FAULTS, DataFile, make_read_error
 from lora_sft.data.rows.json_array import ArrayReader
 from lora_sft.data.rows.plain_json import parse_json
 from lora_sft.errors import DataError
+from lora_sft.shown_text import make_one_line
 
 NumberedRow = tuple[int | None, dict[str, Any]]
 NumberedLine = tuple[int, str]

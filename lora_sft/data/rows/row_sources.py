@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from lora_sft.data.one_line import make_one_line
 from lora_sft.data.rows.columnar_rows import read_arrow, read_parquet
-from lora_sft.data.rows.data_files import DataFile
+from lora_sft.data.rows.data_files import DataFile, name_source
 from lora_sft.data.rows.file_rows import NumberedRow, read_csv, read_json, read_json_lines, read_tsv
 from lora_sft.data.rows.hub_rows import read_hub_rows
 from lora_sft.data.rows.local_files import check_files, find_local_files
 from lora_sft.data.rows.remote_files import find_remote_files, is_url
 from lora_sft.errors import DataError
+from lora_sft.shown_text import make_one_line
 
 if TYPE_CHECKING:
     from lora_sft.recipe import DatasetSection
@@ -43,7 +43,7 @@ class SourceRow:
     """One row of a data set, as the file holds it.
 
     Attributes:
-        source: The path as the recipe writes it.
+        source: The name that is shown for the file or data set (`name_source`).
         row: The number of the row in its source, from 0.
         line: The line where the row begins, from 1; None if the source has no lines.
         values: The values by column.
@@ -75,7 +75,7 @@ def _read_unrenamed_rows(dataset: DatasetSection) -> Iterator[SourceRow]:
     files = _find_files(dataset)
     if files is None:
         for row, values in enumerate(read_hub_rows(dataset)):
-            yield SourceRow(dataset.path, row, None, values)
+            yield SourceRow(name_source(dataset.path), row, None, values)
         return
     for file in files:
         numbered = enumerate(READERS[file.kind](file))
@@ -117,13 +117,13 @@ def _check_renames(dataset: DatasetSection, first_rows: list[SourceRow]) -> None
         if theirs not in columns:
             raise DataError(
                 f'rename_columns names the column "{theirs}", but the rows do not have it',
-                f"{dataset.path}  rename_columns",
+                f"{name_source(dataset.path)}  rename_columns",
                 f"the columns are: {make_one_line(', '.join(columns))} (write old name: new name)",
             )
         if ours in filled and ours not in dataset.rename_columns:
             raise DataError(
                 f'rename_columns renames "{theirs}" to "{ours}", but this column already exists',
-                f"{dataset.path}  rename_columns",
+                f"{name_source(dataset.path)}  rename_columns",
                 f"also rename the existing column, for example {{{ours}: unused_{ours}}}",
             )
     _check_names_differ(dataset)
@@ -135,7 +135,7 @@ def _check_names_differ(dataset: DatasetSection) -> None:
     if twice is not None:
         raise DataError(
             f'rename_columns gives two columns the name "{twice}"',
-            f"{dataset.path}  rename_columns",
+            f"{name_source(dataset.path)}  rename_columns",
             "rename only one of them to it",
         )
 

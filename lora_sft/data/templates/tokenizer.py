@@ -14,12 +14,12 @@ import jinja2
 from jinja2.exceptions import TemplateSyntaxError
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from lora_sft.data.one_line import make_one_line
 from lora_sft.data.templates.rendering import list_templates
 from lora_sft.data.templates.template_environment import compile_template
 from lora_sft.errors import DataError, ModelError
 from lora_sft.file_names import SENTENCEPIECE_FILE
 from lora_sft.model_files import remote_code
+from lora_sft.shown_text import make_one_line
 
 if TYPE_CHECKING:
     from lora_sft.recipe import DataSection, ModelSection, TokenizerSection

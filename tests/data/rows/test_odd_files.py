@@ -18,7 +18,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lora_sft.data.corpus.building import Corpus, build_corpus
-from lora_sft.data.one_line import LONGEST_CHARACTERS, make_one_line
 from lora_sft.data.rows.plain_json import DEEPEST_NESTING
 from lora_sft.data.rows.row_sources import read_rows
 from lora_sft.errors import CapabilityError, DataError
@@ -201,13 +200,6 @@ def test_text_of_a_row_is_shown_in_one_printable_line(tmp_path, odd):
     assert isinstance(error, DataError)
     assert len(str(error)) < 1_000
     assert error.where.isprintable()
-
-
-@given(st.text())
-def test_make_one_line_returns_a_short_printable_line(text):
-    line = make_one_line(text)
-    assert line.isprintable()
-    assert len(line) <= LONGEST_CHARACTERS * len(r"\U0010ffff")
 
 
 def make_invalid_string_array():
