@@ -292,13 +292,6 @@ def test_a_file_with_an_invalid_unicode_name_is_read(tmp_path):
     assert corpus.train["source"][0] == "rows/\\udcff\\n.jsonl"
 
 
-def test_a_line_of_fifty_megabytes_is_read(tmp_path):
-    path = tmp_path / "a.jsonl"
-    with path.open("wb") as file:
-        file.write(b'{"text": "' + b"word " * 10_000_000 + b'"}\n{"text": "b"}\n')
-    assert [len(row.values["text"]) for row in read_rows(make_dataset(path))] == [50_000_000, 1]
-
-
 # --- through the command line ---------------------------------------------------------------------
 
 
