@@ -27,8 +27,8 @@ CHAIN_SEPARATOR = re.compile(
 _AFTER_PATH = re.compile(r"[?;&#]")
 # A query after a path without a scheme, as the package requests writes it in its messages.
 _QUERY = re.compile(r"(?<=[\w/])\?[\w.%\[\]-]+=\S*")
-# Quotes, brackets and full stops at the end of an address belong to the sentence around it.
-_PUNCTUATION = "\"'`)]}>,.:;"
+# Quotes, brackets and the like at the end of an address belong to the sentence around it.
+_PUNCTUATION = "\"'`)]}>,.:;!?"
 
 SECRET_VARIABLES = (
     "HF_TOKEN",
@@ -51,6 +51,8 @@ def make_one_line(text: str, longest_characters: int = LONGEST_CHARACTERS) -> st
 
 def escape_unprintable(text: str) -> str:
     """Return `text` in one line, with escapes for all unprintable characters."""
+    if text.isprintable():
+        return text
     return "".join(
         character if character.isprintable() else _escape(character) for character in text
     )
@@ -76,7 +78,9 @@ def hide_secrets(text: str) -> str:
     An address loses its user, password, query and fragment. Tokens of the Hub and the values of
     `SECRET_VARIABLES` become `HIDDEN`.
     """
-    text = "::".join(_ADDRESS.sub(_shorten_address, part) for part in CHAIN_SEPARATOR.split(text))
+    if "://" in text:
+        parts = CHAIN_SEPARATOR.split(text)
+        text = "::".join(_ADDRESS.sub(_shorten_address, part) for part in parts)
     text = _QUERY.sub("", text)
     for variable in SECRET_VARIABLES:
         secret = os.environ.get(variable, "").strip()
