@@ -50,6 +50,7 @@ def run_training(
     *,
     resume: str = "auto",
     overwrite: bool = False,
+    trust_checkpoint: bool = False,
     request: StopRequest | None = None,
 ) -> TrainResult:
     """Train one recipe, from rows on disk to an adapter folder and the exports of the recipe.
@@ -59,6 +60,7 @@ def run_training(
         processes: The rank of this process, and the world size.
         resume: `auto`, `never` or the path of a checkpoint.
         overwrite: Whether to remove the run that is in the output directory.
+        trust_checkpoint: Whether to load DeepSpeed's states that this user did not sign.
         request: Notes the signals that ask the run to stop. A caller that handled signals before
             torch was imported passes its own.
     """
@@ -66,7 +68,9 @@ def run_training(
     run = RunDirectory(Path(recipe.output_dir)).create()
     request = request or StopRequest()
     with request.listening(), locked(run.path, is_main=processes.is_main):
-        start = find_starting_point(run, recipe, resume, overwrite)
+        start = find_starting_point(
+            run, recipe, resume, overwrite, trust_checkpoint=trust_checkpoint
+        )
         if start.finished:
             return report_finished(run)
         check_exports(recipe, run, start.run_id, processes)
@@ -124,6 +128,7 @@ def prepare_training(
         validation=corpus.validation,
         origin=asdict(origin),
         checkpoint=start.checkpoint,
+        trust_checkpoint=start.trust_checkpoint,
     )
     manifest = make_manifest(recipe, batch, corpus, census, rows)
     begin_run(job, start, manifest, watch, processes)

@@ -60,8 +60,9 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def temporary_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep prepared data in a temporary folder. Child processes of the tests use it too."""
+    """Keep prepared data and the key in temporary folders. Child processes use them too."""
     os.environ["LORA_SFT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["LORA_SFT_KEY_FILE"] = str(tmp_path_factory.mktemp("key") / "key")
 
 
 @pytest.fixture(scope="session")

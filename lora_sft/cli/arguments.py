@@ -80,6 +80,16 @@ def add_trust(parser: Parser) -> None:
     )
 
 
+def add_trust_checkpoint(parser: Parser) -> None:
+    """Add the option `--trust-checkpoint`."""
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="continue from DeepSpeed states that you did not write; they are pickles, which can "
+        "run code with your rights",
+    )
+
+
 def list_trust_overrides(arguments: argparse.Namespace) -> list[str]:
     """Return the recipe override that `--trust-remote-code` stands for, or nothing."""
     return ["model.trust_remote_code=true"] if arguments.trust_remote_code else []

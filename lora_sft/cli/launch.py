@@ -16,12 +16,14 @@ from lora_sft.cli.arguments import (
     add_command,
     add_recipe,
     add_trust,
+    add_trust_checkpoint,
     list_trust_overrides,
     positive_integer,
 )
 from lora_sft.errors import CapabilityError, RecipeError
 from lora_sft.log import print_result
 from lora_sft.run_directory import RunDirectory
+from lora_sft.user_key import KEY_FILE_VARIABLE
 
 if TYPE_CHECKING:
     from lora_sft.launch.commands import World
@@ -95,6 +97,7 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="see lora-sft train --help")
     add_trust(parser)
+    add_trust_checkpoint(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -193,6 +196,9 @@ def _start(
     from lora_sft.processes.world import EXPECTED_WORLD_SIZE
 
     asked_for = {EXPECTED_WORLD_SIZE: str(world.processes)}
+    key_file = os.environ.get(KEY_FILE_VARIABLE)
+    if key_file:  # every process must find the key; ssh passes on no variables
+        asked_for[KEY_FILE_VARIABLE] = str(Path(key_file).absolute())
     if arguments.hostfile is not None:
         check_room(hosts, world, arguments.hostfile)
         check_programs()
@@ -214,6 +220,7 @@ def _list_train_arguments(arguments: argparse.Namespace) -> list[str]:
     """Return the arguments of `lora-sft train`: the recipe, the overrides and the options."""
     options = [] if arguments.resume == "auto" else ["--resume", arguments.resume]
     options += ["--overwrite"] if arguments.overwrite else []
+    options += ["--trust-checkpoint"] if arguments.trust_checkpoint else []
     return [str(arguments.recipe), *arguments.overrides, *options]
 
 

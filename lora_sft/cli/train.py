@@ -12,6 +12,7 @@ from lora_sft.cli.arguments import (
     add_command,
     add_recipe,
     add_trust,
+    add_trust_checkpoint,
     list_trust_overrides,
 )
 from lora_sft.errors import EXIT_UNEXPECTED, LoraSftError
@@ -45,6 +46,7 @@ def add_parser(commands: Commands) -> None:
         help="delete the run in output_dir and train from step 0",
     )
     add_trust(parser)
+    add_trust_checkpoint(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -109,6 +111,7 @@ def _run(arguments: argparse.Namespace, request: StopRequest) -> int:
         Processes.from_environment(),
         resume=arguments.resume,
         overwrite=arguments.overwrite,
+        trust_checkpoint=arguments.trust_checkpoint,
         request=request,
     )
     return result.exit_code

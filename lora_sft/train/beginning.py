@@ -11,6 +11,7 @@ from lora_sft.processes.this_process import Processes
 from lora_sft.processes.watch import Watch
 from lora_sft.train import zero
 from lora_sft.train.checkpoints.resume import StartingPoint, remove_run
+from lora_sft.train.checkpoints.signing import identify_key, prepare_key, warn_of_other_keys
 from lora_sft.train.training_job import TrainingJob
 
 
@@ -25,7 +26,13 @@ def begin_run(
 
     Only rank 0 does this. Before it, all processes wait until each has read the old run. After it,
     they wait again, so that no process reads the old files.
+
+    Continuing a DeepSpeed run needs the user's key. So rank 0 makes it if there is none, and the
+    other processes look whether they have the same one.
     """
+    needs_key = job.arguments.deepspeed is not None and job.arguments.save_strategy != "no"
+    if needs_key and processes.is_main:
+        prepare_key()
     meet(watch, "model")
     if processes.is_main:
         if start.discard:
@@ -34,7 +41,9 @@ def begin_run(
         if start.checkpoint is not None and start.needs_conversion(processes.world_size):
             say(f"converting {start.checkpoint.name}: another number of processes wrote it")
             zero.convert_to_universal(start.checkpoint)
-    meet(watch, "start")
+    keys = meet(watch, "start", identify_key() if needs_key else None)
+    if needs_key:
+        warn_of_other_keys(keys)
     if start.checkpoint is not None:
         say(f"continuing from {start.checkpoint}")
     if processes.is_main:

@@ -6,12 +6,16 @@ at the end of a step with a checkpoint.
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from lora_sft.errors import EXIT_DONE
+from lora_sft.errors import EXIT_DONE, TrainingError
 from lora_sft.log import say
 from lora_sft.processes.stop_signal import StopRequest, exit_code_of
 from lora_sft.processes.watch import Watch
@@ -59,12 +63,18 @@ def fit(job: TrainingJob, request: StopRequest, watch: Watch | None = None) -> T
 
     Raises:
         NonFiniteLoss: If a loss or a gradient is not finite; raised before the optimizer step.
-        TrainingError: If a saved adapter differs from the one in memory.
+        TrainingError: If a saved adapter differs from the one in memory, or if the checkpoint holds
+            code.
     """
+    with _refusing_code(job.checkpoint):
+        return _fit(job, request, watch)
+
+
+def _fit(job: TrainingJob, request: StopRequest, watch: Watch | None) -> TrainResult:
     stop = StopOnSignal(request)
     trainer = build_trainer(job, [*make_callbacks(job, watch), stop], stop)
     if job.checkpoint is not None:
-        best = find_best_checkpoint(job.run, job.checkpoint)
+        best = find_best_checkpoint(job.run, job.checkpoint, trust_checkpoint=job.trust_checkpoint)
         if has_no_steps_left(trainer):
             say(f"{job.checkpoint.name} is the last step; there is nothing left to train")
             is_best_wanted = best is not None and job.arguments.load_best_model_at_end
@@ -74,6 +84,22 @@ def fit(job: TrainingJob, request: StopRequest, watch: Watch | None = None) -> T
     with request.stepping():
         trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
     return make_result(trainer.state, stop)
+
+
+@contextmanager
+def _refusing_code(checkpoint: Path | None) -> Iterator[None]:
+    """Turn torch's refusal of a pickle that holds more than tensors and numbers into our error.
+
+    The Trainer and PEFT unpickle with `weights_only=True`, so no code of the pickle has run.
+    """
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise TrainingError(
+            "a state file of the checkpoint holds more than tensors and numbers, and is not loaded",
+            str(checkpoint),
+            "continue from another checkpoint, and do not trust the author of this one",
+        ) from error
 
 
 def make_callbacks(job: TrainingJob, watch: Watch | None) -> list[TrainerCallback]:

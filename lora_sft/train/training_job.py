@@ -31,6 +31,7 @@ class TrainingJob:
         validation: The held-out rows, or None.
         origin: The facts about the base model in `lora_sft.json`, saved with every checkpoint.
         checkpoint: The checkpoint to continue from, or None to begin at step 0.
+        trust_checkpoint: Whether to load DeepSpeed's states that this user did not sign.
     """
 
     recipe: Recipe
@@ -42,3 +43,4 @@ class TrainingJob:
     validation: Dataset | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: Path | None = None
+    trust_checkpoint: bool = False

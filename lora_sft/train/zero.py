@@ -140,6 +140,23 @@ def has_shards(checkpoint: Path) -> bool:
     return any(checkpoint.glob(SHARD_FOLDER))
 
 
+def list_shard_files(checkpoint: Path) -> list[str] | None:
+    """Return the names of DeepSpeed's files in a checkpoint; None if it has no states.
+
+    Converted states are not listed: `convert_to_universal` deletes and writes them before use.
+    A link is listed like a file, also if it leads to a folder. DeepSpeed writes no links.
+    """
+    if not has_shards(checkpoint):
+        return None
+    return sorted(
+        path.relative_to(checkpoint).as_posix()
+        for folder in checkpoint.glob(SHARD_FOLDER)
+        if not folder.name.endswith(UNIVERSAL_SUFFIX)
+        for path in folder.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    )
+
+
 def check_can_convert(recipe: Recipe, world_size: int) -> None:
     """Check that another number of processes can load the states of the recipe's optimizer.
 
@@ -163,13 +180,16 @@ def convert_to_universal(checkpoint: Path) -> None:
     """Convert a checkpoint's states to a form that any number of processes can load.
 
     The states are written beside the old ones, by DeepSpeed's converter (`ds_to_universal`, 0.19).
-    It loads pickles, so the hashes of the checkpoint must be verified before.
+    It loads pickles, so hashes and signature of the checkpoint must be verified before.
     """
     from deepspeed.checkpoint import ds_to_universal
 
     source = _find_shards(checkpoint)
     target = source.with_name(source.name + UNIVERSAL_SUFFIX)
-    shutil.rmtree(target, ignore_errors=True)  # an existing folder was never verified
+    if target.is_symlink():
+        target.unlink()
+    elif target.exists():
+        shutil.rmtree(target)  # it was never verified
     arguments = argparse.Namespace(
         input_folder=str(source),
         output_folder=str(target),

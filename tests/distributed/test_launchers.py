@@ -52,6 +52,8 @@ def test_each_launcher_trains_and_resumes_on_two_processes(
     recipe = write_recipe_for(tmp_path, shared_model, "lora", setting, "run", max_steps=STEPS // 2)
     first = launch_by(launcher, recipe)
     assert first.code == 0, first.stderr
+    assert ("states are signed with the key" in first.stderr) is (setting != "ddp")
+    assert "warning: process" not in first.stderr  # both have the same key
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["world_size"] == 2
     assert manifest["first_step"]["rows_by_process"] == [4, 4]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lora_sft.errors import RecipeError
+from lora_sft.launch import supervision
 from lora_sft.launch.commands import World, make_deepspeed_command, make_torchrun_command
 
 NAMES = {"node1": "10.0.0.1", "node1-ib": "10.1.0.1", "node2": "10.0.0.2"}
@@ -102,6 +103,20 @@ def test_an_option_that_would_be_ignored_is_refused(options, words, command, wri
     assert outcome.code == 2
     assert len(outcome.stderr.strip().splitlines()) == 3
     assert outcome.stderr.startswith(f"error: {words}")
+
+
+def test_the_key_file_is_named_to_the_processes_of_every_machine(
+    two_machines, command, write_recipe, monkeypatch, tmp_path
+):
+    hostfile, environment = two_machines
+    monkeypatch.setenv("PATH", environment["PATH"])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LORA_SFT_KEY_FILE", "shared.key")
+    started = []
+    monkeypatch.setattr(supervision, "supervise", lambda words, *_: started.append(words) or 0)
+    outcome = command("launch", write_recipe(), "--gpus", "1", "--hostfile", hostfile)
+    assert outcome.code == 0, outcome.stderr
+    assert f"LORA_SFT_KEY_FILE={tmp_path / 'shared.key'}" in started[0]
 
 
 @pytest.mark.slow

@@ -79,6 +79,15 @@ def test_options_that_would_lose_the_run_of_a_requeued_job_are_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_the_batch_script_trusts_the_checkpoint_if_launch_does(command, write_recipe, tmp_path):
+    outcome = command(
+        *("launch", write_recipe(), "--gpus", "2", "--write", tmp_path / "out"),
+        "--trust-checkpoint",
+    )
+    assert outcome.code == 0, outcome.stderr
+    assert " --trust-checkpoint " in (tmp_path / "out" / "job.sbatch").read_text()
+
+
 def test_accelerate_reads_the_configuration(written):
     from accelerate.commands.config.config_args import load_config_from_file
 

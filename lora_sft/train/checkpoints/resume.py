@@ -20,7 +20,9 @@ from lora_sft.log import say
 from lora_sft.recipe import Recipe
 from lora_sft.run_directory import RunDirectory
 from lora_sft.train.checkpoints.sealing import find_damage, read_manifest
+from lora_sft.train.checkpoints.signing import OPTION, find_doubt
 from lora_sft.train.zero import has_shards
+from lora_sft.user_key import KEY_FILE_VARIABLE
 
 # Fields that may differ between two starts of the same run: logging, saving and evaluation.
 FREE_PREFIXES = ("train.logging_", "train.save_", "train.eval_", "train.report_to")
@@ -39,6 +41,7 @@ class StartingPoint:
         recorded: The manifest of the checkpoint's run. With `--resume PATH` that may be a run in
             another directory.
         run_id: The id of the run, equal in all its starts. The run's own merge has it too.
+        trust_checkpoint: Whether to load DeepSpeed's states that this user did not sign.
     """
 
     checkpoint: Path | None = None
@@ -46,6 +49,7 @@ class StartingPoint:
     discard: bool = False
     recorded: Mapping[str, Any] = field(default_factory=dict)
     run_id: str = ""
+    trust_checkpoint: bool = False
 
     def needs_conversion(self, world_size: int) -> bool:
         """Return whether another number of processes wrote the checkpoint's DeepSpeed states."""
@@ -64,7 +68,12 @@ class StartingPoint:
 
 
 def find_starting_point(
-    run: RunDirectory, recipe: Recipe, resume: str, overwrite: bool
+    run: RunDirectory,
+    recipe: Recipe,
+    resume: str,
+    overwrite: bool,
+    *,
+    trust_checkpoint: bool = False,
 ) -> StartingPoint:
     """Decide where this start begins, from the contents of the run directory.
 
@@ -73,17 +82,21 @@ def find_starting_point(
         recipe: The recipe of this start.
         resume: `auto`, `never` or the path of a checkpoint.
         overwrite: Whether to remove the run in the directory.
+        trust_checkpoint: Whether to load DeepSpeed's states that this user did not sign.
 
     Raises:
         RecipeError: If the directory holds another run.
-        TrainingError: If the checkpoint `resume` is incomplete.
+        TrainingError: If the checkpoint `resume` is incomplete, or if a checkpoint has DeepSpeed
+            states of another author that are not trusted.
     """
     start = _decide(run, recipe, resume, overwrite)
     is_same = start.discard or not find_differences(*_compare_recipes(run, recipe))
     known = (run.read_json(run.manifest) or {}).get("id") if is_same else None
-    start = replace(start, run_id=known or secrets.token_hex(8))
+    start = replace(start, run_id=known or secrets.token_hex(8), trust_checkpoint=trust_checkpoint)
     if start.checkpoint is None:
         return start
+    if not trust_checkpoint:
+        _check_author(start.checkpoint)
     own = _find_checkpoints_run(start.checkpoint, run)
     return replace(start, recorded=own.read_json(own.manifest) or {})
 
@@ -162,7 +175,7 @@ def _check_chosen(checkpoint: Path, run: RunDirectory, recipe: Recipe) -> Path:
 
     Raises: RecipeError if it is of another run, or if the run has later checkpoints.
     """
-    _check_complete(checkpoint, run)
+    _check_complete(checkpoint)
     fields = find_differences(*_compare_recipes(_find_checkpoints_run(checkpoint, run), recipe))
     if fields:
         raise ResumeMismatch(
@@ -219,11 +232,18 @@ def read_checkpoint_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def find_best_checkpoint(run: RunDirectory, checkpoint: Path) -> Path | None:
+def find_best_checkpoint(
+    run: RunDirectory, checkpoint: Path, *, trust_checkpoint: bool = False
+) -> Path | None:
     """Return the best checkpoint up to `checkpoint`, or None.
 
     The trainer's state has an absolute path, but a run may be moved. So the checkpoint is searched
     by its name: in `run`, then beside `checkpoint`, then at the recorded path.
+
+    Args:
+        run: The run directory of this start.
+        checkpoint: The checkpoint from which this start continues.
+        trust_checkpoint: Whether to load DeepSpeed's states that this user did not sign.
     """
     recorded = read_checkpoint_state(checkpoint).get("best_model_checkpoint")
     if recorded is None:
@@ -231,43 +251,41 @@ def find_best_checkpoint(run: RunDirectory, checkpoint: Path) -> Path | None:
     name = Path(recorded).name
     places = (run.checkpoints / name, checkpoint.parent / name, Path(recorded))
     best = next((place for place in places if place.is_dir()), None)
-    fault = f"is not in {run.checkpoints}" if best is None else _find_fault(best, run)
+    fault = f"is not in {run.checkpoints}" if best is None else _find_fault(best, trust_checkpoint)
     if fault:
         say(f"warning: the best checkpoint {name} {fault}; it and its score are ignored")
         return None
     return best
 
 
-def _find_fault(best: Path, run: RunDirectory) -> str:
+def _find_fault(best: Path, trust_checkpoint: bool) -> str:
     damage = find_damage(best)
     if damage:
         return f"is damaged ({damage})"
-    return "" if _may_be_loaded(best, run) else f"is in another directory ({best})"
+    doubt = "" if trust_checkpoint else find_doubt(best, read_manifest(best) or {})
+    return f"may be of another author ({doubt})" if doubt else ""
 
 
-def _may_be_loaded(checkpoint: Path, run: RunDirectory) -> bool:
-    """Return whether it is safe to load a checkpoint.
+def _check_author(checkpoint: Path) -> None:
+    """Raise TrainingError if a checkpoint has DeepSpeed states that this user did not sign."""
+    doubt = find_doubt(checkpoint, read_manifest(checkpoint) or {})
+    if doubt:
+        raise TrainingError(
+            "the DeepSpeed states of this checkpoint are pickles, which can run code, and nothing "
+            f"shows that you wrote them: {doubt}",
+            str(checkpoint),
+            f"if you trust their author, add {OPTION}; if you wrote them on another machine, set "
+            f"{KEY_FILE_VARIABLE} to the key file of that machine",
+        )
 
-    DeepSpeed's states are pickles, which can run code. Hashes do not protect them against the
-    author of a folder, who writes the hashes too. So they must be in the run's own directory.
-    """
-    return not has_shards(checkpoint) or checkpoint.resolve().is_relative_to(run.path.resolve())
 
-
-def _check_complete(checkpoint: Path, run: RunDirectory) -> None:
+def _check_complete(checkpoint: Path) -> None:
     damage = find_damage(checkpoint)
     if damage:
         raise TrainingError(
             f"this folder is not a complete checkpoint: {damage}",
             f"{checkpoint}  --resume",
             "give a folder checkpoints/checkpoint-N of a run, or use --resume auto",
-        )
-    if not _may_be_loaded(checkpoint, run):
-        raise TrainingError(
-            "this checkpoint has DeepSpeed states, which are pickles and can run code: they are "
-            "loaded only from the run's own directory",
-            f"{checkpoint}  --resume",
-            "set output_dir to that run's directory, if you trust its author",
         )
 
 

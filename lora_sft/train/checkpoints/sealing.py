@@ -3,8 +3,8 @@
 The Trainer writes directly into `checkpoint-N` and resumes from the highest number (transformers
 5.23). If a run is killed while it saves, it cannot be resumed; and a damaged file is loaded without
 an error. Here the manifest is written last. A folder without one is an unfinished checkpoint, and a
-file with another hash is reported and never loaded. This also protects DeepSpeed's shards: they are
-pickles, which can run code when they are loaded.
+file with another hash is reported and never loaded. Hashes prove damage and not origin: DeepSpeed's
+shards are pickles, which can run code, so the manifest of a checkpoint with shards is also signed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any
 
 from lora_sft.file_names import MANIFEST_FILE
 from lora_sft.run_directory import write_json
+from lora_sft.train.checkpoints.signing import sign
+from lora_sft.train.zero import has_shards
 
 
 def seal(checkpoint: Path, world_size: int) -> None:
@@ -26,7 +28,8 @@ def seal(checkpoint: Path, world_size: int) -> None:
         _flush(path)
         name = path.relative_to(checkpoint).as_posix()
         files[name] = {"bytes": path.stat().st_size, "sha256": _hash(path)}
-    write_json(checkpoint / MANIFEST_FILE, {"world_size": world_size, "files": files})
+    manifest = {"world_size": world_size, "files": files}
+    write_json(checkpoint / MANIFEST_FILE, sign(manifest) if has_shards(checkpoint) else manifest)
     _flush(checkpoint)
 
 
@@ -47,7 +50,7 @@ def find_damage(checkpoint: Path) -> str:
 def read_manifest(checkpoint: Path) -> dict[str, Any] | None:
     """Return the manifest of a checkpoint; None if the checkpoint is unfinished.
 
-    It is `{"world_size": N, "files": {name: {"bytes": N, "sha256": HASH}}}`.
+    It is `{"world_size": N, "files": {name: {"bytes": N, "sha256": HASH}}, "signature": HMAC}`.
     """
     try:
         manifest = json.loads((checkpoint / MANIFEST_FILE).read_text(encoding="utf-8"))
