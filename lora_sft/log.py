@@ -2,8 +2,8 @@
 
 In a distributed run only rank 0 prints. The other processes print only their errors.
 
-Messages and results hold text from recipes, files and models. What is printed here has escapes for
-control characters, which a terminal would obey. Messages show no password of an address.
+Messages and results hold text from recipes, files and models. A terminal would obey the control
+characters in it, so they are printed as escapes. Messages show no password of an address.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ A file name, a key of a recipe or a row may hold control characters, half of a s
 megabyte. A terminal obeys control characters. An error message has exactly three lines, and the
 account is a JSON file, so neither can hold such text unchanged.
 
-An address may hold a password or a signed query, and the message of a library may repeat it. What
-is printed or shared never shows them.
+An address may hold a password or a signed query, and the message of a library may repeat it.
+The functions of this file remove both from everything that is printed or shared.
 
 This file imports no other part of the package.
 """

@@ -164,7 +164,7 @@ class _Quotes:
     """
 
     def __init__(self, delimiter: bytes) -> None:
-        self._opening = (b"", delimiter, QUOTE)  # what stands before a quote that opens a field
+        self._opening = (b"", delimiter, QUOTE)  # a quote after one of these opens a field
         self._before = b""
         self.are_open = False
 

@@ -205,7 +205,7 @@ def test_rows_of_an_array_are_those_of_python_except_the_large_ones(
 
 
 def write_chat(tmp_path, *, small):
-    """Write rows, one of which is too large."""
+    """Write rows. One row is too large."""
     huge = make_rows(1)[0]
     huge["messages"][0]["content"] = HUGE["text"]
     rows = [{**row, "topic": f"t{index}"} for index, row in enumerate(make_rows(small))]
