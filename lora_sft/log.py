@@ -3,7 +3,7 @@
 In a distributed run only rank 0 prints. The other processes print only their errors.
 
 Messages and results hold text from recipes, files and models. What is printed here has escapes for
-control characters, which a terminal would obey. Messages show no password of an address.
+control characters, which a terminal would obey. Messages show no password of a URL.
 """
 
 from __future__ import annotations
@@ -119,5 +119,5 @@ def print_result(text: str, end: str = "\n") -> None:
 
 
 def format_traceback() -> str:
-    """Return the traceback of the current exception. Its message may repeat an address."""
+    """Return the traceback of the current exception. Its message may repeat a URL."""
     return escape_controls(hide_secrets(traceback.format_exc()))

@@ -51,8 +51,8 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 def write_recorded_text(path: Path, text: str) -> None:
     """Write a text that holds the settings of a recipe.
 
-    It keeps addresses as they are written, because a later start reads them again. If one has a
-    password or a query, only the owner of the file can read it.
+    It keeps URLs as they are written, because a later start reads them again. If one has a password
+    or a query, only the owner of the file can read it.
     """
     holds_secrets = hide_secrets(text) != text
     write_text_atomically(path, text, ONLY_OWNER if holds_secrets else ANYONE)
