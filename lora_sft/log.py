@@ -119,5 +119,5 @@ def print_result(text: str, end: str = "\n") -> None:
 
 
 def format_traceback() -> str:
-    """Return the traceback of the current exception. Its message may repeat an address."""
+    """Return the traceback of the current exception. Its message may repeat a URL."""
     return escape_controls(hide_secrets(traceback.format_exc()))

@@ -20,14 +20,13 @@ LONGEST_CHARACTERS = 300
 # All control characters except tab and line break.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
-_ADDRESS = re.compile(r"(?<![\w+.-])([\w+.-]*://)(\S*)")
-CHAIN_SEPARATOR = re.compile(
-    r"::(?=~|/|[\w+.-]+:/)"
-)  # joins the addresses of a chain of fsspec; not in IPv6
+_URL = re.compile(r"(?<![\w+.-])([\w+.-]*://)(\S*)")
+# Between the URLs of an fsspec chain. `::` inside an IPv6 host does not match.
+CHAIN_SEPARATOR = re.compile(r"::(?=~|/|[\w+.-]+:/)")
 _AFTER_PATH = re.compile(r"[?;&#]")
 # A query after a path without a scheme, as the package requests writes it in its messages.
 _QUERY = re.compile(r"(?<=[\w/])\?[\w.%\[\]-]+=\S*")
-# Quotes, brackets and the like at the end of an address belong to the sentence around it.
+# Quotes, brackets and the like at the end of a URL belong to the sentence around it.
 _PUNCTUATION = "\"'`)]}>,.:;!?"
 
 SECRET_VARIABLES = (
@@ -75,12 +74,12 @@ def escape_json(document: str) -> str:
 def hide_secrets(text: str) -> str:
     """Return `text` without the secrets that it may hold.
 
-    An address loses its user, password, query and fragment. Tokens of the Hub and the values of
+    A URL loses its user, password, query and fragment. Tokens of the Hub and the values of
     `SECRET_VARIABLES` become `HIDDEN`.
     """
     if "://" in text:
         parts = CHAIN_SEPARATOR.split(text)
-        text = "::".join(_ADDRESS.sub(_shorten_address, part) for part in parts)
+        text = "::".join(_URL.sub(_shorten_url, part) for part in parts)
     text = _QUERY.sub("", text)
     for variable in SECRET_VARIABLES:
         secret = os.environ.get(variable, "").strip()
@@ -89,14 +88,14 @@ def hide_secrets(text: str) -> str:
     return _HUB_TOKEN.sub(HIDDEN, text)
 
 
-def _shorten_address(address: re.Match[str]) -> str:
-    scheme, rest = address.groups()
+def _shorten_url(url: re.Match[str]) -> str:
+    scheme, rest = url.groups()
     place = rest.rstrip(_PUNCTUATION)
     return scheme + _strip_place(scheme, place) + rest[len(place) :]
 
 
 def _strip_place(scheme: str, place: str) -> str:
-    """Return host and path of an address."""
+    """Return host and path of a URL."""
     kept = _AFTER_PATH.split(place, maxsplit=1)[0]
     if scheme.lower() == "hf://":  # it has no user: a revision follows the @
         return kept

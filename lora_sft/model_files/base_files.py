@@ -24,11 +24,14 @@ from lora_sft.file_names import (
     MODEL_CONFIG_FILE,
     SENTENCEPIECE_FILE,
 )
+from lora_sft.recipe.fault_list import FaultList
+from lora_sft.recipe.yaml_reader import read_yaml_value
 
 CONFIGS = (MODEL_CONFIG_FILE, GENERATION_CONFIG_FILE)
 COPIED_PATTERNS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", SENTENCEPIECE_FILE)
 CODE_PATTERN = "*.py"  # classes of a model with remote code; its config names them in `auto_map`
 LICENCE_KEYS = ("license", "license_name", "license_link")
+_LICENCE_LINK = re.compile(r"https?://[^\s\"'<>`\\]+|[\w.-]+")  # a web page, or a file
 
 
 @dataclass(frozen=True)
@@ -71,16 +74,25 @@ class BaseFiles:
     def read_licence(self) -> Mapping[str, str]:
         """Return `license`, `license_name` and `license_link` from the head of the model's card.
 
-        Only plain scalars are read, so that no YAML reader is needed. A list of licences is
-        ignored.
+        Only texts in one line are read. A list of licences is ignored, and so is a link that leads
+        neither to a file of the model nor to a web page.
         """
         card = self.folder / CARD_FILE if self.folder is not None else None
         if card is None or not card.is_file():
             return {}
-        head = re.match(r"---\s*\n(.*?)\n---\s*\n", card.read_text(encoding="utf-8"), re.DOTALL)
-        lines = head[1].splitlines() if head else []
-        pairs = (line.partition(":")[::2] for line in lines if not line.startswith((" ", "-")))
-        return {key: value.strip() for key, value in pairs if key in LICENCE_KEYS and value.strip()}
+        text = card.read_text(encoding="utf-8", errors="replace")
+        head = re.match(r"---[ \t]*\n(.*?)\n---[ \t]*\n", text, re.DOTALL)
+        pairs = (line.partition(":")[::2] for line in head[1].split("\n")) if head else ()
+        found = {key: _read_yaml_text(value) for key, value in pairs if key in LICENCE_KEYS}
+        if not _LICENCE_LINK.fullmatch(found.get("license_link", "")):
+            found.pop("license_link", None)
+        return {key: value for key, value in found.items() if value}
+
+
+def _read_yaml_text(value: str) -> str:
+    """Return the text that a line of YAML gives to its key; empty if it is not a text."""
+    read = read_yaml_value(value.strip(), FaultList(), "")
+    return read.value.strip() if read is not None and isinstance(read.value, str) else ""
 
 
 def read_json(path: Path) -> dict[str, Any]:

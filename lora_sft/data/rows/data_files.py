@@ -128,12 +128,12 @@ class DataFile:
 def name_source(path: str) -> str:
     """Return the name that is shown for the path of a data set or of a file in it.
 
-    It is the path as the recipe writes it, in one printable line. An address has no user, password,
-    query or fragment.
+    It is the path as the recipe writes it, in one printable line. A URL loses its user, password,
+    query and fragment.
     """
-    address = re.sub(r"\s", "%20", path)  # in an address, a space does not end a password
-    hidden = hide_secrets(address)
-    return make_one_line(path if hidden == address else hidden)
+    url = re.sub(r"\s", "%20", path)  # `hide_secrets` would read a URL only up to a space
+    hidden = hide_secrets(url)
+    return make_one_line(path if hidden == url else hidden)
 
 
 def make_local_file(path: Path, source: str) -> DataFile:

@@ -8,7 +8,11 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler
 
 import pytest
+from rich.table import Table
+from rich.text import Text
 
+from lora_sft.cli.chat import Chat
+from lora_sft.log import make_console, say
 from tests.conftest import make_rows, write_rows
 
 SECRET = "CANARY"
@@ -127,3 +131,82 @@ def test_a_script_that_keeps_an_address_is_only_for_its_owner(
     assert SECRET in (folder / "job.sbatch").read_text()
     assert (folder / "job.sbatch").stat().st_mode & 0o077 == 0
     assert SECRET not in show(outcome)
+
+
+# --- control characters ---------------------------------------------------------------------------
+
+CODES = "\x1b[2J\x1b]0;title\x07\x9b31m"
+
+
+def has_codes(text):
+    return any(code in text for code in "\x1b\x07\x9b")
+
+
+def test_show_prints_no_control_characters_of_a_recipe(command, write_recipe):
+    kwargs = {f"key{CODES}": {"deep": f"value{CODES}"}}
+    recipe = write_recipe(f"{CODES}.yaml", data={"chat_template_kwargs": kwargs})
+    shown = command("show", recipe)
+    assert shown.code == 0, shown.stderr
+    assert not has_codes(show(shown))
+    assert "\\x1b[2J" in shown.stdout
+    as_json = command("show", recipe, "--json")
+    assert not has_codes(show(as_json))
+    assert as_json.json["recipe"]["data"]["chat_template_kwargs"] == kwargs
+
+
+@pytest.mark.parametrize("override", [f"{CODES}=1", r'train.seed="\e[2J"', CODES, f"--{CODES}"])
+def test_an_error_prints_no_control_characters_of_a_recipe(command, write_recipe, override):
+    outcome = command("train", write_recipe(f"{CODES}.yaml"), override)
+    assert outcome.code == 2
+    assert not has_codes(show(outcome))
+    assert "\\x1b[2J" in outcome.stderr
+
+
+def test_names_of_files_and_texts_of_rows_are_printed_without_control_characters(
+    command, write_recipe, tmp_path
+):
+    chat = [{"role": CODES, "content": CODES}, {"role": "assistant", "content": CODES}]
+    rows = [*make_rows(8), {"messages": chat}, {"messages": [{"role": "user", CODES: 1}]}]
+    write_rows(tmp_path / f"{CODES}.jsonl", rows)
+    write_rows(tmp_path / "other.jsonl", make_rows(20))
+    paths = [{"path": f"{CODES}.jsonl"}, {"path": "other.jsonl"}]
+    recipe = write_recipe(data={"datasets": paths, "validation": None})
+    for arguments in (["prepare"], ["preview"], ["prepare", "--json"], ["preview", "--rows=99"]):
+        outcome = command(arguments[0], recipe, *arguments[1:])
+        assert outcome.code == 0, outcome.stderr
+        assert "malformed" in show(outcome) or "no_target" in show(outcome)
+        assert not has_codes(show(outcome))
+
+
+def test_tables_and_lines_have_only_the_codes_of_their_own_style(capfd, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    console = make_console()
+    table = Table(CODES)
+    table.add_row(Text(CODES, style="bold"))
+    console.print(table)
+    console.print(CODES, style="red", markup=False)
+    say(f"a{CODES}\nb")
+    printed = capfd.readouterr().err
+    assert "\x1b[1m" in printed
+    assert not [code for code in ("\x1b[2J", "\x1b]0;", "\x07", "\x9b") if code in printed]
+    assert printed.endswith("\\x9b31m\\nb\n")
+
+
+def test_an_answer_is_printed_without_control_characters(capfd):
+    class Stream:
+        was_cut = False
+
+        def __iter__(self):
+            return iter(["one\n", f"two{CODES}", "\t\U0001f469\u200d\U0001f469"])
+
+        def stop(self):
+            pass
+
+    class Model:
+        def answer(self, *_arguments):
+            return Stream()
+
+    Chat(Model(), None, {}, None).say("hello")
+    printed = capfd.readouterr().out
+    assert not has_codes(printed)
+    assert printed == "one\ntwo\\x1b[2J\\x1b]0;title\\x07\\x9b31m\t\U0001f469\u200d\U0001f469\n"
