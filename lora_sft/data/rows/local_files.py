@@ -73,7 +73,7 @@ def check_files(dataset: DatasetSection, files: list[DataFile]) -> None:
         check_is_readable(file)
     if dataset.split not in (None, DEFAULT_SPLIT) and not isinstance(dataset.data_files, dict):
         raise DataError(
-            f'files have no split "{dataset.split}"',
+            f'there is no split "{dataset.split}", because data files have no splits',
             f"{name_source(dataset.path)}  split",
             "remove split, and name the files of that split, for example with data_files",
         )

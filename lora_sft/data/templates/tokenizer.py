@@ -183,7 +183,7 @@ def _check_has_eos(tokenizer: PreTrainedTokenizerBase) -> None:
 def find_stop_token_ids(
     tokenizer: PreTrainedTokenizerBase, model: ModelSection, extra: Iterable[str]
 ) -> frozenset[int]:
-    """Return the ids of the tokens that end a served turn.
+    """Return the ids of the tokens at which a server ends an answer.
 
     They are the eos token of the tokenizer, those in `generation_config.json`, and `extra`, which
     the recipe names.
