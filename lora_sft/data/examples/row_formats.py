@@ -156,7 +156,7 @@ def _check_columns(row_format: RowFormat, columns: set[str], where: str) -> RowF
 
 
 def _spelling_fits(row_format: RowFormat, rows: list[Values]) -> bool:
-    """Return whether the messages are written as this format expects.
+    """Return whether the messages have the keys of this format (`role`, or ShareGPT's `from`).
 
     Two formats have a column `messages`. A message with `from` is in ShareGPT's format.
     """

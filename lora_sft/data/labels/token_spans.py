@@ -112,7 +112,11 @@ class SpanTokenizer:
     def _encode_piece(
         self, chat: RenderedChat, left: int, right: int, *, is_first: bool
     ) -> list[int]:
-        """Return the ids of a part of the text. Placeholders become ordinary text again."""
+        """Return the ids of a part of the text.
+
+        A placeholder stands for text that looks like a control token. Here it becomes ordinary
+        text again.
+        """
         ids: list[int] = []
         text = chat.text[left:right]
         for piece in SPLIT_AT_PLACEHOLDERS.split(text) if chat.placeholders else [text]:

@@ -129,7 +129,10 @@ def _split(batch: pa.RecordBatch | pa.Table) -> Iterator[pa.RecordBatch | pa.Tab
 
 
 def _is_small(part: pa.RecordBatch | pa.Table, row: dict[str, Any]) -> bool:
-    """Return whether the text of a row of `part` is not too large. Pictures are no text."""
+    """Return whether a row keeps the size limit. Values that are not text (images) do not count.
+
+    If the whole part is small, the row is too, and its text is not counted.
+    """
     return part.nbytes <= LARGEST_ROW_BYTES or _count_text_bytes(row) <= LARGEST_ROW_BYTES
 
 
