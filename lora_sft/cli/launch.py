@@ -23,7 +23,6 @@ from lora_sft.cli.arguments import (
 from lora_sft.errors import CapabilityError, RecipeError
 from lora_sft.log import print_result
 from lora_sft.run_directory import RunDirectory
-from lora_sft.user_key import KEY_FILE_VARIABLE
 
 if TYPE_CHECKING:
     from lora_sft.launch.commands import World
@@ -194,6 +193,7 @@ def _start(
     from lora_sft.launch.hostfile import check_programs, check_room
     from lora_sft.launch.supervision import supervise
     from lora_sft.processes.world import EXPECTED_WORLD_SIZE
+    from lora_sft.user_key import KEY_FILE_VARIABLE
 
     asked_for = {EXPECTED_WORLD_SIZE: str(world.processes)}
     key_file = os.environ.get(KEY_FILE_VARIABLE)
