@@ -62,7 +62,7 @@ def fit(job: TrainingJob, request: StopRequest, watch: Watch | None = None) -> T
         TrainingError: If a saved adapter differs from the one in memory.
     """
     stop = StopOnSignal(request)
-    trainer = build_trainer(job, [*make_callbacks(job, watch), stop], stop)
+    trainer = build_trainer(job, [*make_callbacks(job, watch), stop])
     if job.checkpoint is not None:
         best = find_best_checkpoint(job.run, job.checkpoint)
         if has_no_steps_left(trainer):
