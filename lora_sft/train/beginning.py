@@ -11,8 +11,9 @@ from lora_sft.processes.this_process import Processes
 from lora_sft.processes.watch import Watch
 from lora_sft.run_directory import write_json, write_text_atomically
 from lora_sft.train import zero
-from lora_sft.train.checkpoints.resume import StartingPoint, remove_run
+from lora_sft.train.checkpoints.resume import StartingPoint
 from lora_sft.train.training_job import TrainingJob
+from lora_sft.written_files import remove_run
 
 
 def begin_run(
@@ -26,6 +27,8 @@ def begin_run(
 
     Only rank 0 does this. Before it, all processes wait until each has read the old run. After it,
     they wait again, so that no process reads the old files.
+
+    The manifest is written first: it marks the other files as those of a run.
     """
     meet(watch, "model")
     if processes.is_main:
@@ -39,5 +42,5 @@ def begin_run(
     if start.checkpoint is not None:
         say(f"continuing from {start.checkpoint}")
     if processes.is_main:
-        write_text_atomically(job.run.recipe, job.recipe.resolved_text())
         write_json(job.run.manifest, {"id": start.run_id, **manifest})
+        write_text_atomically(job.run.recipe, job.recipe.resolved_text())
