@@ -72,7 +72,7 @@ def fit(job: TrainingJob, request: StopRequest, watch: Watch | None = None) -> T
 
 def _fit(job: TrainingJob, request: StopRequest, watch: Watch | None) -> TrainResult:
     stop = StopOnSignal(request)
-    trainer = build_trainer(job, [*make_callbacks(job, watch), stop], stop)
+    trainer = build_trainer(job, [*make_callbacks(job, watch), stop])
     if job.checkpoint is not None:
         best = find_best_checkpoint(job.run, job.checkpoint, trust_checkpoint=job.trust_checkpoint)
         if has_no_steps_left(trainer):

@@ -18,7 +18,6 @@ from transformers import (
     PrinterCallback,
     TrainerCallback,
 )
-from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 
 from lora_sft.errors import CapabilityError, NonFiniteLoss, TrainingError
@@ -28,12 +27,13 @@ from lora_sft.model.base_model import CausalModel
 from lora_sft.model.census import check_trained_dtype
 from lora_sft.model.saved_adapter import find_fault_in_saved_adapter
 from lora_sft.run_directory import write_json
-from lora_sft.train.callbacks import StopOnSignal
+from lora_sft.train.checkpoints.rotation import rotate_checkpoints
 from lora_sft.train.checkpoints.sealing import seal
 from lora_sft.train.even_shares import FilledSampler, add_filler_rows
 from lora_sft.train.first_step import FirstStepRecord
 from lora_sft.train.training_job import TrainingJob
 from lora_sft.train.trl.row_collator import make_collator
+from lora_sft.written_files import remove_checkpoint
 
 
 class LoraTrainer(SFTTrainer):
@@ -43,11 +43,8 @@ class LoraTrainer(SFTTrainer):
     `autocast_adapter_dtype`).
     """
 
-    def __init__(
-        self, job: TrainingJob, callbacks: Sequence[TrainerCallback], stop: StopOnSignal
-    ) -> None:
+    def __init__(self, job: TrainingJob, callbacks: Sequence[TrainerCallback]) -> None:
         self.job = job
-        self.stop = stop
         self.first_step = FirstStepRecord(job.run)
         self._step_losses: list[torch.Tensor] = []  # one per micro-batch since the last step
         self._uncounted_tokens = 0
@@ -102,11 +99,10 @@ class LoraTrainer(SFTTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save a checkpoint, check its adapter, and seal it; then delete the oldest checkpoint."""
-        checkpoint = (
-            Path(str(self.args.output_dir)) / f"{CHECKPOINT_PREFIX}{self.state.global_step}"
-        )
+        run = self.job.run
+        checkpoint = run.checkpoints / f"{CHECKPOINT_PREFIX}{self.state.global_step}"
         if self.args.should_save:  # an existing folder is a damaged or unfinished checkpoint
-            shutil.rmtree(checkpoint, ignore_errors=True)
+            remove_checkpoint(checkpoint)
         self.accelerator.wait_for_everyone()
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
@@ -117,18 +113,16 @@ class LoraTrainer(SFTTrainer):
         if self.args.should_save:
             self._check_saved_adapter(checkpoint, has_stepped=self.state.global_step >= 2)
             seal(checkpoint, self.args.world_size)
-            best = self.state.best_model_checkpoint
-            rotate_checkpoints(str(self.args.output_dir), limit, best)
+            run.check_not_removed()
+            rotate_checkpoints(run, checkpoint, limit, self.state.best_model_checkpoint)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        """End training, but keep the last checkpoint of a run that a signal stopped.
+        """End training, but keep the last checkpoint.
 
         With `save_total_limit: 1` the Trainer would delete all checkpoints except the best one
-        (transformers 5.23). The run must continue from its last checkpoint.
+        (transformers 5.23). A stopped or longer run must continue from its last checkpoint.
         """
-        limit = self.args.save_total_limit
-        if self.stop.received is not None:
-            self.args.save_total_limit = None
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             return super()._finalize_training(*args, **kwargs)
         finally:
@@ -139,7 +133,7 @@ class LoraTrainer(SFTTrainer):
 
         Raises: TrainingError if the saved adapter differs from the one in memory.
         """
-        folder = Path(str(self.args.output_dir)) / "_probe"
+        folder = self.job.run.probe
         self.save_model(str(folder), _internal_call=True)
         if self.args.should_save:
             self._check_saved_adapter(folder, has_stepped=False)
@@ -235,15 +229,13 @@ def _find_step_norm(engine: Any, norm: float | None) -> torch.Tensor | float:
     return torch.stack([each.norm() for each in trained]).sum()
 
 
-def build_trainer(
-    job: TrainingJob, callbacks: Sequence[TrainerCallback], stop: StopOnSignal
-) -> LoraTrainer:
+def build_trainer(job: TrainingJob, callbacks: Sequence[TrainerCallback]) -> LoraTrainer:
     """Build the trainer of a job.
 
     Raises: CapabilityError if a library that the recipe asks for is not installed.
     """
     try:
-        return LoraTrainer(job, callbacks, stop)
+        return LoraTrainer(job, callbacks)
     except (ImportError, RuntimeError) as error:
         if "install" not in str(error):
             raise
