@@ -25,7 +25,14 @@ from lora_sft.processes.stop_signal import StopRequest
 from lora_sft.processes.watch import Watch
 from lora_sft.run_directory import RunDirectory, write_text_atomically
 
-SHOWN_METRICS = ("loss", "eval_loss", "grad_norm", "learning_rate", "mean_token_accuracy")
+SHOWN_METRICS = (
+    "loss",
+    "train_loss",
+    "eval_loss",
+    "grad_norm",
+    "learning_rate",
+    "mean_token_accuracy",
+)
 LAST_RECORD_FIELD = "train_loss"  # only the last record of a start has it
 
 

@@ -7,7 +7,7 @@ import itertools
 import jinja2
 import pytest
 
-from lora_sft.export.serving.serving_files import with_defaults
+from lora_sft.export.serving.serving_files import set_defaults_in_templates
 from lora_sft.serve.prompt_text import find_settable_variables, render_prompt
 from tests import tiny
 
@@ -67,7 +67,7 @@ def test_a_request_can_set_the_variables_that_only_it_sets():
 
 
 def test_a_request_can_set_a_variable_that_has_a_default():
-    template = with_defaults(
+    template = set_defaults_in_templates(
         "{% if enable_thinking %}x{% endif %}", {"enable_thinking": True}, None
     )
     tokenizer = tiny.make_tokenizer(template)
