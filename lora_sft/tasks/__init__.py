@@ -1,0 +1,1 @@
+"""The kinds of task: their columns, prompts, answers and metrics. This folder imports no torch."""
