@@ -27,6 +27,7 @@ FIXES = {
     "no_target": "check data.loss_on; a row needs an assistant turn after another message",
     "overlong": "set data.max_length to {longest} (it is {max_length}), or data.overlong: "
     "keep_start",
+    "unlabelled": "label the rows, or remove them",
     "subsampled": "set a larger repeat for the data set",
     "duplicate": "set data.duplicates: keep",
     "overlap": "use training rows that are not in the validation or test data",

@@ -11,9 +11,10 @@ from lora_sft.data.corpus.building import Corpus
 from lora_sft.data.corpus.loading import load_data
 from lora_sft.errors import RecipeError
 from lora_sft.evaluate.scoring import Evaluation, evaluate_split
+from lora_sft.evaluate.task_scores import collect_labels
 from lora_sft.model.adapter import load_adapter
 from lora_sft.model.base_model import CausalModel, load_base_model
-from lora_sft.recipe import Recipe, read_recipe
+from lora_sft.recipe import Recipe, TaskSection, read_recipe
 from lora_sft.run_directory import RunDirectory, is_run
 
 
@@ -43,7 +44,16 @@ def run_evaluation(
     rows = _select_rows(recipe, corpus, split, max_rows)
     model = _load_scored_model(recipe, path)
     stops = sorted(corpus.stop_token_ids)
-    return evaluate_split(model, tokenizer, rows.to_list(), split, recipe.evaluate, stops)
+    task = _complete_task(recipe, corpus, rows)
+    return evaluate_split(model, tokenizer, rows.to_list(), split, recipe.evaluate, stops, task)
+
+
+def _complete_task(recipe: Recipe, corpus: Corpus, rows: Dataset) -> TaskSection | None:
+    """Return the task with all its labels, also those that only the scored rows have."""
+    if recipe.task is None or recipe.kind is None:
+        return None
+    splits = (corpus.train["expected"], rows["expected"])
+    return collect_labels(recipe.kind, recipe.task, splits)
 
 
 def _find_recipe(path: Path) -> Path:

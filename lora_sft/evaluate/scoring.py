@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.table import Table
@@ -13,9 +13,11 @@ from transformers import PreTrainedTokenizerBase
 from lora_sft.evaluate.generation import generate_answers, make_generation_config
 from lora_sft.evaluate.held_out import Question, make_questions
 from lora_sft.evaluate.metrics import load_metric
+from lora_sft.evaluate.task_scores import score_texts
 from lora_sft.evaluate.token_loss import compute_loss
 from lora_sft.model.base_model import CausalModel
-from lora_sft.recipe import EvaluateSection
+from lora_sft.recipe import EvaluateSection, TaskSection
+from lora_sft.tasks.table import KINDS
 
 Scores = dict[str, float]
 
@@ -31,12 +33,19 @@ class Sample:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores on one split, by model: `base` and `adapter`, or only `model`."""
+    """The scores on one split, by model: `base` and `adapter`, or only `model`.
+
+    Attributes:
+        task: The kind of task; None for chats.
+        unparseable: For a task: how many answers of each model are no answer of the task.
+    """
 
     split: str
     rows: int
     scores: Mapping[str, Scores]
     samples: Sequence[Sample]
+    task: str | None = None
+    unparseable: Mapping[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the evaluation as the JSON document of the command line."""
@@ -44,7 +53,10 @@ class Evaluation:
             {"prompt": sample.prompt, "reference": sample.reference, **sample.answers}
             for sample in self.samples
         ]
-        return {"split": self.split, "rows": self.rows, **self.scores, "samples": samples}
+        document = {"split": self.split, "rows": self.rows, **self.scores, "samples": samples}
+        if self.task is not None:
+            document |= {"task": self.task, "form": "generate", "unparseable": self.unparseable}
+        return document
 
     def to_table(self) -> Table:
         """Return a table with one line per metric and one column per model."""
@@ -69,24 +81,37 @@ def evaluate_split(
     split: str,
     section: EvaluateSection,
     stop_token_ids: Sequence[int],
+    task: TaskSection | None = None,
 ) -> Evaluation:
-    """Score `model` on labelled `rows`. If it has an adapter, its base is scored too."""
-    metrics = {key: load_metric(key) for key in section.metrics}
+    """Score `model` on labelled `rows`. If it has an adapter, its base is scored too.
+
+    Args:
+        task: The task with all its labels; None for chats.
+    """
+    kind = KINDS.get(task.kind) if task is not None else None
     questions = make_questions(rows)
     references = _decode(tokenizer, [question.reference_ids for question in questions])
     scores: dict[str, Scores] = {}
     answers: dict[str, list[str]] = {}
+    unparseable: dict[str, int] = {}
     for name in ("base", "adapter") if hasattr(model, "disable_adapter") else ("model",):
         with model.disable_adapter() if name == "base" else nullcontext():
             loss = compute_loss(model, rows, section.batch_size, tokenizer.pad_token_id or 0)
             answers[name] = _answer_questions(model, tokenizer, questions, section, stop_token_ids)
-        task = {key: metric(answers[name], references) for key, metric in metrics.items()}
-        scores[name] = {"loss": loss, **task}
+        if kind is None or task is None:
+            found = {key: load_metric(key)(answers[name], references) for key in section.metrics}
+        else:
+            expected = [row["expected"] for row in rows]
+            of_task = score_texts(kind, task, section.metrics, answers[name], expected)
+            found, unparseable[name] = dict(of_task.metrics), of_task.unparseable
+        scores[name] = {"loss": loss, **found}
     return Evaluation(
         split,
         len(rows),
         scores,
         _pick_samples(tokenizer, questions, references, answers, section.num_samples),
+        None if kind is None else kind.name,
+        unparseable,
     )
 
 

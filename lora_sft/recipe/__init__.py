@@ -10,7 +10,9 @@ from lora_sft.recipe.schema import (
     EvaluateSection,
     ExportSection,
     ModelSection,
+    PromptSection,
     SplitSection,
+    TaskSection,
     TokenizerSection,
 )
 
@@ -21,8 +23,10 @@ __all__ = [
     "EvaluateSection",
     "ExportSection",
     "ModelSection",
+    "PromptSection",
     "Recipe",
     "SplitSection",
+    "TaskSection",
     "TokenizerSection",
     "read_recipe",
     "recipe_json_schema",

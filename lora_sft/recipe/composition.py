@@ -18,6 +18,9 @@ from lora_sft.recipe.shipped import expand_prefix
 from lora_sft.recipe.written import COMMAND_LINE, Origin, Written, join, wrap
 from lora_sft.recipe.yaml_reader import read_yaml_file, read_yaml_value
 
+# The sections that may be written as one text, and the setting that this text stands for.
+SHORT_FORMS = {"model": "model_name_or_path", "task": "kind"}
+
 
 def compose(path: Path, overrides: Sequence[str], faults: FaultList) -> Written | None:
     """Return the whole recipe as one tree, or None if one of its files cannot be read at all."""
@@ -36,8 +39,8 @@ def expand_short_form(section: str, written: Written) -> Written:
     """Return the mapping that `model: NAME` or a quantization preset stands for."""
     if not isinstance(written.value, str):
         return written
-    if section == "model":
-        return wrap({"model_name_or_path": written.value}, written.origin)
+    if section in SHORT_FORMS:
+        return wrap({SHORT_FORMS[section]: written.value}, written.origin)
     if section == "quantization" and written.value in QUANTIZATION_PRESETS:
         return wrap(QUANTIZATION_PRESETS[written.value], written.origin)
     return written

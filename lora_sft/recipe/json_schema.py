@@ -9,6 +9,7 @@ from lora_sft.recipe.fields import REQUIRED, Field, Section
 from lora_sft.recipe.schema import (
     QUANTIZATION_PRESETS,
     SECTIONS,
+    TaskSection,
     adapter_fields,
     quantization_fields,
     section_fields,
@@ -22,6 +23,8 @@ def recipe_json_schema() -> dict[str, Any]:
     """Return the JSON Schema of a recipe file."""
     sections = {name: _describe_section(kind) for name, kind in SECTIONS.items()}
     model = {"anyOf": [{"type": "string"}, sections.pop("model")]}
+    kinds = {"enum": list(section_fields(TaskSection)["kind"].choices)}
+    task = {"anyOf": [kinds, sections.pop("task")]}
     presets = {"enum": [*QUANTIZATION_PRESETS, None]}
     quantization = {"anyOf": [presets, _describe_settings(quantization_fields())]}
     return {
@@ -37,6 +40,7 @@ def recipe_json_schema() -> dict[str, Any]:
                 "description": "A recipe to start from, relative to this file.",
             },
             "model": model,
+            "task": task,
             **sections,
             "quantization": quantization,
             "adapter": _describe_settings(adapter_fields()),
@@ -70,7 +74,8 @@ def _describe_field(field: Field) -> dict[str, Any]:
     if field.section is not None and "array" in field.types:
         described["items"] = _describe_section(field.section)
     elif field.section is not None:
-        described = {"anyOf": [{"type": "null"}, _describe_section(field.section)]}
+        others = [name for name in field.types if name != "object"]
+        described = {"anyOf": [{"type": others}, _describe_section(field.section)]}
     bounds = {
         "exclusiveMinimum": field.above,
         "minimum": field.at_least,

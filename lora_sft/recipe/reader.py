@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_sft.recipe.composition import compose, expand_short_form
+from lora_sft.recipe.composition import SHORT_FORMS, compose, expand_short_form
 from lora_sft.recipe.fault_list import FaultList
 from lora_sft.recipe.locations import describe_missing, locate
 from lora_sft.recipe.other_names import write_line
@@ -26,6 +27,7 @@ from lora_sft.recipe.schema import (
 from lora_sft.recipe.section_builder import SectionBuilder
 from lora_sft.recipe.shipped import find_shipped_policy, list_shipped_policies
 from lora_sft.recipe.written import Written
+from lora_sft.tasks.table import KINDS
 
 _OLDER_TRAIN_NAMES = {
     "gradient_checkpointing": "activation_checkpointing",
@@ -69,9 +71,11 @@ class _RecipeBuilder:
         ours: dict[str, Any] = {
             name: self._sections.build_section(kind, self._written(name), name)
             for name, kind in SECTIONS.items()
+            if name != "task" or self._written(name).value is not None
         }
         quantization, as_written = self._build_quantization(ours["model"].dtype)
         train, places = self._build_train()
+        task_defaults = self._set_task_defaults(ours)
         return Recipe(
             **ours,
             quantization=quantization,
@@ -83,12 +87,30 @@ class _RecipeBuilder:
             deepspeed_location=self._locate_deepspeed(train.get("deepspeed")),
             quantization_as_written=as_written,
             places=places,
+            task_defaults=task_defaults,
         )
+
+    def _set_task_defaults(self, sections: dict[str, Any]) -> frozenset[str]:
+        """Set the defaults that the kind of task brings, and return the paths of these settings."""
+        task = sections.setdefault("task", None)
+        kind = KINDS.get(task.kind) if task is not None else None
+        if kind is None:
+            return frozenset()
+        written = dict(self._tree.places())
+        defaults = {
+            "data.overlong": "shorten",
+            "evaluate.metrics": list(kind.metrics),
+        }
+        unwritten = {path: value for path, value in defaults.items() if path not in written}
+        for path, value in unwritten.items():
+            section, name = path.split(".")
+            sections[section] = dataclasses.replace(sections[section], **{name: value})
+        return frozenset(unwritten)
 
     def _written(self, section: str) -> Written:
         """Return the written value of a section. A missing section is the same as null."""
         written = self._tree.value.get(section) or Written(None, self._tree.origin)
-        return expand_short_form(section, written) if section == "model" else written
+        return expand_short_form(section, written) if section in SHORT_FORMS else written
 
     def _refuse_unknown_sections(self) -> None:
         for name, child in self._tree.value.items():

@@ -16,14 +16,18 @@ from lora_sft.recipe.schema import (
     EvaluateSection,
     ExportSection,
     ModelSection,
+    TaskSection,
     TokenizerSection,
     section_fields,
 )
 from lora_sft.recipe.shipped import PREFIX, find_shipped_policy
 from lora_sft.recipe.written import Origin, join
 from lora_sft.recipe.yaml_reader import write_yaml, write_yaml_inline
+from lora_sft.tasks.kind import TaskKind
+from lora_sft.tasks.table import KINDS
 
 DEFAULT = "default"
+TASK_DEFAULT = "task"
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +49,8 @@ class Recipe:
         deepspeed_location: The path of the DeepSpeed file, or None without one.
         quantization_as_written: The preset's name or the settings, as `lora-sft show` prints them.
         places: The origin of every written value, by dotted path.
+        task: The task, or None for chats.
+        task_defaults: The dotted paths whose default comes from the kind of task.
     """
 
     model: ModelSection
@@ -61,6 +67,8 @@ class Recipe:
     deepspeed_location: str | None
     quantization_as_written: str | dict[str, Any] | None
     places: Mapping[str, Origin] = dataclasses.field(repr=False)
+    task: TaskSection | None = None
+    task_defaults: frozenset[str] = frozenset()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Recipe):
@@ -68,6 +76,11 @@ class Recipe:
         return self.to_dict(absolute_paths=True) == other.to_dict(absolute_paths=True)
 
     __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def kind(self) -> TaskKind | None:
+        """The kind of task, or None for chats."""
+        return KINDS.get(self.task.kind) if self.task is not None else None
 
     def is_written(self, dotted: str) -> bool:
         """Return whether a file or the command line sets a field, such as `train.max_steps`."""
@@ -103,6 +116,7 @@ class Recipe:
                 **_section_to_dict(self.adapter, absolute_paths),
                 **self.adapter.lora,
             },
+            "task": None if self.task is None else _section_to_dict(self.task, absolute_paths),
             "data": _section_to_dict(self.data, absolute_paths),
             "train": self._train_to_dict(absolute_paths),
             "evaluate": _section_to_dict(self.evaluate, absolute_paths),
@@ -139,8 +153,9 @@ class Recipe:
         if dotted in self.places:
             return str(self.places[dotted])
         section = dotted.rpartition(".")[0]
-        short_form = section == "model" and dotted.endswith(".model_name_or_path")
-        return str(self.places[section]) if short_form and section in self.places else DEFAULT
+        if dotted in ("model.model_name_or_path", "task.kind") and section in self.places:
+            return str(self.places[section])
+        return TASK_DEFAULT if dotted in self.task_defaults else DEFAULT
 
 
 def _section_to_dict(section: Section, absolute_paths: bool) -> dict[str, Any]:

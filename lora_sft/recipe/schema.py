@@ -18,8 +18,14 @@ from lora_sft.recipe.other_names import ADAPTER_SET_BY_RUN, TRAIN_OWNED_ELSEWHER
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 RowFormat = Literal[
-    "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text", "tokenized"
-]
+    "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text", "tokenized", "table",
+    "squad",
+]  # fmt: skip
+
+TaskName = Literal[
+    "chat", "text-classification", "question-answering", "translation", "summarization",
+    "extraction",
+]  # fmt: skip
 
 
 def setting(default: Any = REQUIRED, **details: Any) -> Any:
@@ -131,6 +137,53 @@ class AdapterSection(RecipeSection):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PromptSection(RecipeSection):
+    """The turns of a conversation, as Jinja texts over the columns of a row."""
+
+    user: str = setting(example="Classify: {{ text }}", help="The user's turn.")
+    system: str | None = setting(None, help="The system message. Null: none.")
+    assistant: str | None = setting(
+        None,
+        example="{{ category }}",
+        help="The answer. Null: under a task, the task's own answer.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSection(RecipeSection):
+    """The task. `task: KIND` is short for `task: {kind: KIND}`. Null: the rows are chats."""
+
+    kind: TaskName = setting(example="text-classification", help="The kind of task.")
+    form: Literal["auto", "generate"] = setting(
+        "auto", help="How the model answers. Generate: it writes the answer. Auto: generate."
+    )
+    labels: list[Any] | None = setting(
+        None,
+        help="All labels, in their order. Null: those of the rows, sorted (numbers as numbers).",
+    )
+    prompt: PromptSection | str | None = setting(
+        None,
+        help="The prompt, or only the user's turn, as Jinja over the columns of a row. Null: the "
+        "prompt of the kind. The `prompt` of a data set has priority.",
+    )
+    multi_label: bool = setting(False, help="A row may have several labels, or none.")
+    label_separator: str | None = setting(
+        None,
+        help="The text between several labels in one cell, and between the labels that the model "
+        'writes. Null: a cell is not split, and the model writes ", ".',
+    )
+    label_columns: list[str] | None = setting(
+        None, help="The columns that hold 0 or 1, one for each label. Only with `multi_label`."
+    )
+    none_label: str = setting("none", help="The text for a row without labels.")
+    source_lang: str | None = setting(None, help="The language of the source text.")
+    target_lang: str | None = setting(
+        None, help="The language of the translation. It also chooses the tokenizer of BLEU."
+    )
+    no_answer: str = setting("unanswerable", help="The text for a question without an answer.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DatasetSection(RecipeSection):
     """One data set: where its rows are, and how to read them."""
 
@@ -151,6 +204,9 @@ class DatasetSection(RecipeSection):
     )
     format: RowFormat = setting("auto", help="Layout of a row. Auto: found from its columns.")
     rename_columns: dict[str, str] = setting({}, help="New column names, as `old: new`.")
+    prompt: PromptSection | None = setting(
+        None, help="Make a conversation from the columns of each row. Only with `format: auto`."
+    )
     repeat: float = setting(
         1.0, above=0, help="Uses of each row per epoch. 0.5 uses the same half in every run."
     )
@@ -232,8 +288,10 @@ class DataSection(RecipeSection):
     max_length: int = setting(
         at_least=2, example=2048, help="Maximum length of a row, in tokens. It has no default."
     )
-    overlong: Literal["drop", "keep_start", "split", "error"] = setting(
-        "drop", help="What to do with a row that is longer than max_length."
+    overlong: Literal["drop", "keep_start", "split", "error", "shorten"] = setting(
+        "drop",
+        help="What to do with a row that is longer than max_length. Shorten (the default under a "
+        "task): cut the longest input of the task until prompt and answer fit.",
     )
     packing: Literal["auto"] | bool = setting(
         "auto",
@@ -277,13 +335,14 @@ class ExportSection(RecipeSection):
 SECTIONS: dict[str, type[Section]] = {
     "model": ModelSection,
     "tokenizer": TokenizerSection,
+    "task": TaskSection,
     "data": DataSection,
     "evaluate": EvaluateSection,
     "export": ExportSection,
 }
 TOP_LEVEL = (
-    "extends", "model", "tokenizer", "quantization", "adapter", "data", "train", "evaluate",
-    "export", "output_dir",
+    "extends", "model", "tokenizer", "quantization", "adapter", "task", "data", "train",
+    "evaluate", "export", "output_dir",
 )  # fmt: skip
 
 # BitsAndBytesConfig computes in float32 by default, which is many times slower than the model's

@@ -56,4 +56,5 @@ EXTRACTION = TaskKind(
     read=read_row,
     write=write_answer,
     parse=parse_answer,
+    has_several_references=False,
 )

@@ -7,7 +7,7 @@ the model learns. Evaluation reads the answer out of the text that the model wro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -76,6 +76,8 @@ class TaskKind:
         read: Returns the inputs and the accepted answers of a row, or raises `UnusableRow`.
         write: Returns the text that the model learns for an answer.
         parse: Returns the answer in a text that the model wrote; None if it has none.
+        sort_labels: Returns labels in their order; None if the answers are not labels.
+        has_several_references: Whether a row may have several accepted answers, or none.
     """
 
     name: str
@@ -86,6 +88,8 @@ class TaskKind:
     read: Callable[[Values, TaskSettings], TaskRow]
     write: Callable[[Answer, TaskSettings], str]
     parse: Callable[[str, TaskSettings], Answer | None]
+    sort_labels: Callable[[Iterable[str]], list[str]] | None = None
+    has_several_references: bool = True
 
     @property
     def main_metric(self) -> str:

@@ -135,4 +135,6 @@ TEXT_CLASSIFICATION = TaskKind(
     read=read_row,
     write=write_answer,
     parse=parse_answer,
+    sort_labels=sort_labels,
+    has_several_references=False,
 )

@@ -29,6 +29,7 @@ class Account:
         dropped: Source rows without a labelled row, by reason.
         expanded: Kept source rows that became several labelled rows, such as one per turn.
         truncated: Kept source rows that were cut.
+        shortened: Kept source rows of a task of which an input was cut.
         target_tokens: Learned tokens of the labelled rows.
         tokens: All tokens of the labelled rows.
         partly_overlong: Kept source rows that lost some labelled rows, because these were too long.
@@ -49,6 +50,7 @@ class Account:
     truncated: int
     target_tokens: int
     tokens: int
+    shortened: int = 0
     partly_overlong: int = 0
     expansion_tokens: int = 0
     longest_tokens: int = 0
@@ -96,6 +98,7 @@ class AccountTally:
         self._counts["kept"] += 1
         self._counts["expanded"] += outcome.is_expanded
         self._counts["truncated"] += outcome.is_truncated
+        self._counts["shortened"] += outcome.is_shortened
         self._counts["partly_overlong"] += len(outcome.labelled_rows) < outcome.num_labelled
         lengths = [len(row.input_ids) for row in outcome.labelled_rows]
         added_by_expanding = sum(outcome.labelled_lengths) - outcome.longest_tokens
@@ -129,6 +132,7 @@ class AccountTally:
             dropped=dict(self._dropped),
             expanded=counts["expanded"],
             truncated=counts["truncated"],
+            shortened=counts["shortened"],
             target_tokens=counts["target_tokens"],
             tokens=counts["tokens"],
             partly_overlong=counts["partly_overlong"],

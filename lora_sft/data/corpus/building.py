@@ -27,14 +27,14 @@ from lora_sft.data.templates.rendering import hash_template
 from lora_sft.errors import DataError
 
 if TYPE_CHECKING:
-    from lora_sft.recipe import DataSection, DatasetSection, SplitSection
+    from lora_sft.recipe import DataSection, DatasetSection, SplitSection, TaskSection
 
 DESCRIPTION = "corpus.json"
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """The labelled rows of each split, in the columns `input_ids`, `labels`, `source` and `row`.
+    """The labelled rows of each split, with the columns of `split_files.SCHEMA`.
 
     Attributes:
         stop_token_ids: All tokens that end a turn, including the template's own.
@@ -67,7 +67,10 @@ class Corpus:
 
 
 def build_corpus(
-    data: DataSection, tokenizer: PreTrainedTokenizerBase, stop_token_ids: Iterable[int]
+    data: DataSection,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_token_ids: Iterable[int],
+    task: TaskSection | None = None,
 ) -> Corpus:
     """Build a corpus that is not kept in the cache.
 
@@ -76,7 +79,7 @@ def build_corpus(
     Raises: DataError as `write_corpus` does.
     """
     with make_scratch_folder() as folder:
-        write_corpus(data, tokenizer, stop_token_ids, folder)
+        write_corpus(data, tokenizer, stop_token_ids, task, folder)
         return open_corpus(folder)
 
 
@@ -84,6 +87,7 @@ def write_corpus(
     data: DataSection,
     tokenizer: PreTrainedTokenizerBase,
     stop_token_ids: Iterable[int],
+    task: TaskSection | None,
     folder: Path,
 ) -> None:
     """Read, convert, label and split all data sets of `data`, and write files into `folder`.
@@ -92,7 +96,7 @@ def write_corpus(
     """
     labeller = Labeller(data, tokenizer, stop_token_ids)
     writers = {name: SplitWriter(folder, name) for name in list_splits(data)}
-    fill_splits(data, SourceRowFollower(data, labeller, tokenizer.chat_template), writers)
+    fill_splits(data, SourceRowFollower(data, labeller, tokenizer.chat_template, task), writers)
     splits = {name: writer.finish() for name, writer in writers.items()}
     for name, split in splits.items():
         _check_has_rows(name, split.account, data)

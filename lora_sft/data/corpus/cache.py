@@ -36,7 +36,7 @@ from lora_sft.data.templates.rendering import depends_on_date, hash_template
 from lora_sft.log import say
 
 if TYPE_CHECKING:
-    from lora_sft.recipe import DataSection, DatasetSection
+    from lora_sft.recipe import DataSection, DatasetSection, TaskSection
 
 CHECKSUMS = "checksums.json"
 CHECKSUM_BLOCK_BYTES = 2**22
@@ -61,32 +61,38 @@ class CachedCorpus:
 
 
 def load_or_build_corpus(
-    data: DataSection, tokenizer: PreTrainedTokenizerBase, stop_token_ids: Iterable[int]
+    data: DataSection,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_token_ids: Iterable[int],
+    task: TaskSection | None = None,
 ) -> CachedCorpus:
     """Return the corpus from the cache. If the cache lacks it, build it and keep it there.
 
     Raises: DataError as `build_corpus` does.
     """
     stops = frozenset(stop_token_ids)
-    folder = _find_folder(data, tokenizer, stops)
+    folder = _find_folder(data, tokenizer, stops, task)
     if folder is None:
         reason = "some of its data is not in local files"
-        return CachedCorpus(build_corpus(data, tokenizer, stops), None, False, reason)
+        return CachedCorpus(build_corpus(data, tokenizer, stops, task), None, False, reason)
     kept = _load_entry(folder)
     if kept is not None:
         _report_other_date(kept.template_date, data)
         return CachedCorpus(kept, folder, True)
     try:
-        _write_entry(partial(write_corpus, data, tokenizer, stops), folder)
+        _write_entry(partial(write_corpus, data, tokenizer, stops, task), folder)
     except OSError as error:
         reason = f"the cache cannot be written: {error}"
         say(f"{reason} (to use another folder, set {CACHE_FOLDER_VARIABLE})")
-        return CachedCorpus(build_corpus(data, tokenizer, stops), None, False, reason)
+        return CachedCorpus(build_corpus(data, tokenizer, stops, task), None, False, reason)
     return CachedCorpus(open_corpus(folder), folder, False)
 
 
 def with_cached_template_date(
-    data: DataSection, tokenizer: PreTrainedTokenizerBase, stop_token_ids: Iterable[int]
+    data: DataSection,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_token_ids: Iterable[int],
+    task: TaskSection | None = None,
 ) -> DataSection:
     """Return the data section with the template date that `load_or_build_corpus` would use.
 
@@ -95,7 +101,7 @@ def with_cached_template_date(
     """
     if data.template_date or not depends_on_date(tokenizer):
         return data
-    folder = _find_folder(data, tokenizer, frozenset(stop_token_ids))
+    folder = _find_folder(data, tokenizer, frozenset(stop_token_ids), task)
     if folder is None:
         return data
     try:
@@ -107,13 +113,17 @@ def with_cached_template_date(
 
 
 def _find_folder(
-    data: DataSection, tokenizer: PreTrainedTokenizerBase, stop_token_ids: frozenset[int]
+    data: DataSection,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_token_ids: frozenset[int],
+    task: TaskSection | None,
 ) -> Path | None:
     """Return the folder of the corpus's entry, or None if some data is not in local files."""
     files = _list_files(data)
     if files is None:
         return None
-    return find_cache_folder() / "corpus" / make_key(data, tokenizer, stop_token_ids, files)
+    key = make_key(data, tokenizer, stop_token_ids, files, task)
+    return find_cache_folder() / "corpus" / key
 
 
 def _report_other_date(cached_date: str | None, data: DataSection) -> None:
@@ -130,6 +140,7 @@ def make_key(
     tokenizer: PreTrainedTokenizerBase,
     stop_token_ids: frozenset[int],
     files: Iterable[tuple[str, Path]],
+    task: TaskSection | None = None,
 ) -> str:
     """Return the key of a corpus: a hash of everything that decides its tokens.
 
@@ -139,6 +150,7 @@ def make_key(
     settings = {name: value for name, value in asdict(data).items() if name != "packing"}
     decides = {
         "settings": settings,
+        "task": None if task is None else asdict(task),
         "files": [(source, _hash_file(path)) for source, path in files],
         "tokenizer": _hash_text(tokenizer.backend_tokenizer.to_str()),
         "special_tokens": {

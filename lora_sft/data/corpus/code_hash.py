@@ -1,6 +1,7 @@
 """Hash the code that decides the tokens of a corpus: a changed label rule makes another corpus.
 
-The hash covers every Python file and every template in `lora_sft/data`, new files included. Only
+The hash covers every Python file and every template in `lora_sft/data` and `lora_sft/tasks`, new
+files included. Only
 code that works on a finished corpus is left out, so that a change there does not make users prepare
 every corpus again.
 """
@@ -11,6 +12,7 @@ import hashlib
 from pathlib import Path, PurePosixPath
 
 PACKAGE = Path(__file__).parents[2]
+ROOMS = ("data", "tasks")
 CODE_SUFFIXES = (".py", ".jinja")
 # Paths relative to the package. Packing and the preview work on finished labelled rows.
 LEFT_OUT = (PurePosixPath("data/preview"), PurePosixPath("data/corpus/packing.py"))
@@ -33,7 +35,7 @@ def hash_deciding_code(package: Path) -> str:
 def list_deciding_files(package: Path) -> dict[str, Path]:
     """Return every file that decides a corpus, under its path relative to the package, sorted."""
     found = {}
-    for file in (package / "data").rglob("*"):
+    for file in (file for room in ROOMS for file in (package / room).rglob("*")):
         path = PurePosixPath(file.relative_to(package).as_posix())
         if file.suffix in CODE_SUFFIXES and file.is_file() and not _is_left_out(path):
             found[str(path)] = file

@@ -43,6 +43,7 @@ def _load_corpus(
     stops = find_stop_token_ids(tokenizer, recipe.model, recipe.data.stop_tokens)
     data = replace(recipe.data, template_date=recipe.data.template_date or template_date)
     written = recipe.to_dict(absolute_paths=True)
-    work = [written["data"], written["model"], written["tokenizer"], template_date]
+    decides = ("data", "task", "model", "tokenizer")
+    work = [*(written[section] for section in decides), template_date]
     with build_once(find_cache_folder(), work):
-        return load_or_build_corpus(data, tokenizer, stops)
+        return load_or_build_corpus(data, tokenizer, stops, recipe.task)

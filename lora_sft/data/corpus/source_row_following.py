@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_sft.data.corpus.example_hash import ExampleHasher, hash_json
 from lora_sft.data.corpus.parallel_batches import map_batches
+from lora_sft.data.corpus.prompted_rows import find_prompted_format
 from lora_sft.data.corpus.repeated_examples import HashedExample, RepeatedExamples
 from lora_sft.data.corpus.source_row_outcomes import SourceRowOutcome
 from lora_sft.data.corpus.splits import (
@@ -25,7 +26,7 @@ from lora_sft.data.corpus.splits import (
 from lora_sft.data.drops import Drop, RowDropped
 from lora_sft.data.examples.conversation import Conversation, Example
 from lora_sft.data.examples.messages import remove_non_json_extras
-from lora_sft.data.examples.row_formats import RowFormat, find_row_format
+from lora_sft.data.examples.row_formats import RowFormat, check_columns, find_row_format
 from lora_sft.data.examples.row_kwargs import read_row_kwargs
 from lora_sft.data.labels.chat_label_rule import Notes
 from lora_sft.data.labels.labelling import Labeller, LabelResult
@@ -35,11 +36,12 @@ from lora_sft.data.rows.row_sources import SourceRow, read_rows
 from lora_sft.data.templates.template_keys import TemplateKeys
 
 if TYPE_CHECKING:
-    from lora_sft.recipe import DataSection, DatasetSection
+    from lora_sft.recipe import DataSection, DatasetSection, TaskSection
 
 BATCH_ROWS = 1_000
 BATCH_CHARACTERS = 2_000_000  # about 20 MB of text, tokens and offsets
 FORMAT_PROBE_ROWS = 20
+LEAST_CUT = 0.01  # each attempt to shorten an input cuts at least this share of it
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,10 @@ class SourceRowFollower:
         data: DataSection,
         labeller: Labeller,
         template: str | Mapping[str, str] | None,
+        task: TaskSection | None = None,
     ) -> None:
         self._data = data
+        self._task = task
         self._labeller = labeller
         self._keys = TemplateKeys(template)
         self._hasher = ExampleHasher(self._keys, data.chat_template_kwargs)
@@ -123,8 +127,26 @@ class SourceRowFollower:
         ]
         labelled = iter(self._labeller.label(examples))
         for each in converted:
-            example = each.example
-            yield self._fit(each, example if isinstance(example, Drop) else next(labelled))
+            if isinstance(each.example, Drop):
+                yield self._fit(each, each.example)
+            else:
+                yield self._shorten_if_too_long(each, self._fit(each, next(labelled)))
+
+    def _shorten_if_too_long(
+        self, converted: ConvertedSourceRow, outcome: SourceRowOutcome
+    ) -> SourceRowOutcome:
+        """Return the outcome with a shorter input if the row of a task is too long.
+
+        The input is cut in proportion to the tokens that are too many, until the row fits.
+        """
+        example, share = converted.example, 1.0
+        if not isinstance(example, Conversation) or example.shorten is None:
+            return outcome
+        while outcome.drop is not None and outcome.drop.reason == "overlong" and share > 0:
+            share = max(0.0, share * self._data.max_length / outcome.longest_tokens - LEAST_CUT)
+            [result] = self._labeller.label([(converted.source_row.where, example.shorten(share))])
+            outcome = replace(self._fit(converted, result), is_shortened=True)
+        return outcome
 
     def _open(self, dataset: DatasetSection) -> OpenedDataset:
         """Open a data set. Its rows are hashed only if a split or a comparison needs hashes."""
@@ -133,12 +155,19 @@ class SourceRowFollower:
         values = [row.values for row in first_rows if row.drop is None]
         return OpenedDataset(
             rows=chain(first_rows, rows),
-            row_format=find_row_format(dataset.format, values, name_source(dataset.path))
-            if values
-            else None,
+            row_format=self._find_format(dataset, values) if values else None,
             is_hashed=needs_row_hash(self._data, dataset) or self._repeated.needs_hashes,
             group_column=find_dataset_group_column(self._data, dataset),
         )
+
+    def _find_format(
+        self, dataset: DatasetSection, first_rows: Sequence[Mapping[str, Any]]
+    ) -> RowFormat:
+        name = name_source(dataset.path)
+        prompted = find_prompted_format(dataset, self._task)
+        if prompted is None:
+            return find_row_format(dataset.format, first_rows, name)
+        return check_columns(prompted, {column for row in first_rows for column in row}, name)
 
     def _read_hashed_examples(self, dataset: DatasetSection) -> Iterator[HashedExample]:
         """Yield the source rows of `dataset` that its format can read, with their hashes."""
@@ -218,6 +247,9 @@ class SourceRowFollower:
             labelled_rows=kept,
             drop=None if kept else Drop("overlong", detail),
             labelled_lengths=lengths,
+            expected=converted.example.expected
+            if isinstance(converted.example, Conversation)
+            else None,
             is_truncated=any(
                 0 < sum(len(part.input_ids) for part in parts) < length
                 for parts, length in zip(fitted, lengths, strict=True)

@@ -18,6 +18,8 @@ class SourceRowOutcome:
         example_hash: Equal for equal examples; None if the recipe does not compare examples.
         labelled_lengths: The tokens of each labelled row before the length policy.
         is_truncated: Whether the length policy cut a labelled row.
+        is_shortened: Whether an input of the task was cut, so that the row fits.
+        expected: The accepted answers of a task's row, as JSON.
     """
 
     source_row: SourceRow
@@ -27,6 +29,8 @@ class SourceRowOutcome:
     drop: Drop | None = None
     labelled_lengths: tuple[int, ...] = ()
     is_truncated: bool = False
+    is_shortened: bool = False
+    expected: str | None = None
 
     @property
     def num_labelled(self) -> int:

@@ -29,6 +29,7 @@ SCHEMA = pa.schema(
         "labels": pa.list_(pa.int32()),
         "source": pa.string(),
         "row": pa.int64(),
+        "expected": pa.string(),
     }
 )
 TABLE_ROWS = 1_000
@@ -166,6 +167,7 @@ class LabelledRowFile:
             "labels": self._make_lists([row.labels for row, _ in self._rows]),
             "source": [outcome.source_row.source for _, outcome in self._rows],
             "row": [outcome.source_row.row for _, outcome in self._rows],
+            "expected": [outcome.expected for _, outcome in self._rows],
         }
         largest = int(input_ids.values.to_numpy().max())
         self.largest_token_id = max(self.largest_token_id, largest)

@@ -6,7 +6,7 @@ template. A prompt with its completion, and a plain text, do not. Token ids stay
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,12 +58,16 @@ class Conversation:
         template_kwargs: The template arguments of the source row. They override the recipe's.
         completion_start: The index of the first message of the completion; None if the source row
             does not separate prompt and completion.
+        expected: The accepted answers of a task's row, as JSON; None for chats.
+        shorten: Returns the conversation with only a share of its longest input; None for chats.
     """
 
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     completion_start: int | None = None
+    expected: str | None = None
+    shorten: Callable[[float], Conversation] | None = None
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ def find_row_format(name: str, first_rows: Iterable[Values], where: str) -> RowF
     rows = list(first_rows)
     columns = {column for row in rows for column in row}
     if name != "auto":
-        return _check_columns(_named_format(name, where), columns, where)
+        return check_columns(_named_format(name, where), columns, where)
     filled = {column for row in rows for column, value in row.items() if value is not None}
     fitting = _list_fitting(filled, rows) or _list_fitting(columns, rows)
     if len(fitting) != 1:
@@ -144,7 +144,11 @@ def _named_format(name: str, where: str) -> RowFormat:
     return FORMATS[name]
 
 
-def _check_columns(row_format: RowFormat, columns: set[str], where: str) -> RowFormat:
+def check_columns(row_format: RowFormat, columns: set[str], where: str) -> RowFormat:
+    """Return the format if the rows have its needed columns.
+
+    Raises: DataError if they do not.
+    """
     if not row_format.fits(columns):
         raise DataError(
             f"format {row_format.name} needs the columns {row_format.describe_needs()}; "

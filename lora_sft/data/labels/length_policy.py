@@ -26,7 +26,7 @@ def fit_length(
             where,
             f"set data.max_length: {num_tokens}, or data.overlong: drop",
         )
-    if overlong == "drop":
+    if overlong in ("drop", "shorten"):
         return ()
     starts = range(0, num_tokens, max_length) if overlong == "split" else [0]
     parts = (_cut(row, start, min(start + max_length, num_tokens)) for start in starts)

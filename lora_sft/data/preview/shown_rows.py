@@ -29,7 +29,7 @@ from lora_sft.data.templates.tokenizer import find_stop_token_ids, load_tokenize
 from lora_sft.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
-    from lora_sft.recipe import DataSection, Recipe
+    from lora_sft.recipe import DataSection, Recipe, TaskSection
 
 SUBSAMPLED = "subsampled"
 
@@ -164,6 +164,7 @@ class Preview:
     tokenizer: PreTrainedTokenizerBase
     stop_token_ids: frozenset[int]
     selection: Selection
+    task: TaskSection | None = None
 
     def follow(self, show: Callable[[PreviewRow], None]) -> PreviewSummary:
         """Pass the selected rows to `show` in source order, and return the summary of the split.
@@ -174,7 +175,8 @@ class Preview:
         shown = _ShownSplit(self.selection, show)
         others = _make_other_splits(self.data, self.selection)
         sinks: dict[str, SplitSink] = {**others, self.selection.split: shown}
-        follower = SourceRowFollower(self.data, labeller, self.tokenizer.chat_template)
+        template = self.tokenizer.chat_template
+        follower = SourceRowFollower(self.data, labeller, template, self.task)
         fill_splits(self.data, follower, sinks)
         if self.selection.row is not None and not shown.num_shown:
             splits_with_row = [name for name, split in others.items() if split.has_row]
@@ -210,8 +212,8 @@ def open_preview(recipe: Recipe, selection: Selection) -> Preview:
     _check_has_split(recipe, selection.split)
     tokenizer = load_tokenizer(recipe.model, recipe.tokenizer, recipe.data)
     stops = find_stop_token_ids(tokenizer, recipe.model, recipe.data.stop_tokens)
-    data = with_cached_template_date(recipe.data, tokenizer, stops)
-    return Preview(data, tokenizer, stops, selection)
+    data = with_cached_template_date(recipe.data, tokenizer, stops, recipe.task)
+    return Preview(data, tokenizer, stops, selection, recipe.task)
 
 
 def write_document(preview: Preview, file: TextIO) -> PreviewSummary:

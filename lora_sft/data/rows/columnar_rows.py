@@ -6,6 +6,8 @@ would print them. So nulls inside objects are removed. A null that the author wr
 the same and is removed too. To keep it, write JSON lines, or store the object as a JSON string. A
 column that is null in a row stays null.
 
+The numbers of a `ClassLabel` column become the names of the classes (see `class_labels`).
+
 Dates, times and durations become ISO 8601 text. Decimals and UUIDs become text too. JSON has no
 type for them, and a template would print a placeholder. Bytes stay bytes: a row may have a column
 of pictures, and is malformed only if its format reads this column.
@@ -23,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from lora_sft.data.drops import LARGEST_ROW_BYTES, TOO_LARGE, Drop
+from lora_sft.data.rows.class_labels import find_class_readers
 from lora_sft.data.rows.data_files import READ_FAULTS, DataFile, make_read_error
 from lora_sft.data.rows.file_rows import NumberedRow, refuse_empty, refuse_repeated_columns
 from lora_sft.data.rows.plain_json import parse_json
@@ -108,6 +111,7 @@ def read_columns(
     """
     refuse_repeated_columns(batch.schema.names, source)
     cleaners = {field.name: clean for field in batch.schema if (clean := _make_cleaner(field.type))}
+    cleaners |= find_class_readers(batch.schema)
     for part in _split(batch):
         try:
             rows = _convert(part, cleaners)

@@ -11,8 +11,9 @@ from lora_sft.recipe.rules.finding import Finding
 
 def metrics_are_known(recipe: Recipe) -> Iterator[Finding]:
     """Refuse an unknown metric now: evaluation would find it only after training."""
+    known = METRIC_FAMILIES if recipe.kind is None else recipe.kind.metrics
     for index, metric in enumerate(recipe.evaluate.metrics):
-        if metric not in METRIC_FAMILIES:
-            what = f'unknown metric "{metric}"; the metrics are: {", ".join(METRIC_FAMILIES)}'
-            fix = f"write evaluate.metrics: [{next(iter(METRIC_FAMILIES))}]"
+        if metric not in known:
+            what = f'unknown metric "{metric}"; the metrics are: {", ".join(known)}'
+            fix = f"write evaluate.metrics: [{next(iter(known))}]"
             yield Finding((f"evaluate.metrics.{index}",), what, fix)
