@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from lora_sft.recipe import DatasetSection, PromptSection, TaskSection
 
 PROMPT_FORMAT = "prompt"  # the name in messages of rows that only have a prompt
-TASK_FORMATS = ("auto", "table", "squad")
-
 
 @dataclass(frozen=True)
 class Prompt:

@@ -20,6 +20,7 @@ from lora_sft.data.rows.hub_rows import read_hub_rows
 from lora_sft.data.rows.local_files import check_files, find_local_files
 from lora_sft.data.rows.remote_files import find_remote_files, is_url
 from lora_sft.data.rows.separated_rows import read_csv, read_tsv
+from lora_sft.data.rows.squad_rows import read_squad
 from lora_sft.errors import DataError
 from lora_sft.shown_text import make_one_line
 
@@ -82,7 +83,8 @@ def _read_unrenamed_rows(dataset: DatasetSection) -> Iterator[SourceRow]:
             yield _make_row(name_source(dataset.path), row, None, values)
         return
     for file in files:
-        numbered = enumerate(READERS[file.kind](file))
+        is_squad = dataset.format == "squad" and file.kind == ".json"
+        numbered = enumerate(read_squad(file) if is_squad else READERS[file.kind](file))
         for row, (line, values) in numbered:
             yield _make_row(file.source, row, line, values)
 

@@ -11,6 +11,7 @@ from lora_sft.recipe.rules import (
     evaluate_rules,
     later_version_rules,
     model_rules,
+    task_rules,
     train_rules,
 )
 from lora_sft.recipe.rules.finding import Finding, Rule
@@ -48,6 +49,12 @@ RULES: tuple[Rule, ...] = (
     train_rules.only_one_machine_saves,
     train_rules.max_steps_is_positive_or_off,
     evaluate_rules.metrics_are_known,
+    task_rules.settings_belong_to_the_kind,
+    task_rules.label_columns_are_multi_label,
+    task_rules.labels_are_different,
+    task_rules.prompts_have_an_answer,
+    task_rules.formats_fit_the_task,
+    task_rules.only_tasks_shorten,
     deepspeed_rules.policy_is_json,
     deepspeed_rules.policy_agrees_with_the_recipe,
     deepspeed_rules.deepspeed_runs_without_float16,
