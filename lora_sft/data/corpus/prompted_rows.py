@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 PROMPT_FORMAT = "prompt"  # the name in messages of rows that only have a prompt
 
+
 @dataclass(frozen=True)
 class Prompt:
     """The compiled texts of a prompt; None for a turn that it does not have."""

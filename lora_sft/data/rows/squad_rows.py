@@ -23,20 +23,21 @@ def read_squad(file: DataFile) -> Iterator[NumberedRow]:
     Raises: DataError if the file is not in the form of SQuAD.
     """
     document = _read_document(file)
-    number = -1
+    number = 0
     try:
         for article in document["data"]:
             for paragraph in article["paragraphs"]:
-                for number, question in enumerate(paragraph["qas"], number + 1):
+                for question in paragraph["qas"]:
                     yield None, _flatten(article, paragraph, question)
+                    number += 1
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"the file is not in the form of SQuAD: {type(error).__name__} {error}",
-            f"{file.source} row {number + 1}",
+            f"{file.source} row {number}",
             "write {data: [{paragraphs: [{context, qas: [{question, answers}]}]}]}, or one row per "
             "question without format: squad",
         ) from error
-    if number < 0:
+    if number == 0:
         refuse_empty(file)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from lora_sft.recipe.resolved import Recipe
 from lora_sft.recipe.rules.finding import Finding
-from lora_sft.recipe.schema import DatasetSection
+from lora_sft.recipe.schema import DatasetSection, TaskSection, section_fields
 
 CLASSIFICATION = "text-classification"
 # The settings that only one kind of task reads.
@@ -27,9 +27,10 @@ def settings_belong_to_the_kind(recipe: Recipe) -> Iterator[Finding]:
     """Refuse a setting that the kind of task does not read: it would have no effect."""
     if recipe.task is None:
         return
+    fields = section_fields(TaskSection)
     for name, kind in SETTINGS_OF_KINDS.items():
         path = f"task.{name}"
-        if recipe.task.kind != kind and recipe.is_written(path):
+        if recipe.task.kind != kind and getattr(recipe.task, name) != fields[name].default:
             what = f"{path} has no effect under task.kind: {recipe.task.kind}"
             yield Finding((path,), what, f"delete the line, or write task.kind: {kind}")
 
