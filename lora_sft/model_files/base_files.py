@@ -3,6 +3,8 @@
 A derived model must carry the licence of its base model. Converters need `tokenizer.model`, which
 transformers 5 no longer writes. The base model's own `config.json` and `generation_config.json`
 have fields that a library drops when it saves them again.
+
+No link that leads out of the model's folder is followed, because the files are for publication.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from lora_sft.file_names import (
     MODEL_CONFIG_FILE,
     SENTENCEPIECE_FILE,
 )
+from lora_sft.folder_links import leads_outside
+from lora_sft.log import say
 
 CONFIGS = (MODEL_CONFIG_FILE, GENERATION_CONFIG_FILE)
 COPIED_PATTERNS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", SENTENCEPIECE_FILE)
@@ -54,7 +58,8 @@ class BaseFiles:
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Return the content of a JSON file; empty if the file does not exist."""
-        return read_json(self.folder / name) if self.folder is not None else {}
+        path = self._find(name)
+        return read_json(path) if path is not None else {}
 
     def copy_to(self, folder: Path) -> list[str]:
         """Copy licence, notices, sentencepiece model and own code. Return the sorted file names."""
@@ -62,8 +67,8 @@ class BaseFiles:
             return []
         has_code = "auto_map" in self.read_json(MODEL_CONFIG_FILE)
         patterns = (*COPIED_PATTERNS, CODE_PATTERN) if has_code else COPIED_PATTERNS
-        found = sorted({path for each in patterns for path in self.folder.glob(each)})
-        found = [path for path in found if path.is_file()]
+        names = sorted({path.name for each in patterns for path in self.folder.glob(each)})
+        found = [path for name in names if (path := self._find(name)) is not None]
         for path in found:
             shutil.copyfile(path, folder / path.name)
         return [path.name for path in found]
@@ -74,13 +79,30 @@ class BaseFiles:
         Only plain scalars are read, so that no YAML reader is needed. A list of licences is
         ignored.
         """
-        card = self.folder / CARD_FILE if self.folder is not None else None
-        if card is None or not card.is_file():
+        card = self._find(CARD_FILE)
+        if card is None:
             return {}
         head = re.match(r"---\s*\n(.*?)\n---\s*\n", card.read_text(encoding="utf-8"), re.DOTALL)
         lines = head[1].splitlines() if head else []
         pairs = (line.partition(":")[::2] for line in lines if not line.startswith((" ", "-")))
         return {key: value.strip() for key, value in pairs if key in LICENCE_KEYS and value.strip()}
+
+    def _find(self, name: str) -> Path | None:
+        """Return a file of the folder, or None if it is missing or of another folder."""
+        if self.folder is None or not (self.folder / name).is_file():
+            return None
+        if is_foreign(self.folder / name, self.folder):
+            say(f"warning: {self.folder / name} is not used: it is a link to a file elsewhere")
+            return None
+        return self.folder / name
+
+
+def is_foreign(path: Path, folder: Path) -> bool:
+    """Return whether a path inside a model's folder is a file of another folder, through a link.
+
+    A folder may consist of links to a model elsewhere. The link of its config then shows where.
+    """
+    return leads_outside(path, folder, (folder / MODEL_CONFIG_FILE).resolve().parent)
 
 
 def read_json(path: Path) -> dict[str, Any]:

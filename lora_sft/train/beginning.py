@@ -11,6 +11,7 @@ from lora_sft.processes.this_process import Processes
 from lora_sft.processes.watch import Watch
 from lora_sft.run_directory import write_json, write_text_atomically
 from lora_sft.train import zero
+from lora_sft.train.checkpoints.conditions import list_other_conditions
 from lora_sft.train.checkpoints.resume import StartingPoint, remove_run
 from lora_sft.train.checkpoints.signing import identify_key, prepare_key, warn_of_other_keys
 from lora_sft.train.training_job import TrainingJob
@@ -47,6 +48,9 @@ def begin_run(
         warn_of_other_keys(keys)
     if start.checkpoint is not None:
         say(f"continuing from {start.checkpoint}")
+        others = list_other_conditions(start.recorded, manifest)
+        if others:
+            say(f"other conditions than before, which may change rounding: {', '.join(others)}")
     if processes.is_main:
         write_text_atomically(job.run.recipe, job.recipe.resolved_text())
         write_json(job.run.manifest, {"id": start.run_id, **manifest})
