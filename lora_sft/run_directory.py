@@ -23,12 +23,20 @@ from lora_sft.file_names import (
     CHECKPOINT_PREFIX,
     MANIFEST_FILE,
 )
+from lora_sft.shown_text import hide_secrets
+
+ANYONE = 0o666
+ONLY_OWNER = 0o600
 
 
-def write_text_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text` in one step: stage, fsync, rename (POSIX rename is atomic)."""
+def write_text_atomically(path: Path, text: str, mode: int = ANYONE) -> None:
+    """Replace `path` by `text` in one step: stage, fsync, rename (POSIX rename is atomic).
+
+    `mode` is that of the file; the user's umask takes from it.
+    """
     staged = path.with_name(f".{path.name}.{os.getpid()}.staged")
-    with staged.open("w", encoding="utf-8") as file:
+    descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -37,7 +45,21 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """Write one JSON document atomically, indented, keys in the order given."""
-    write_text_atomically(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    write_text_atomically(path, _dump_json(document))
+
+
+def write_recorded_text(path: Path, text: str) -> None:
+    """Write a text that holds the settings of a recipe.
+
+    It keeps addresses as they are written, because a later start reads them again. If an
+    address has a password or a query, only the owner of the file can read the file.
+    """
+    holds_secrets = hide_secrets(text) != text
+    write_text_atomically(path, text, ONLY_OWNER if holds_secrets else ANYONE)
+
+
+def _dump_json(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 @dataclass(frozen=True)
@@ -97,6 +119,14 @@ class RunDirectory:
             if (step := folder.name.removeprefix(CHECKPOINT_PREFIX)).isdigit()
         ]
         return [folder for _, folder in sorted(found)]
+
+    def write_recipe(self, text: str) -> None:
+        """Write the resolved recipe."""
+        write_recorded_text(self.recipe, text)
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        """Write the manifest, which holds the resolved recipe too."""
+        write_recorded_text(self.manifest, _dump_json(manifest))
 
     def create(self) -> RunDirectory:
         """Make the directory.

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lora_sft.shown_text import escape_json
+
 Commands = Any  # the type of `add_subparsers`' result, which is private in argparse
 Run = Callable[[argparse.Namespace], int]
 
@@ -118,4 +120,4 @@ def positive_integer(text: str) -> int:
 
 def print_json(document: Any) -> None:
     """Print one JSON document on stdout."""
-    print(json.dumps(document, indent=2, ensure_ascii=False))
+    print(escape_json(json.dumps(document, indent=2, ensure_ascii=False)))

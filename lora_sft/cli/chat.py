@@ -15,6 +15,7 @@ from lora_sft.cli.arguments import (
     positive_integer,
 )
 from lora_sft.errors import EXIT_DONE, ModelError
+from lora_sft.log import print_result
 from lora_sft.processes.held_signals import signals_held
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class Chat:
         with signals_held(meanwhile=stream.stop):
             try:
                 for piece in stream:
-                    print(piece, end="", flush=True)
+                    print_result(piece, end="")
                     pieces.append(piece)
             finally:
                 print(flush=True)

@@ -48,7 +48,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Score the rows and print the scores."""
+    """Score the base model and the adapter (or the model), print the scores, and return 0."""
     from lora_sft.evaluate.run_evaluation import run_evaluation
     from lora_sft.log import make_result_console
 

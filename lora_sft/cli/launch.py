@@ -21,8 +21,8 @@ from lora_sft.cli.arguments import (
     positive_integer,
 )
 from lora_sft.errors import CapabilityError, RecipeError
+from lora_sft.log import print_result
 from lora_sft.run_directory import RunDirectory
-from lora_sft.user_key import KEY_FILE_VARIABLE
 
 if TYPE_CHECKING:
     from lora_sft.launch.commands import World
@@ -129,7 +129,7 @@ def _launch(arguments: argparse.Namespace) -> int:
         names = [host for host in arguments.hosts.split(",") if host]
         files = write_launch_files(folder, world, Path(arguments.recipe), train, names)
         if arguments.write is not None:
-            print("\n".join(str(file) for file in files))
+            print_result("\n".join(str(file) for file in files))
             return 0
         return _submit(files[0])
     run = RunDirectory(Path(recipe.output_dir))
@@ -193,6 +193,7 @@ def _start(
     from lora_sft.launch.hostfile import check_programs, check_room
     from lora_sft.launch.supervision import supervise
     from lora_sft.processes.world import EXPECTED_WORLD_SIZE
+    from lora_sft.user_key import KEY_FILE_VARIABLE
 
     asked_for = {EXPECTED_WORLD_SIZE: str(world.processes)}
     key_file = os.environ.get(KEY_FILE_VARIABLE)

@@ -9,6 +9,7 @@ from typing import Any
 
 from lora_sft.cli.arguments import Commands, add_command, add_json, add_trust, print_json
 from lora_sft.errors import EXIT_DONE
+from lora_sft.log import print_result
 
 
 def add_parser(commands: Commands) -> None:
@@ -99,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(report)
     else:
-        print(format_report(report))
+        print_result(format_report(report))
     return EXIT_DONE
 
 

@@ -16,7 +16,7 @@ from lora_sft.data.preview.shown_rows import (
     PreviewSummary,
     Segment,
     TokenizerFacts,
-    excerpt_values,
+    excerpt_row,
     find_fix,
     find_segments,
 )
@@ -85,7 +85,7 @@ class PreviewPrinter:
 
     def _print_dropped(self, row: PreviewRow) -> None:
         fix = find_fix(row.outcome, self._preview.data.max_length)
-        excerpt = excerpt_values(row.outcome.source_row.values, EXCERPT_CHARACTERS)
+        excerpt = excerpt_row(row.outcome.source_row, EXCERPT_CHARACTERS)
         self._print_line(Text(make_visible(excerpt), style=UNLEARNED_STYLE))
         self._print_line(Text(f"fix: {fix}\n"))
 

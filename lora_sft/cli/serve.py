@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lora_sft.cli.arguments import Commands, add_command, add_model_folder, add_trust
 from lora_sft.errors import EXIT_DONE, CapabilityError
-from lora_sft.log import say
+from lora_sft.log import print_result, say
 
 if TYPE_CHECKING:
     from lora_sft.serve.loaded_model import ModelFolder
@@ -98,7 +98,7 @@ def _serve_with_vllm(arguments: argparse.Namespace, model: ModelFolder, key: str
 
     command = make_vllm_command(model, arguments.host, arguments.port)
     if arguments.dry_run:
-        print(shlex.join(command))
+        print_result(shlex.join(command))
         return EXIT_DONE
     say(shlex.join(command))
     replace_process_with_vllm(command, key)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import traceback
 from typing import TYPE_CHECKING
 
 from lora_sft.cli.arguments import (
@@ -17,6 +16,7 @@ from lora_sft.cli.arguments import (
     list_trust_overrides,
 )
 from lora_sft.errors import EXIT_UNEXPECTED, LoraSftError
+from lora_sft.log import format_traceback
 
 if TYPE_CHECKING:
     from lora_sft.processes.stop_signal import StopRequest
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise
         except Exception:
             leave_outcome(os.environ, EXIT_UNEXPECTED)
-            _exit_at_once_if_distributed(EXIT_UNEXPECTED, traceback.format_exc())
+            _exit_at_once_if_distributed(EXIT_UNEXPECTED, format_traceback())
             raise
         leave_outcome(os.environ, code)
         return code

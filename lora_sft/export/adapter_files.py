@@ -102,8 +102,8 @@ def check_adapter_file(path: Path) -> None:
         raise ExportError(
             "every lora_B of the saved adapter is zero: nothing was learned",
             str(path),
-            "train for more steps, or with train.warmup_steps: 0 (a warm-up begins with learning "
-            "rate 0)",
+            "train for more steps. In a short run also write train.warmup_steps: 0, because a "
+            "warm-up begins with learning rate 0",
         )
 
 

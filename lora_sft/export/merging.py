@@ -213,8 +213,8 @@ def _move_to_final_folder(plan: MergePlan, staged: Path, report: Mapping[str, An
     raise VerificationError(
         f"the merged model differs from {REFERENCE_NAME}: {describe_failure(correctness)}",
         str(failed),
-        f"read {failed / MERGE_REPORT_FILE}; try --dtype float32: if that passes, the difference "
-        "is only rounding",
+        f"read {failed / MERGE_REPORT_FILE}. Merge again with --dtype float32: if that passes, the "
+        "difference was rounding, and you can use the float32 model",
     )
 
 

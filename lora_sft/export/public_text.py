@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_URL = re.compile(r"(?<![\w+.-])([\w+.-]*://)(\S*)")
-# Between the URLs of an fsspec chain. `::` inside an IPv6 host does not match.
-_CHAIN_SEPARATOR = re.compile(r"::(?=~|/|[\w+.-]+:/)")
+from lora_sft.shown_text import CHAIN_SEPARATOR, hide_secrets
+
 _LOCAL_PATH = re.compile(r"~|/|(file|local):/", re.IGNORECASE)
 
 
@@ -31,18 +30,8 @@ def make_public(value: Any) -> Any:
         return [make_public(item) for item in value]
     if not isinstance(value, str):
         return value
-    return "::".join(map(_make_part_public, _CHAIN_SEPARATOR.split(value)))
+    return "::".join(map(_make_part_public, CHAIN_SEPARATOR.split(value)))
 
 
 def _make_part_public(text: str) -> str:
-    return Path(text).name if _LOCAL_PATH.match(text) else _URL.sub(_strip_url, text)
-
-
-def _strip_url(url: re.Match[str]) -> str:
-    scheme, rest = url.groups()
-    kept = re.split("[?;&#]", rest, maxsplit=1)[0]
-    if scheme.lower() == "hf://":  # `@` precedes a revision here, not a host
-        return scheme + kept
-    if "@" in rest[len(kept) :]:  # one of `?;&#` in a password, or `@` in a query
-        return scheme
-    return scheme + kept.rpartition("@")[2]
+    return Path(text).name if _LOCAL_PATH.match(text) else hide_secrets(text)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lora_sft.launch.commands import World
+from lora_sft.run_directory import write_recorded_text
 
 SBATCH = """\
 #!/bin/bash
@@ -93,5 +94,5 @@ def write_launch_files(
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        write_recorded_text(folder / name, text)
     return [folder / name for name in texts]

@@ -28,11 +28,14 @@ from lora_sft.file_names import (
 )
 from lora_sft.folder_links import leads_outside
 from lora_sft.log import say
+from lora_sft.recipe.fault_list import FaultList
+from lora_sft.recipe.yaml_reader import read_yaml_value
 
 CONFIGS = (MODEL_CONFIG_FILE, GENERATION_CONFIG_FILE)
 COPIED_PATTERNS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", SENTENCEPIECE_FILE)
 CODE_PATTERN = "*.py"  # classes of a model with remote code; its config names them in `auto_map`
 LICENCE_KEYS = ("license", "license_name", "license_link")
+_LICENCE_LINK = re.compile(r"https?://[^\s\"'<>`\\]+|[\w.-]+")  # a web page, or a file
 
 
 @dataclass(frozen=True)
@@ -76,16 +79,19 @@ class BaseFiles:
     def read_licence(self) -> Mapping[str, str]:
         """Return `license`, `license_name` and `license_link` from the head of the model's card.
 
-        Only plain scalars are read, so that no YAML reader is needed. A list of licences is
-        ignored.
+        Only texts in one line are read. A list of licences is ignored, and so is a link that leads
+        neither to a file of the model nor to a web page.
         """
         card = self._find(CARD_FILE)
         if card is None:
             return {}
-        head = re.match(r"---\s*\n(.*?)\n---\s*\n", card.read_text(encoding="utf-8"), re.DOTALL)
-        lines = head[1].splitlines() if head else []
-        pairs = (line.partition(":")[::2] for line in lines if not line.startswith((" ", "-")))
-        return {key: value.strip() for key, value in pairs if key in LICENCE_KEYS and value.strip()}
+        text = card.read_text(encoding="utf-8", errors="replace")
+        head = re.match(r"---[ \t]*\n(.*?)\n---[ \t]*\n", text, re.DOTALL)
+        pairs = (line.partition(":")[::2] for line in head[1].split("\n")) if head else ()
+        found = {key: _read_yaml_text(value) for key, value in pairs if key in LICENCE_KEYS}
+        if not _LICENCE_LINK.fullmatch(found.get("license_link", "")):
+            found.pop("license_link", None)
+        return {key: value for key, value in found.items() if value}
 
     def _find(self, name: str) -> Path | None:
         """Return a file of the folder, or None if it is missing or of another folder."""
@@ -95,6 +101,12 @@ class BaseFiles:
             say(f"warning: {self.folder / name} is not used: it is a link to a file elsewhere")
             return None
         return self.folder / name
+
+
+def _read_yaml_text(value: str) -> str:
+    """Return the text that a line of YAML gives to its key; empty if it is not a text."""
+    read = read_yaml_value(value.strip(), FaultList(), "")
+    return read.value.strip() if read is not None and isinstance(read.value, str) else ""
 
 
 def is_foreign(path: Path, folder: Path) -> bool:

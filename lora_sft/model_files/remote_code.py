@@ -8,19 +8,17 @@ adapter or a run: whoever made the folder wrote that file too.
 from __future__ import annotations
 
 import json
-import re
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from lora_sft.errors import ModelError
 from lora_sft.file_names import MODEL_CONFIG_FILE, TOKENIZER_CONFIG_FILE
 from lora_sft.log import say
 from lora_sft.model_files.base_checkpoint import find_model_file
+from lora_sft.recipe.locations import is_fixed
 
 OPTION = "--trust-remote-code"
 FIX = f"if you trust that code, add {OPTION}, or write model.trust_remote_code: true"
-_MOVING_REVISION = re.compile(r"(main|master)?$")
 
 
 def check_remote_code(location: str, revision: str | None) -> None:
@@ -35,7 +33,7 @@ def check_remote_code(location: str, revision: str | None) -> None:
     Raises: ModelError if the revision of a hub id is not fixed, or if a config names code of
         another repository: transformers would take that code from its newest revision.
     """
-    if not Path(location).is_dir() and _MOVING_REVISION.match(revision or ""):
+    if not is_fixed(location, revision):
         raise ModelError(
             f"{location} would run Python code, and without a fixed revision this code can change",
             f"{OPTION}, model.trust_remote_code",

@@ -67,11 +67,11 @@ def check_same_data(watch: Watch | None, fingerprints: Mapping[str, str]) -> Non
         if others:
             here = watch.processes.process_rank if watch is not None else 0
             raise DataError(
-                f"process {others[0]} has other {split} rows than process {here}",
+                f"the {split} rows of process {others[0]} differ from those of process {here}",
                 f"data, on the machine of process {others[0]}",
-                "give every machine the same files (or one shared folder). If they have the same "
-                "files, clear the cache on each: a chat template that shows the date gives other "
-                "rows on another day",
+                "give every machine the same files, or one shared folder. If the files are the "
+                "same, the chat template may show the date of another day: write "
+                "data.template_date, or delete the cache (~/.cache/lora-sft) on each machine",
             )
 
 

@@ -18,7 +18,7 @@ import torch.distributed
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from lora_sft.errors import EXIT_INTERRUPTED, EXIT_UNEXPECTED, LoraSftError, RecipeError
+from lora_sft.errors import EXIT_INTERRUPTED, EXIT_UNEXPECTED, Fault, LoraSftError, RecipeError
 from lora_sft.file_names import CHECKPOINT_PREFIX, MANIFEST_FILE
 from lora_sft.log import say
 from lora_sft.processes.held_signals import signals_held
@@ -168,4 +168,4 @@ def _describe(error: BaseException) -> tuple[int, str]:
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED, "interrupted"
-    return EXIT_UNEXPECTED, f"{type(error).__name__}: {error}"
+    return EXIT_UNEXPECTED, Fault(f"{type(error).__name__}: {error}").what

@@ -142,10 +142,10 @@ class Watch:
         return End(**record) if record is not None else None
 
     def end(self, exit_code: int, reason: str) -> End:
-        """End the run on all processes, and return the reason that counts.
+        """End the run on all processes. Return the exit code and reason of the first that ended it.
 
-        The first process that ends the run decides the reason. This function raises nothing: if
-        the file cannot be written, the reason of this process counts.
+        The first process that ends the run decides both. This function raises nothing: if the file
+        cannot be written, it returns those of this process.
         """
         mine = End(self.processes.process_rank, exit_code, reason)
         try:

@@ -13,7 +13,7 @@ from typing import Any
 
 from lora_sft.recipe.fault_list import FaultList
 from lora_sft.recipe.locations import find_similar, make_absolute
-from lora_sft.recipe.schema import QUANTIZATION_PRESETS
+from lora_sft.recipe.schema import QUANTIZATION_PRESETS, TOP_LEVEL
 from lora_sft.recipe.shipped import expand_prefix
 from lora_sft.recipe.written import COMMAND_LINE, Origin, Written, join, wrap
 from lora_sft.recipe.yaml_reader import read_yaml_file, read_yaml_value
@@ -46,7 +46,8 @@ def expand_short_form(section: str, written: Written) -> Written:
 def _read_with_parents(
     path: Path, label: str, children: tuple[Path, ...], faults: FaultList
 ) -> Written | None:
-    root = read_yaml_file(path, label, faults)
+    read = _read_parent_file if children else read_yaml_file
+    root = read(path, label, faults)
     if root is None or "extends" not in root.value:
         return root
     settings = dict(root.value)
@@ -92,6 +93,30 @@ def _refuse_missing(text: str, origin: Origin, faults: FaultList, dotted: str = 
     place = make_absolute(text, origin.folder)
     fix = f"did you mean {near}?" if near else f"create {place} or correct the path"
     faults.add(f'no such recipe: "{text}"', origin, dotted, fix)
+
+
+def _read_parent_file(path: Path, label: str, faults: FaultList) -> Written | None:
+    """Read a recipe that another one extends.
+
+    A recipe from elsewhere may name any file. So an error shows only a place in it, and nothing of
+    its content, if it is not a recipe.
+    """
+    own_faults = FaultList()
+    root = read_yaml_file(path, label, own_faults)
+    place = own_faults.first_origin
+    if root is not None and place is None and not _is_recipe(root):
+        place = root.origin
+    if place is None:
+        return root
+    what = "the file that `extends` names cannot be read as a recipe"
+    faults.add(what, place, fix=f"correct it; `lora-sft show {label}` shows what is wrong")
+    return None
+
+
+def _is_recipe(root: Written) -> bool:
+    """Return whether most keys of a file are sections of a recipe."""
+    num_known = sum(name in TOP_LEVEL for name in root.value)
+    return num_known > 0 and num_known * 2 >= len(root.value)
 
 
 def _merge(parent: Written, child: Written, section: str) -> Written:

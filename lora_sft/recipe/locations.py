@@ -54,6 +54,12 @@ def is_local(location: str) -> bool:
     return Path(location).is_absolute()
 
 
+def is_fixed(location: str, revision: str | None) -> bool:
+    """Return whether a model is a local path, or a Hub id at a revision that does not move."""
+    is_folder = is_local(location) or Path(location).is_dir()
+    return is_folder or revision not in (None, "", "main", "master")
+
+
 def is_hub_id(location: str) -> bool:
     """Return whether a location is a Hub id."""
     return not is_local(location) and not _URL.match(location)

@@ -70,7 +70,7 @@ class Recipe:
     __hash__ = None  # type: ignore[assignment]
 
     def is_written(self, dotted: str) -> bool:
-        """Return whether a file or the command line sets this dotted path."""
+        """Return whether a file or the command line sets a field, such as `train.max_steps`."""
         return dotted in self.places
 
     def where(self, dotted: str) -> str:

@@ -363,7 +363,7 @@ def train_fields() -> dict[str, Field]:
 def _adjust(
     fields: dict[str, Field], defaults: dict[str, Any], bounds: dict[str, dict[str, Any]]
 ) -> None:
-    """Put our defaults and bounds into the libraries' fields."""
+    """Replace defaults and bounds of fields of TRL, PEFT or bitsandbytes by ours."""
     for name, default in defaults.items():
         fields[name] = dataclasses.replace(fields[name], default=default)
     for name, limits in bounds.items():

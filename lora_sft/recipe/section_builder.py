@@ -23,6 +23,8 @@ from lora_sft.recipe.other_names import write_line
 from lora_sft.recipe.schema import section_fields
 from lora_sft.recipe.written import Written, join
 
+SEE_SCHEMA = "see `lora-sft show --schema`"  # the fix where none is searched
+
 SectionT = TypeVar("SectionT", bound=Section)
 
 
@@ -74,6 +76,9 @@ class SectionBuilder:
         path = join(section, name)
         if self._faults.is_faulty(path):
             return
+        if self._faults.is_full:
+            self._faults.add(f'unknown key "{name}"', child.origin, path, SEE_SCHEMA)
+            return
         advice = advise_on_unknown(section, name, child.plain(), known)
         self._faults.add(advice.what, child.origin, path, advice.fix)
         if advice.target:
@@ -106,7 +111,8 @@ class SectionBuilder:
         problem = check_value(value, field)
         if problem is None:
             return True
-        self._faults.add(f"{path} {problem}", child.origin, path, _fix_for(value, field, path))
+        fix = SEE_SCHEMA if self._faults.is_full else _fix_for(value, field, path)
+        self._faults.add(f"{path} {problem}", child.origin, path, fix)
         return False
 
     def _refuse_type(self, written: Written, dotted: str, fields: Mapping[str, Field]) -> None:
@@ -119,6 +125,10 @@ class SectionBuilder:
         place = locate(child.value, child.origin.folder, field.path_kind)
         if place is not None:
             return place
+        if self._faults.is_full:
+            what = f'{path} leads nowhere: "{child.value}"'
+            self._faults.add(what, child.origin, path, "correct the path")
+            return str(child.value)
         what, fix = describe_missing(child.value, child.origin, field.path_kind)
         self._faults.add(what, child.origin, path, fix)
         return str(child.value)

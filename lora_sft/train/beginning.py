@@ -9,7 +9,6 @@ from lora_sft.log import say
 from lora_sft.processes.meeting import meet
 from lora_sft.processes.this_process import Processes
 from lora_sft.processes.watch import Watch
-from lora_sft.run_directory import write_json, write_text_atomically
 from lora_sft.train import zero
 from lora_sft.train.checkpoints.conditions import list_other_conditions
 from lora_sft.train.checkpoints.resume import StartingPoint, remove_run
@@ -52,5 +51,5 @@ def begin_run(
         if others:
             say(f"other conditions than before, which may change rounding: {', '.join(others)}")
     if processes.is_main:
-        write_text_atomically(job.run.recipe, job.recipe.resolved_text())
-        write_json(job.run.manifest, {"id": start.run_id, **manifest})
+        job.run.write_recipe(job.recipe.resolved_text())
+        job.run.write_manifest({"id": start.run_id, **manifest})

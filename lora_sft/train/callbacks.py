@@ -247,7 +247,7 @@ class BestCheckpoint(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Replace the path that the trainer has just read from the checkpoint.
+        """Set `state.best_model_checkpoint` to the place where that checkpoint is now.
 
         If the best checkpoint is lost, its score is removed too. Otherwise a later checkpoint with
         a lower score could never become the best.

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from lora_sft.log import say
 from lora_sft.model.partitioning import count_local_bytes
-from lora_sft.run_directory import RunDirectory, write_json
+from lora_sft.run_directory import RunDirectory
 
 
 class FirstStepRecord(TrainerCallback):
@@ -51,7 +51,7 @@ class FirstStepRecord(TrainerCallback):
             "bytes_by_process": held,
         }
         manifest = self.run.read_json(self.run.manifest) or {}
-        write_json(self.run.manifest, {**manifest, "first_step": record})
+        self.run.write_manifest({**manifest, "first_step": record})
         if shared:
             say(
                 f"warning: several processes read the same {shared} rows in this step: the data "

@@ -91,6 +91,11 @@ def test_a_vllm_command_trusts_only_with_the_option(command, adapter):
     assert "--trust-remote-code" in command(*arguments, "--trust-remote-code").stdout
 
 
+def test_a_relative_path_of_a_folder_is_a_local_folder(strange_base, monkeypatch):
+    monkeypatch.chdir(strange_base.parent)
+    remote_code.check_remote_code(strange_base.name, None)
+
+
 @pytest.mark.parametrize("revision", [None, "main", "master", ""])
 def test_a_hub_id_without_a_fixed_revision_is_not_trusted(revision):
     with pytest.raises(ModelError, match="can change"):

@@ -61,7 +61,7 @@ def test_different_rows_on_two_machines_end_every_process(watches, pool, split):
     seen = [same, {**same, split: "1" * 64}]
     found = [pool.submit(check_same_data, watches[rank], seen[rank]) for rank in range(2)]
     for rank, each in enumerate(found):
-        what = f"process {1 - rank} has other {split} rows than process {rank}"
+        what = f"the {split} rows of process {1 - rank} differ from those of process {rank}"
         with pytest.raises(DataError, match=what):
             each.result(timeout=10)
 

@@ -101,6 +101,52 @@ def test_a_parent_that_cannot_be_read_is_an_error(tmp_path, line, what):
     assert caught.value.where.endswith("my.yaml:1  extends")
 
 
+PRIVATE_FILES = [
+    "root:CANARY:19000:0:99999:7:::\n",
+    "root:x:0:0:root:/root:/bin/CANARY\ndaemon:x:1:1::/:/CANARY\n",
+    "CANARY\n",
+    "- CANARY\n- data\n",
+    "-----BEGIN CANARY KEY-----\nQ0FOQVJZ\n-----END CANARY KEY-----\n",
+    "machine host login me password CANARY\n",
+    "export TOKEN=CANARY\nPATH=/CANARY\n",
+    "apiVersion: v1\nkind: Secret\ndata:\n  password: CANARY\n",
+    "users: [{name: me, token: CANARY}]\n",
+    "model: a\nmodel: CANARY\n",
+    "model: !CANARY a\n",
+    "model: &CANARY a\n",
+    "model: *CANARY\n",
+    "model: 'CANARY\n",
+    'data: {x: "\\CANARY"}\n',
+    "---\nmodel: a\n---\nCANARY: 1\n",
+    "1: CANARY\n",
+    "\x00CANARY",
+    "",
+]
+
+
+@pytest.mark.parametrize("content", PRIVATE_FILES)
+@pytest.mark.parametrize("is_direct", [True, False])
+def test_a_file_that_is_no_recipe_is_not_quoted_where_a_recipe_extends_it(
+    tmp_path, command, content, is_direct
+):
+    write(tmp_path, content, "private")
+    write(tmp_path, "extends: private\nmodel: a\n", "between.yaml")
+    line = f"extends: {tmp_path / 'private' if is_direct else 'between.yaml'}\n"
+    outcome = command("show", write(tmp_path, line))
+    assert outcome.code == 2
+    shown = outcome.stderr.splitlines()
+    assert [line[:6] for line in shown] == ["error:", "where:", "fix:  "]
+    assert "private:" in shown[1]
+    assert "CANARY" not in outcome.stderr
+
+
+def test_the_fix_for_such_a_file_is_to_look_at_it(tmp_path, command):
+    write(tmp_path, "model: a\nmodel: twice\n", "parent.yaml")
+    outcome = command("show", write(tmp_path, "extends: parent.yaml\n"))
+    assert f"lora-sft show {tmp_path / 'parent.yaml'}" in outcome.stderr
+    assert "written twice" in command("show", tmp_path / "parent.yaml").stderr
+
+
 def test_overrides_change_list_items_and_create_missing_sections(child):
     recipe = read_recipe(
         child,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 
 import pytest
 
 from lora_sft.errors import RecipeError
-from lora_sft.recipe import read_recipe
+from lora_sft.recipe import read_recipe, suggest
+from lora_sft.recipe.fault_list import MOST_SHOWN
 from lora_sft.recipe.schema import TRAIN_DEFAULTS
 from tests.recipe.recipes import SMALLEST, fault_of, faults_of, read, read_smallest, write
 
@@ -45,6 +47,37 @@ def test_five_different_faults_are_reported_together_in_the_order_of_the_file(tm
         ("my.yaml:10  train.bf16, my.yaml:11  train.fp16", "bf16 and fp16 are both true"),
     ]
     assert all(fault.fix for fault in faults)
+
+
+@pytest.mark.parametrize(
+    "many",
+    [
+        "".join(f"unknown_key_{i}: 1\n" for i in range(3_000)),
+        "train:\n" + "".join(f"  learning_rat_{i}: 1\n" for i in range(3_000)),
+        "evaluate: {metrics: [], "
+        + ", ".join(f"x{i}: {{deep: {'y' * 100}}}" for i in range(3_000))
+        + "}\n",
+    ],
+)
+def test_of_many_faults_the_first_are_shown_and_the_others_counted(tmp_path, monkeypatch, many):
+    searched = []
+
+    def find(name, *arguments, **options):
+        searched.append(name)
+        return get_close_matches(name, *arguments, **options)
+
+    monkeypatch.setattr(suggest, "get_close_matches", find)
+    shown = faults_of(tmp_path, SMALLEST + many)
+    assert len(shown) == MOST_SHOWN + 1
+    assert [fault.what for fault in shown[-1:]] == ["2,950 more faults from here on"]
+    assert all(fault.fix for fault in shown)
+    assert len(searched) <= 2 * MOST_SHOWN
+
+
+def test_a_fault_with_a_huge_value_is_short(tmp_path):
+    shown = str(fault_of(tmp_path, f"{SMALLEST}output_di: {'x' * 100_000}\n"))
+    assert 'did you mean "output_dir"?' in shown
+    assert len(shown) < 10_000
 
 
 def test_the_smallest_recipe_gets_every_default(tmp_path):
@@ -338,7 +371,8 @@ def test_reading_a_recipe_imports_no_heavy_library(tmp_path):
     code = """
 import sys
 from lora_sft.errors import RecipeError
-from lora_sft.recipe import read_recipe
+from lora_sft.recipe import read_recipe, suggest
+from lora_sft.recipe.fault_list import MOST_SHOWN
 read_recipe("good.yaml")
 try:
     read_recipe("bad.yaml")

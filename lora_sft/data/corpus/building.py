@@ -132,7 +132,11 @@ class SplitSink(Protocol):
     """A receiver for the source rows of one split, in their order."""
 
     def begin_dataset(self, repeat: float) -> None:
-        """Begin a data set. Its source rows follow; `repeat` is the number of passes over them."""
+        """Begin a data set: the rows that are added next belong to it.
+
+        Args:
+            repeat: How often the data set is learned per epoch.
+        """
 
     def add(self, outcome: SourceRowOutcome, num_passes: int = 1) -> None:
         """Add one source row, which is learned `num_passes` times per epoch."""

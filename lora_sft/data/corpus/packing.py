@@ -198,7 +198,11 @@ def _make_lists(starts: Integers, values: Integers) -> pa.ListArray:
 
 
 def _find_order(documents: Dataset) -> Any:
-    """Return the documents' positions in their table: `Dataset.select` keeps the whole table."""
+    """Return the row numbers of the documents in the table behind them.
+
+    `Dataset.select` keeps the whole table and a list of row numbers. Without that list, the result
+    is a slice of all rows.
+    """
     selected = documents._indices
     return slice(None) if selected is None else selected.column(0).to_numpy()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from lora_sft.data.corpus.example_hash import ExampleHasher, hash_json
@@ -30,6 +30,7 @@ from lora_sft.data.examples.row_kwargs import read_row_kwargs
 from lora_sft.data.labels.chat_label_rule import Notes
 from lora_sft.data.labels.labelling import Labeller, LabelResult
 from lora_sft.data.labels.length_policy import fit_length
+from lora_sft.data.rows.data_files import name_source
 from lora_sft.data.rows.row_sources import SourceRow, read_rows
 from lora_sft.data.templates.template_keys import TemplateKeys
 
@@ -62,7 +63,7 @@ class OpenedDataset:
     """
 
     rows: Iterator[SourceRow]
-    row_format: RowFormat
+    row_format: RowFormat | None
     is_hashed: bool
     group_column: str | None
 
@@ -128,11 +129,13 @@ class SourceRowFollower:
     def _open(self, dataset: DatasetSection) -> OpenedDataset:
         """Open a data set. Its rows are hashed only if a split or a comparison needs hashes."""
         rows = read_rows(dataset)
-        first_rows = list(islice(rows, FORMAT_PROBE_ROWS))
-        values = [row.values for row in first_rows]
+        first_rows = list(_take_readable(rows, FORMAT_PROBE_ROWS))
+        values = [row.values for row in first_rows if row.drop is None]
         return OpenedDataset(
             rows=chain(first_rows, rows),
-            row_format=find_row_format(dataset.format, values, dataset.path),
+            row_format=find_row_format(dataset.format, values, name_source(dataset.path))
+            if values
+            else None,
             is_hashed=needs_row_hash(self._data, dataset) or self._repeated.needs_hashes,
             group_column=find_dataset_group_column(self._data, dataset),
         )
@@ -153,6 +156,8 @@ class SourceRowFollower:
         example = self._read_example(row, opened.row_format)
         if not opened.is_hashed:
             return ConvertedSourceRow(row, example)
+        if row.drop is not None:
+            return ConvertedSourceRow(row, example, hash_json("row", row.where))
         if isinstance(example, Drop):
             row_hash = make_row_hash(row, hash_json("row", row.values), opened.group_column)
             return ConvertedSourceRow(row, example, row_hash)
@@ -166,7 +171,10 @@ class SourceRowFollower:
             else None,
         )
 
-    def _read_example(self, row: SourceRow, row_format: RowFormat) -> Example | Drop:
+    def _read_example(self, row: SourceRow, row_format: RowFormat | None) -> Example | Drop:
+        if row.drop is not None:
+            return row.drop
+        assert row_format is not None, "a data set with a row that was read has a format"
         try:
             example = row_format.read(row.values)
             if not isinstance(example, Conversation):
@@ -221,16 +229,26 @@ def _replace_by_drop(outcome: SourceRowOutcome, drop: Drop) -> SourceRowOutcome:
     return SourceRowOutcome(outcome.source_row, outcome.row_hash, drop=drop)
 
 
+def _take_readable(rows: Iterator[SourceRow], number: int) -> Iterator[SourceRow]:
+    """Yield the next rows until `number` of them, or all, could be read."""
+    for row in rows:
+        yield row
+        number -= row.drop is None
+        if number == 0:
+            return
+
+
 def _make_batches(rows: Iterable[SourceRow]) -> Iterator[list[SourceRow]]:
     """Yield batches with a limited number of source rows and a limited amount of text."""
     batch: list[SourceRow] = []
     characters = 0
     for row in rows:
-        batch.append(row)
-        characters += _count_characters(row.values)
-        if len(batch) == BATCH_ROWS or characters >= BATCH_CHARACTERS:
+        added = _count_characters(row.values)
+        if batch and (len(batch) == BATCH_ROWS or characters + added > BATCH_CHARACTERS):
             yield batch
             batch, characters = [], 0
+        batch.append(row)
+        characters += added
     if batch:
         yield batch
 

@@ -79,7 +79,11 @@ class SplitWriter:
         self._part: LabelledRowFile | None = None
 
     def begin_dataset(self, repeat: float) -> None:
-        """Begin a data set. Its outcomes follow; `repeat` is the number of passes over them."""
+        """Begin a data set: the rows that are added next belong to it.
+
+        Args:
+            repeat: How often the data set is learned per epoch.
+        """
         self._close_dataset()
         self._num_whole = int(repeat)
         self._whole = self._make_file() if self._num_whole else None

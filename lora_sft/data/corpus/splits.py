@@ -17,8 +17,8 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from lora_sft.data.one_line import make_one_line
 from lora_sft.errors import DataError
+from lora_sft.shown_text import make_one_line
 
 if TYPE_CHECKING:
     from lora_sft.data.rows.row_sources import SourceRow

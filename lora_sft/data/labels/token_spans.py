@@ -24,6 +24,7 @@ from lora_sft.data.labels.rendered_chat import LearnedText, RenderedChat
 from lora_sft.errors import DataError
 
 CACHED_TAILS = 4_096
+LONGEST_CACHED_TAIL_CHARACTERS = 1_000
 SPLIT_AT_PLACEHOLDERS = re.compile(f"({PLACEHOLDERS.pattern})")
 
 
@@ -91,7 +92,9 @@ class SpanTokenizer:
         if start == 0 or (tail == start - 1 and ids[tail] in self._added_ids):
             return True
         tail_text = text[_get_chars(encoding, tail)[0] : border]
-        return self._encode_tail(tail_text) == ids[tail:start]
+        is_short = len(tail_text) <= LONGEST_CACHED_TAIL_CHARACTERS
+        encode = self._encode_tail if is_short else self._pieces.encode_start
+        return encode(tail_text) == ids[tail:start]
 
     def _tokenize_separately(self, chat: RenderedChat) -> LabelledRow:
         borders = [0, *(edge for part in chat.learned for edge in (part.start, part.end))]
@@ -109,7 +112,11 @@ class SpanTokenizer:
     def _encode_piece(
         self, chat: RenderedChat, left: int, right: int, *, is_first: bool
     ) -> list[int]:
-        """Return the ids of a part of the text. Placeholders become ordinary text again."""
+        """Return the ids of a part of the text.
+
+        A placeholder stands for text that looks like a control token. Here it becomes ordinary
+        text again.
+        """
         ids: list[int] = []
         text = chat.text[left:right]
         for piece in SPLIT_AT_PLACEHOLDERS.split(text) if chat.placeholders else [text]:

@@ -19,7 +19,7 @@ from lora_sft.data.preview.shown_rows import (
     Preview,
     PreviewRow,
     PreviewSummary,
-    excerpt_values,
+    excerpt_row,
     find_fix,
 )
 from lora_sft.data.preview.token_pieces import TokenPieces, make_visible
@@ -112,9 +112,7 @@ class PageRows:
             "dropped": row.drop.reason,
             "detail": make_visible(row.drop.detail),
             "fix": find_fix(row.outcome, self._preview.data.max_length),
-            "excerpt": make_visible(
-                excerpt_values(row.outcome.source_row.values, EXCERPT_CHARACTERS)
-            ),
+            "excerpt": make_visible(excerpt_row(row.outcome.source_row, EXCERPT_CHARACTERS)),
         }
 
     def _describe_kept(self, row: PreviewRow) -> dict[str, Any] | None:

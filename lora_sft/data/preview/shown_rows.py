@@ -23,6 +23,7 @@ from lora_sft.data.corpus.source_row_outcomes import SourceRowOutcome
 from lora_sft.data.drops import FIXES, Drop
 from lora_sft.data.labelled_row import LabelledRow, Turn
 from lora_sft.data.labels.labelling import Labeller
+from lora_sft.data.rows.row_sources import SourceRow
 from lora_sft.data.templates.rendering import hash_template
 from lora_sft.data.templates.tokenizer import find_stop_token_ids, load_tokenizer
 from lora_sft.errors import DataError, RecipeError
@@ -336,7 +337,9 @@ def find_fix(outcome: SourceRowOutcome, max_length: int) -> str:
     return fix.format(longest=outcome.longest_tokens, max_length=max_length)
 
 
-def excerpt_values(values: Mapping[str, Any], max_characters: int) -> str:
-    """Return the beginning of a source row's values as text."""
-    text = json.dumps(values, ensure_ascii=False, default=str)
+def excerpt_row(row: SourceRow, max_characters: int) -> str:
+    """Return the beginning of a source row's values as text; empty if it was not read."""
+    if row.drop is not None:
+        return ""
+    text = json.dumps(row.values, ensure_ascii=False, default=str)
     return text if len(text) <= max_characters else f"{text[:max_characters]} …"

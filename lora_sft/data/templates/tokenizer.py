@@ -16,13 +16,13 @@ import jinja2
 from jinja2.exceptions import TemplateSyntaxError
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from lora_sft.data.one_line import make_one_line
 from lora_sft.data.templates.rendering import list_templates
 from lora_sft.data.templates.template_environment import compile_template
 from lora_sft.errors import DataError, ModelError
 from lora_sft.file_names import CHAT_TEMPLATE_FILE, SENTENCEPIECE_FILE, TOKENIZER_CONFIG_FILE
 from lora_sft.model_files import remote_code
 from lora_sft.model_files.base_files import is_foreign
+from lora_sft.shown_text import make_one_line
 
 if TYPE_CHECKING:
     from lora_sft.recipe import DataSection, ModelSection, TokenizerSection
@@ -207,7 +207,7 @@ def _check_has_eos(tokenizer: PreTrainedTokenizerBase) -> None:
 def find_stop_token_ids(
     tokenizer: PreTrainedTokenizerBase, model: ModelSection, extra: Iterable[str]
 ) -> frozenset[int]:
-    """Return the ids of the tokens that end a served turn.
+    """Return the ids of the tokens at which a server ends an answer.
 
     They are the eos token of the tokenizer, those in `generation_config.json`, and `extra`, which
     the recipe names.

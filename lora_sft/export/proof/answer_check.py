@@ -101,7 +101,7 @@ def compare_answers(
 def _answer_base_with_adapters(
     plan: MergePlan, models: AnsweringModels, prompts: Prompts
 ) -> tuple[Logits, float, list[list[int]]]:
-    """Run the base model with the adapters.
+    """Return the answers of the base model with the adapters to all prompts.
 
     Returns: Its logits, the mean KL between it and the base model without adapters, and its greedy
     continuations.

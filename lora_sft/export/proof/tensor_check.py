@@ -131,7 +131,7 @@ def _are_same_bytes(left: StoredTensor, right: StoredTensor, reader: TensorReade
 
 
 def _count_ulps(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Return how many representable numbers lie between floats of the same dtype.
+    """Return the distance of each pair of floats, counted in floats of their dtype (ulps).
 
     The bits of positive floats are in the same order as the floats if they are read as integers.
     Negative floats are in reverse order, so their bits are mirrored.

@@ -11,6 +11,11 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lora_sft.export.public_text import name_base
+from lora_sft.export.serving.card_text import (
+    write_markdown_code,
+    write_markdown_text,
+    write_yaml_text,
+)
 
 if TYPE_CHECKING:
     from lora_sft.export.adapter_origin import AdapterOrigin
@@ -51,7 +56,11 @@ def make_adapter_card(origin: AdapterOrigin, licence: Mapping[str, str] | None =
     base = origin.model_name_or_path
     return _join(
         _front_matter(base, "peft", licence or {}),
-        [f"# LoRA adapter for {name_base(base)}", "", f"Trained with [lora-sft]({PROJECT_URL})."],
+        [
+            f"# LoRA adapter for {write_markdown_text(name_base(base))}",
+            "",
+            f"Trained with [lora-sft]({PROJECT_URL}).",
+        ],
         ["## Use", "", ADAPTER_USE],
         _describe_training(origin),
     )
@@ -69,7 +78,7 @@ def make_merged_card(
     made = f"Merged with [lora-sft]({PROJECT_URL}) onto the {report['onto']} base."
     return _join(
         _front_matter(base, "transformers", licence or {}),
-        [f"# {name_base(base)} with a merged LoRA adapter", "", made],
+        [f"# {write_markdown_text(name_base(base))} with a merged LoRA adapter", "", made],
         ["## Verification", "", *_describe_verification(report)],
         ["## Use", "", MERGED_USE],
         _describe_training(origin),
@@ -85,8 +94,8 @@ def _front_matter(base: str, library: str, licence: Mapping[str, str]) -> list[s
     is_hub_id = name_base(base) == base and base.count("/") == 1
     return [
         "---",
-        *([f"base_model: {base}"] if is_hub_id else []),
-        *(f"{name}: {value}" for name, value in licence.items()),
+        *([f"base_model: {write_yaml_text(base)}"] if is_hub_id else []),
+        *(f"{name}: {write_yaml_text(value)}" for name, value in licence.items()),
         f"library_name: {library}",
         "pipeline_tag: text-generation",
         "tags: [lora, sft, lora-sft]",
@@ -128,11 +137,11 @@ def _describe_training(origin: AdapterOrigin) -> list[str]:
         dropped = {reason: count for reason, count in account.get("dropped", {}).items() if count}
         if dropped:
             counts = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
-            lines += ["", f"Dropped: {counts}."]
+            lines += ["", f"Dropped: {write_markdown_text(counts)}."]
         lines.append("")
     if origin.recipe:
         settings = [
-            (f"`{name}`", f"`{_shorten(value)}`")
+            (write_markdown_code(name), write_markdown_code(_shorten(value)))
             for name, value in _list_settings(
                 {key: origin.recipe.get(key) for key in SHOWN_SECTIONS}
             )
@@ -161,5 +170,5 @@ def _table(head: tuple[str, str], rows: list[tuple[str, Any]]) -> list[str]:
 def _shorten(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, float):
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        return text.replace("|", "\\|").replace("\n", " ")
+        return text.replace("\n", " ")
     return f"{value:.4g}"

@@ -23,6 +23,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lora_sft.data.templates.rendering import TEMPLATE_FAULTS, depends_on_date
+from lora_sft.shown_text import make_one_line
 
 Chat = Sequence[tuple[str, str]]
 # The marked messages. The spellings are wrong so that no template contains them.
@@ -117,7 +118,7 @@ def make_modelfile(
     if adapter_base is None:
         lines.append("FROM .")
     else:
-        name = adapter_base.rstrip("/").rsplit("/", 1)[-1]
+        name = make_one_line(adapter_base.rstrip("/").rsplit("/", 1)[-1])
         lines += [f"# Put the base model {name} into a folder `base` beside this file, or link it."]
         lines += ["FROM ./base", "ADAPTER ."]
     notes = []

@@ -144,6 +144,9 @@ class Placer:
         """Check that the base model's tensor has the shape that an adapter tensor needs.
 
         Args:
+            tensor: The adapter tensor.
+            base_shape: The shape that the base model's tensor has.
+            needed: The shape that the adapter tensor needs.
             resizable: The name of a parameter that may have more or fewer rows if it is an
                 embedding or an output head.
 

@@ -144,7 +144,7 @@ class ComputedWeight:
         buffers: BlockBuffers,
         values: torch.Tensor | None = None,
     ) -> None:
-        """Read the changes of `weight`.
+        """Read the adapter tensors that change `weight`.
 
         Args:
             values: The values of the source if it is not used as stored, else None.

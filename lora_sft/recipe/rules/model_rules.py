@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from lora_sft.file_names import ADAPTER_CONFIG_FILE, MANIFEST_FILE
-from lora_sft.recipe.locations import is_local
+from lora_sft.recipe.locations import is_fixed
 from lora_sft.recipe.resolved import Recipe
 from lora_sft.recipe.rules.finding import Finding
-
-_COMMIT_OR_TAG = re.compile(r"(?!main$|master$).+")
 
 
 def remote_code_has_a_fixed_revision(recipe: Recipe) -> Iterator[Finding]:
@@ -20,8 +17,7 @@ def remote_code_has_a_fixed_revision(recipe: Recipe) -> Iterator[Finding]:
     The code runs with the user's rights, and the code on a branch can change.
     """
     model = recipe.model
-    is_pinned = is_local(model.location) or _COMMIT_OR_TAG.match(model.revision or "")
-    if model.trust_remote_code and not is_pinned:
+    if model.trust_remote_code and not is_fixed(model.location, model.revision):
         what = (
             f"trust_remote_code runs Python code of {model.model_name_or_path}, "
             "and without a fixed revision this code can change"

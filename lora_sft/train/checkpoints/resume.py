@@ -150,7 +150,7 @@ def _refuse_own_sources(run: RunDirectory, recipe: Recipe) -> None:
         raise RecipeError(
             "the run would overwrite this recipe with its resolved recipe",
             recipe.where("output_dir"),
-            "set output_dir to another folder than that of the recipe",
+            "set output_dir to a folder that does not hold the recipe",
         )
     start = recipe.adapter.init_from_location
     if recipe.adapter.init_from and Path(start).resolve().is_relative_to(run.path.resolve()):

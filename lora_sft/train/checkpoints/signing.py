@@ -87,7 +87,7 @@ def warn_of_other_keys(keys: Mapping[int, Any]) -> None:
     """Print a warning if a process cannot check what rank 0 signs.
 
     Args:
-        keys: What `identify_key` returned on each rank.
+        keys: The results of `identify_key`, by rank.
     """
     others = [rank for rank, key in keys.items() if key != keys[0]]
     if keys[0] and others:

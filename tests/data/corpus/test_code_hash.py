@@ -22,6 +22,7 @@ EXEMPT = {
     "lora_sft.file_names": "the names of files are not a part of a corpus",
     "lora_sft.cache_folder": "the place of the cache is not a part of a corpus",
     "lora_sft.log": "it writes messages for the user",
+    "lora_sft.shown_text": "it writes names of sources and details of drops for the user",
     "lora_sft.processes.held_signals": "it delays signals while worker processes run",
 }
 
