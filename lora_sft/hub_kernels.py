@@ -19,22 +19,20 @@ ASKING_LOGGER = "bitsandbytes.backends.cpu.ops"
 
 @contextmanager
 def without_hub_kernels() -> Iterator[None]:
-    """Inside the block, no library can import `kernels`, and none complains that it is missing.
+    """Prevent the import of `kernels` inside the block, and hide the complaint that it is missing.
 
-    A program that has imported the package before keeps it, but not inside the block.
+    A program that imported the package before has it again after the block.
     """
-    before = sys.modules.get(PACKAGE)
-    sys.modules[PACKAGE] = None  # type: ignore[assignment]  # Python's mark: do not import it
+    before = {PACKAGE: sys.modules[PACKAGE]} if PACKAGE in sys.modules else {}
+    sys.modules[PACKAGE] = None  # type: ignore[assignment]  # Python then refuses the import
     logger = logging.getLogger(ASKING_LOGGER)
     logger.addFilter(_is_not_about_kernels)
     try:
         yield
     finally:
         logger.removeFilter(_is_not_about_kernels)
-        if before is not None:
-            sys.modules[PACKAGE] = before
-        else:
-            del sys.modules[PACKAGE]
+        del sys.modules[PACKAGE]
+        sys.modules.update(before)
 
 
 def _is_not_about_kernels(record: logging.LogRecord) -> bool:

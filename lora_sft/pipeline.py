@@ -121,7 +121,8 @@ def prepare_training(
         base=origin.base_sha256,
     )
     check_same_run(start, identity)
-    identity = check_same_run(start, _add_base(identity, recipe.model))
+    if processes.is_main:  # reads all weights
+        identity = check_same_run(start, add_base(identity, recipe.model))
     check_same_data(watch, corpus.fingerprints)
     set_seed(recipe.train["seed"])  # for the random A matrices of the adapter
     model, census = build_model(recipe)
@@ -145,7 +146,7 @@ def prepare_training(
     return job
 
 
-def _add_base(identity: RunIdentity, model: ModelSection) -> RunIdentity:
+def add_base(identity: RunIdentity, model: ModelSection) -> RunIdentity:
     """Return the identity with the content of the base model, if it has safetensors files."""
     base = record_base(model.location, model.revision, runs_own_code=model.trust_remote_code)
     if base is None:

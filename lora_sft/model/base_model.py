@@ -18,7 +18,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from lora_sft.errors import CapabilityError, ModelError
 from lora_sft.file_names import MODEL_CONFIG_FILE
-from lora_sft.model.attention import set_attention
+from lora_sft.model.attention import check_attention, set_attention
 from lora_sft.model.model_kind import find_model_kind
 from lora_sft.model.partitioning import find_shape, is_partitioned, partitioning_in
 from lora_sft.model.quantization import (
@@ -27,7 +27,7 @@ from lora_sft.model.quantization import (
     make_quantization_config,
 )
 from lora_sft.model_files import remote_code
-from lora_sft.model_files.base_checkpoint import check_indexes
+from lora_sft.model_files.base_checkpoint import NAMED_WEIGHTS, check_indexes
 from lora_sft.recipe import ModelSection
 
 # A transformers model, or PEFT's wrapper around it, which has the model's attributes too.
@@ -116,10 +116,11 @@ def load_in_float32(
     section = ModelSection(
         model_name_or_path=str(location), revision=revision, trust_remote_code=trust_remote_code
     )
-    check_indexes(str(location), revision)
+    config = _load_config(section, "model")
+    check_indexes(str(location), revision, getattr(config, NAMED_WEIGHTS, None))
     model: PreTrainedModel = find_model_kind().auto_class.from_pretrained(
         location,
-        config=_load_config(section, "model"),
+        config=config,
         revision=revision,
         dtype=torch.float32,
         trust_remote_code=trust_remote_code,
@@ -240,7 +241,7 @@ def _load(section: ModelSection, arguments: dict[str, Any], where: str) -> PreTr
             f"{where} ({section.model_name_or_path})",
             "write quantization: null to use the stored quantisation",
         )
-    check_indexes(section.location, section.revision)
+    check_indexes(section.location, section.revision, getattr(config, NAMED_WEIGHTS, None))
     with _loading_errors(section, where):
         loaded: Any = find_model_kind().auto_class.from_pretrained(
             section.location,
@@ -252,6 +253,7 @@ def _load(section: ModelSection, arguments: dict[str, Any], where: str) -> PreTr
             **arguments,
         )
     model, loading = loaded
+    check_attention(model, section.attn_implementation, f"{where} ({section.model_name_or_path})")
     lost = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
     if lost:
         raise ModelError(  # transformers would fill them with random numbers

@@ -119,20 +119,23 @@ def _find_shards(location: str, revision: str | None, index: Path) -> list[Path]
     return [path for path in found.values() if path is not None]
 
 
-def check_indexes(location: str, revision: str | None) -> None:
-    """Check the indexes of a model's weights and of an adapter in its folder, before a load.
+def check_indexes(location: str, revision: str | None, named: str | None = None) -> None:
+    """Check the indexes of a model's weights before a load.
 
     transformers would follow a name such as `../other.safetensors`.
 
+    Args:
+        location: A folder, or a hub id.
+        revision: The revision of the hub id.
+        named: The file of weights that the config names, if any.
+
     Raises: ModelError if an index names a file outside of the folder.
     """
-    if Path(location).is_dir():
-        indexes = sorted(Path(location).glob(f"*{INDEX_SUFFIX}"))
-    else:
-        index = find_model_file(location, revision, MODEL_WEIGHTS_INDEX_FILE)
-        indexes = [index] if index is not None else []
-    for index in indexes:
-        _read_shard_names(index)
+    for name in (MODEL_WEIGHTS_INDEX_FILE, named):
+        if name is not None and name.endswith(INDEX_SUFFIX):
+            index = find_model_file(location, revision, name)
+            if index is not None:
+                _read_shard_names(index)
 
 
 def _read_shard_names(index: Path) -> list[str]:
@@ -158,8 +161,8 @@ def _check_inside(name: Any, where: Path) -> None:
 
     Raises: ModelError if it is not.
     """
-    path = PurePath(name) if isinstance(name, str) else PurePath("..")
-    if path.is_absolute() or ".." in path.parts:
+    is_name = isinstance(name, str)
+    if not is_name or PurePath(name).is_absolute() or ".." in PurePath(name).parts:
         raise ModelError(
             f"{where.name} names a file of weights outside of its folder: {name}",
             str(where),

@@ -94,10 +94,10 @@ class BaseFiles:
         return {key: value for key, value in found.items() if value}
 
     def _find(self, name: str) -> Path | None:
-        """Return a file of the folder, or None if it is missing or of another folder."""
+        """Return a file of the folder; None if it is missing, or a link to a file elsewhere."""
         if self.folder is None or not (self.folder / name).is_file():
             return None
-        if is_foreign(self.folder / name, self.folder):
+        if leads_outside(self.folder / name, self.folder):
             say(f"warning: {self.folder / name} is not used: it is a link to a file elsewhere")
             return None
         return self.folder / name
@@ -107,14 +107,6 @@ def _read_yaml_text(value: str) -> str:
     """Return the text that a line of YAML gives to its key; empty if it is not a text."""
     read = read_yaml_value(value.strip(), FaultList(), "")
     return read.value.strip() if read is not None and isinstance(read.value, str) else ""
-
-
-def is_foreign(path: Path, folder: Path) -> bool:
-    """Return whether a path inside a model's folder is a file of another folder, through a link.
-
-    A folder may consist of links to a model elsewhere. The link of its config then shows where.
-    """
-    return leads_outside(path, folder, (folder / MODEL_CONFIG_FILE).resolve().parent)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from lora_sft.processes.stop_signal import StopRequest, exit_code_of
 from lora_sft.processes.watch import Watch
 from lora_sft.train.callbacks import (
     BestCheckpoint,
+    Intervals,
     MetricsFile,
     ProgressDisplay,
     ProgressForWatch,
@@ -107,7 +108,7 @@ def make_callbacks(job: TrainingJob, watch: Watch | None) -> list[TrainerCallbac
 
     That one must be the last: it changes what the others have asked the trainer to do.
     """
-    callbacks: list[TrainerCallback] = [MetricsFile(job.run), ProgressDisplay()]
+    callbacks: list[TrainerCallback] = [Intervals(), MetricsFile(job.run), ProgressDisplay()]
     if watch is not None:
         callbacks.append(ProgressForWatch(watch))
     patience = job.recipe.train.get("early_stopping_patience")

@@ -3,12 +3,17 @@
 A folder that `datasets.save_to_disk` wrote is recognised. Its metadata files hold no rows. If it
 holds several splits, the recipe's `split` chooses one. A path that does not exist here, and does
 not look like a file name, is a URL or a Hub id: `find_local_files` returns None for it.
+
+A link that leads out of a folder is refused, unless the recipe itself names the link. Somebody else
+may have made the folder, and the link may lead to a private file.
 """
 
 from __future__ import annotations
 
 import glob
 import json
+from collections.abc import Iterable
+from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, NoReturn
 
@@ -24,6 +29,7 @@ from lora_sft.data.rows.data_files import (
 )
 from lora_sft.data.rows.remote_files import is_url
 from lora_sft.errors import DataError
+from lora_sft.folder_links import leads_outside
 from lora_sft.shown_text import make_one_line
 
 if TYPE_CHECKING:
@@ -82,9 +88,11 @@ def check_files(dataset: DatasetSection, files: list[DataFile]) -> None:
 def _find_saved_split(dataset: DatasetSection, folder: Path) -> list[DataFile]:
     """Return the Arrow files of one split in a folder that `DatasetDict.save_to_disk` wrote."""
     split = dataset.split or DEFAULT_SPLIT
+    found = sorted((folder / split).glob("*.arrow"))
+    _check_links(found, folder)
     files = [
         make_local_file(path, (PurePath(dataset.path) / split / path.name).as_posix())
-        for path in sorted((folder / split).glob("*.arrow"))
+        for path in found
     ]
     if not files:
         raise DataError(
@@ -112,9 +120,11 @@ def _find_in_folder(dataset: DatasetSection, folder: Path) -> list[DataFile]:
             where = f"{make_one_line(str(folder))}  data_files"
             fix = "name files in this folder"
             raise DataError(f'data_files: "{pattern}" matches no file', where, fix)
+        _check_links((folder / path for path in matches), folder / _fixed_base(pattern))
         found.update(matches)
     if not patterns:
         found.update(path for path in _match(folder, "**/*") if _is_visible_data(folder, path))
+        _check_links((folder / path for path in sorted(found)), folder)
     ordered = sorted(found, key=PurePath.as_posix)
     return [
         make_local_file(folder / path, (PurePath(dataset.path) / path).as_posix())
@@ -166,15 +176,29 @@ def _find_by_glob(dataset: DatasetSection) -> list[DataFile]:
     found = sorted(glob.glob(str(dataset.location), recursive=True))  # noqa: PTH207, absolute
     files = [Path(path) for path in found if Path(path).is_file()]
     location_base, written_base = _fixed_base(str(dataset.location)), _fixed_base(dataset.path)
+    _check_links(files, Path(location_base))
     sources = [(written_base / path.relative_to(location_base)).as_posix() for path in files]
     return [make_local_file(path, source) for path, source in zip(files, sources, strict=True)]
 
 
 def _fixed_base(pattern: str) -> PurePath:
-    """Return the part of a glob before its first wildcard."""
-    parts = PurePath(pattern).parts
-    fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
-    return PurePath(*parts[:fixed])
+    """Return the part of a glob before its first wildcard; all of it if it has none."""
+    return PurePath(*takewhile(lambda part: not glob.has_magic(part), PurePath(pattern).parts))
+
+
+def _check_links(paths: Iterable[Path], named: Path) -> None:
+    """Check that no path is a link to a file outside of the folder or file that the recipe names.
+
+    Raises: DataError if one is.
+    """
+    for path in paths:
+        if leads_outside(path, named):
+            target = name_source(str(path.resolve()))
+            raise DataError(
+                f"a file of the data set is a link to a file elsewhere ({target})",
+                name_source(str(path)),
+                "replace the link by the file, or name the link itself in path or data_files",
+            )
 
 
 def _check_is_hub_id(dataset: DatasetSection) -> None:

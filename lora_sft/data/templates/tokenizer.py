@@ -20,8 +20,8 @@ from lora_sft.data.templates.rendering import list_templates
 from lora_sft.data.templates.template_environment import compile_template
 from lora_sft.errors import DataError, ModelError
 from lora_sft.file_names import CHAT_TEMPLATE_FILE, SENTENCEPIECE_FILE, TOKENIZER_CONFIG_FILE
+from lora_sft.folder_links import leads_outside
 from lora_sft.model_files import remote_code
-from lora_sft.model_files.base_files import is_foreign
 from lora_sft.shown_text import make_one_line
 
 if TYPE_CHECKING:
@@ -116,12 +116,13 @@ def _check_tokenizer_files(folder: Path) -> None:
         )
     for pattern in (*TOKENIZER_FILES, *FILES_BESIDE_TOKENIZER):
         for path in folder.glob(pattern):
-            if is_foreign(path, folder):
+            if leads_outside(path, folder):
                 raise ModelError(
                     "a file of the tokenizer is a link to a file outside of its folder "
                     f"({path.resolve()})",
                     str(path),
-                    "if the file may be published with the adapter, replace the link by the file",
+                    "if you may publish this file with the adapter, replace the link by a copy of "
+                    "the file, or name the folder of the original in tokenizer.path",
                 )
 
 
@@ -246,20 +247,13 @@ def _read_generation_eos(location: str, revision: str | None) -> list[int]:
 def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a hash of everything in the tokenizer that decides ids.
 
-    Another version of the library `tokenizers` may write the same tokenizer as another text, and
-    give another hash. Cutting and padding are not hashed, because each call sets them anew.
+    Another version of the library `tokenizers` may write the same tokenizer in another form, and
+    give another hash. Truncation and padding are not hashed, because each call sets them anew.
     """
-    backend = tokenizer.backend_tokenizer
-    cutting, padding = backend.truncation, backend.padding
-    backend.no_truncation()
-    backend.no_padding()
-    text = backend.to_str()
-    if cutting is not None:
-        backend.enable_truncation(**cutting)
-    if padding is not None:
-        backend.enable_padding(**padding)
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    decides = {name: backend[name] for name in backend if name not in ("truncation", "padding")}
     special = {name: str(value) for name, value in tokenizer.special_tokens_map.items()}
-    text += json.dumps(special, sort_keys=True)
+    text = json.dumps([decides, special], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
