@@ -51,7 +51,7 @@ def check_attention(model: Any, attention: str | None, where: str) -> None:
         raise ModelError(
             f"the model computes attention with {others[0]}, but the recipe says {attention}",
             where,
-            f"write model.attn_implementation: null, or {others[0]} if it is an allowed value",
+            "write model.attn_implementation: null to let the model choose",
         )
 
 

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Iterable
-from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, NoReturn
 
@@ -23,13 +21,14 @@ from lora_sft.data.rows.data_files import (
     KINDS,
     DataFile,
     check_is_readable,
+    check_links,
+    find_fixed_base,
     has_data_name,
     make_local_file,
     name_source,
 )
 from lora_sft.data.rows.remote_files import is_url
 from lora_sft.errors import DataError
-from lora_sft.folder_links import leads_outside
 from lora_sft.shown_text import make_one_line
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ def _find_saved_split(dataset: DatasetSection, folder: Path) -> list[DataFile]:
     """Return the Arrow files of one split in a folder that `DatasetDict.save_to_disk` wrote."""
     split = dataset.split or DEFAULT_SPLIT
     found = sorted((folder / split).glob("*.arrow"))
-    _check_links(found, folder)
+    check_links(found, folder)
     files = [
         make_local_file(path, (PurePath(dataset.path) / split / path.name).as_posix())
         for path in found
@@ -120,11 +119,11 @@ def _find_in_folder(dataset: DatasetSection, folder: Path) -> list[DataFile]:
             where = f"{make_one_line(str(folder))}  data_files"
             fix = "name files in this folder"
             raise DataError(f'data_files: "{pattern}" matches no file', where, fix)
-        _check_links((folder / path for path in matches), folder / _fixed_base(pattern))
+        check_links((folder / path for path in matches), folder / find_fixed_base(pattern))
         found.update(matches)
     if not patterns:
         found.update(path for path in _match(folder, "**/*") if _is_visible_data(folder, path))
-        _check_links((folder / path for path in sorted(found)), folder)
+        check_links((folder / path for path in sorted(found)), folder)
     ordered = sorted(found, key=PurePath.as_posix)
     return [
         make_local_file(folder / path, (PurePath(dataset.path) / path).as_posix())
@@ -175,30 +174,13 @@ def _find_by_glob(dataset: DatasetSection) -> list[DataFile]:
     """Return the matching files. The source of each begins as the recipe writes the path."""
     found = sorted(glob.glob(str(dataset.location), recursive=True))  # noqa: PTH207, absolute
     files = [Path(path) for path in found if Path(path).is_file()]
-    location_base, written_base = _fixed_base(str(dataset.location)), _fixed_base(dataset.path)
-    _check_links(files, Path(location_base))
+    location_base, written_base = (
+        find_fixed_base(str(dataset.location)),
+        find_fixed_base(dataset.path),
+    )
+    check_links(files, location_base)
     sources = [(written_base / path.relative_to(location_base)).as_posix() for path in files]
     return [make_local_file(path, source) for path, source in zip(files, sources, strict=True)]
-
-
-def _fixed_base(pattern: str) -> PurePath:
-    """Return the part of a glob before its first wildcard; all of it if it has none."""
-    return PurePath(*takewhile(lambda part: not glob.has_magic(part), PurePath(pattern).parts))
-
-
-def _check_links(paths: Iterable[Path], named: Path) -> None:
-    """Check that no path is a link to a file outside of the folder or file that the recipe names.
-
-    Raises: DataError if one is.
-    """
-    for path in paths:
-        if leads_outside(path, named):
-            target = name_source(str(path.resolve()))
-            raise DataError(
-                f"a file of the data set is a link to a file elsewhere ({target})",
-                name_source(str(path)),
-                "replace the link by the file, or name the link itself in path or data_files",
-            )
 
 
 def _check_is_hub_id(dataset: DatasetSection) -> None:
