@@ -49,7 +49,7 @@ def begin_run(
         say(f"continuing from {start.checkpoint}")
         others = list_other_conditions(start.recorded, manifest)
         if others:
-            say(f"other conditions than before, which may change rounding: {', '.join(others)}")
+            say(f"this start differs from the one before (rounding may too): {', '.join(others)}")
     if processes.is_main:
         job.run.write_recipe(job.recipe.resolved_text())
         job.run.write_manifest({"id": start.run_id, **manifest})
