@@ -168,8 +168,8 @@ def _refuse_damaged_manifest(run: RunDirectory, resume: str) -> None:
         return
     if resume not in ("auto", "never"):
         say(
-            f"warning: {run.manifest} is missing or damaged: the rows and the number of rows per "
-            "step are not compared with those of the run"
+            f"warning: {run.manifest} is missing or damaged: only the recipe and a sample of the "
+            "base model's weights are compared with those of the run"
         )
         return
     checkpoint = find_last_intact(run)
