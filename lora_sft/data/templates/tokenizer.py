@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 from lora_sft.data.templates.rendering import list_templates
 from lora_sft.data.templates.template_environment import compile_template
 from lora_sft.errors import DataError, ModelError
-from lora_sft.file_names import CHAT_TEMPLATE_FILE, SENTENCEPIECE_FILE, TOKENIZER_CONFIG_FILE
+from lora_sft.file_names import CHAT_TEMPLATE_FILE, SENTENCEPIECE_FILE
 from lora_sft.folder_links import leads_outside
 from lora_sft.model_files import remote_code
 from lora_sft.shown_text import make_one_line
@@ -40,7 +40,7 @@ TOKENIZER_FILES = (
 )
 # Loading reads these too, and saving writes their content again.
 FILES_BESIDE_TOKENIZER = (
-    *("merges.txt", "special_tokens_map.json", "added_tokens.json", TOKENIZER_CONFIG_FILE),
+    *("tokenizer*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
     *(CHAT_TEMPLATE_FILE, "chat_template.json", "additional_chat_templates/*"),
 )
 # Tokens that base models have for padding, or do not use. Padding is never learned, so any works.
