@@ -75,10 +75,14 @@ def run_training(
             return report_finished(run)
         check_exports(recipe, run, start.run_id, processes)
         with status_written(run, processes, request) as report:
-            with explain_full_disk(run.path):
-                job = prepare_training(recipe, run, start, processes, report)
-                result = fit(job, request, report.watch)
-                save_adapter(job, result, processes)
+            if start.only_exports_left:
+                result = report_trained(run)
+            else:
+                with explain_full_disk(run.path):
+                    job = prepare_training(recipe, run, start, processes, report)
+                    result = fit(job, request, report.watch)
+                    save_adapter(job, result, processes)
+            report.note_saved(result.step)
             leave_process_group()
             if processes.is_main:
                 if result.is_complete:
@@ -149,6 +153,13 @@ def report_finished(run: RunDirectory) -> TrainResult:
     """Log that the run is finished, and return the result with its last step."""
     step = (run.read_status() or {}).get("step", 0)
     say(f"{run.path}: this run is finished (step {step}); nothing to do")
+    return TrainResult(step)
+
+
+def report_trained(run: RunDirectory) -> TrainResult:
+    """Log that only the exports are left, and return the result with the last step."""
+    step = (run.read_status() or {}).get("step", 0)
+    say(f"{run.adapter} is complete (step {step}); repeating the exports of the recipe")
     return TrainResult(step)
 
 

@@ -21,7 +21,7 @@ from transformers import (
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 
-from lora_sft.errors import CapabilityError, NonFiniteLoss, TrainingError
+from lora_sft.errors import CapabilityError, LoraSftError, NonFiniteLoss, TrainingError
 from lora_sft.file_names import ADAPTER_WEIGHTS_FILE, CARD_FILE, CHECKPOINT_PREFIX, ORIGIN_FILE
 from lora_sft.model.adapter import list_adapter_shapes, restore_adapter_dtype
 from lora_sft.model.base_model import CausalModel
@@ -32,7 +32,10 @@ from lora_sft.train.callbacks import StopOnSignal
 from lora_sft.train.checkpoints.sealing import seal
 from lora_sft.train.even_shares import FilledSampler, add_filler_rows
 from lora_sft.train.first_step import FirstStepRecord
+from lora_sft.train.run_clock import RunClock
+from lora_sft.train.trackers import make_trackers
 from lora_sft.train.training_job import TrainingJob
+from lora_sft.train.trl.failed_evaluation import save_and_explain
 from lora_sft.train.trl.row_collator import make_collator
 
 
@@ -56,6 +59,8 @@ class LoraTrainer(SFTTrainer):
         if arguments.world_size > 1:
             rows_per_round = arguments.world_size * arguments.per_device_train_batch_size
             rows = add_filler_rows(rows, rows_per_round)
+        trackers = make_trackers(arguments.report_to, job.run.metrics)
+        report_to, arguments.report_to = arguments.report_to, []  # else the Trainer makes its own
         evaluates = arguments.eval_strategy != "no" or arguments.eval_on_start
         super().__init__(
             model=job.model,
@@ -63,8 +68,9 @@ class LoraTrainer(SFTTrainer):
             train_dataset=rows,
             eval_dataset=job.validation if evaluates else None,
             processing_class=job.tokenizer,
-            callbacks=list(callbacks),
+            callbacks=[*trackers, *callbacks],
         )
+        arguments.report_to = report_to
         # Set only now: if TRL is given a collator, it does not set the model's padding token.
         self.data_collator = make_collator(
             job.tokenizer, arguments, keeps_rows_apart=job.rows.keeps_rows_apart
@@ -73,6 +79,8 @@ class LoraTrainer(SFTTrainer):
         check_trained_dtype(job.model)
         self.adapter_shapes = list_adapter_shapes(job.model)  # of a saved adapter
         self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results only
+        self.clock = RunClock()
+        self.add_callback(self.clock)
         self.add_callback(SaveProbe(self))
         self.add_callback(self.first_step)
 
@@ -119,6 +127,19 @@ class LoraTrainer(SFTTrainer):
             seal(checkpoint, self.args.world_size)
             best = self.state.best_model_checkpoint
             rotate_checkpoints(str(self.args.output_dir), limit, best)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate on the validation rows; if that fails, save the present step first.
+
+        Raises: TrainingError with the reason.
+        """
+        self.clock.start("eval")
+        try:
+            return super().evaluate(*args, **kwargs)
+        except LoraSftError:
+            raise
+        except Exception as error:  # of a library, of the device, or of the rows
+            raise save_and_explain(self, error) from error
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         """End training, but keep the last checkpoint of a run that a signal stopped.
@@ -222,7 +243,8 @@ class LoraTrainer(SFTTrainer):
             self._total_train_tokens += int(self.accelerator.gather(missed).sum().item())
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
             self._uncounted_tokens = 0
-        super().log(logs, start_time)
+        self.clock.correct(logs)
+        super().log(logs, start_time and self.clock.find_start_time("train"))
 
 
 def _find_step_norm(engine: Any, norm: float | None) -> torch.Tensor | float:
