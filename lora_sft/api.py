@@ -34,12 +34,13 @@ def train_recipe(
         recipe: The recipe, from `read_recipe`.
         resume: `auto` continues an unfinished run of the same recipe. `never` raises RecipeError if
             the output directory holds this run. A path is a checkpoint to continue from.
-        overwrite: Remove the run in the output directory first.
+        overwrite: Delete what earlier runs wrote into the output directory first.
 
     Returns: The last step, the exit code, and the reason if the run was stopped.
 
     Raises:
-        RecipeError: If the recipe is wrong, or the output directory holds another run.
+        RecipeError: If the recipe is wrong, or the output directory holds another run or files
+            that no run wrote.
         DataError: If the rows cannot be read, or every row is dropped.
         ModelError: If the model cannot be loaded, or the recipe does not fit it.
         CapabilityError: If this machine cannot do what the recipe asks for.

@@ -24,7 +24,7 @@ from lora_sft.export.run_exports import check_exports, export_run
 from lora_sft.log import say
 from lora_sft.model.building import build_model
 from lora_sft.plan.batch import make_batch_plan
-from lora_sft.processes.full_disk import explain_full_disk
+from lora_sft.processes.failed_files import explain_failed_files
 from lora_sft.processes.meeting import check_same_data
 from lora_sft.processes.output_lock import locked
 from lora_sft.processes.report import Report, status_written
@@ -34,6 +34,7 @@ from lora_sft.recipe import Recipe
 from lora_sft.run_directory import RunDirectory
 from lora_sft.train import zero
 from lora_sft.train.beginning import begin_run
+from lora_sft.train.checkpoints.output_folder import check_output_folder
 from lora_sft.train.checkpoints.resume import StartingPoint, find_starting_point
 from lora_sft.train.checkpoints.run_identity import RunIdentity, check_same_run
 from lora_sft.train.fit import TrainResult, fit
@@ -65,20 +66,24 @@ def run_training(
             torch was imported passes its own.
     """
     check_devices(os.environ, torch.cuda.device_count())
+    check_output_folder(recipe, overwrite=overwrite)
     run = RunDirectory(Path(recipe.output_dir)).create()
     request = request or StopRequest()
     with request.listening(), locked(run.path, is_main=processes.is_main):
-        start = find_starting_point(
-            run, recipe, resume, overwrite, trust_checkpoint=trust_checkpoint
-        )
+        with explain_failed_files(run.path):
+            start = find_starting_point(
+                run, recipe, resume, overwrite, trust_checkpoint=trust_checkpoint
+            )
         if start.finished:
             return report_finished(run)
+        if processes.is_main:
+            run.check_writable()
         check_exports(recipe, run, start.run_id, processes)
         with status_written(run, processes, request) as report:
             if start.only_exports_left:
                 result = report_trained(run)
             else:
-                with explain_full_disk(run.path):
+                with explain_failed_files(run.path):
                     job = prepare_training(recipe, run, start, processes, report)
                     result = fit(job, request, report.watch)
                     save_adapter(job, result, processes)
@@ -87,7 +92,8 @@ def run_training(
             if processes.is_main:
                 if result.is_complete:
                     export_run(recipe, run, start.run_id)
-                run.write_status(**asdict(result))
+                with explain_failed_files(run.path):
+                    run.write_status(**asdict(result))
             report.leave()
         request.ignore_signals()
     say(describe_end(run, result))
@@ -146,6 +152,7 @@ def save_adapter(job: TrainingJob, result: TrainResult, processes: Processes) ->
             origin = AdapterOrigin(**job.origin)
             write_adapter_folder(job.model, job.tokenizer, job.run.adapter, origin)
             write_validation_sample(job.run, job.validation)
+            job.run.check_not_removed()
     zero.stop_sharding_models()
 
 

@@ -7,7 +7,6 @@ too, because that process is missing, and their reasons would hide the cause.
 from __future__ import annotations
 
 import secrets
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from lora_sft.processes.stop_signal import Stopped, StopRequest
 from lora_sft.processes.this_process import Processes
 from lora_sft.processes.watch import FOLDER, STALL_SHARE, Watch
 from lora_sft.run_directory import RunDirectory
+from lora_sft.written_files import remove_checkpoint
 
 SHARED_SECONDS = 10.0  # longer than an NFS client caches the contents of a folder
 
@@ -139,10 +139,10 @@ class Report:
 
     def _remove_unfinished(self) -> None:
         """Delete unfinished checkpoints to free space: they cannot be loaded."""
-        for folder in (*self.run.list_checkpoints(), self.run.checkpoints / "_probe"):
+        for folder in (*self.run.list_checkpoints(), self.run.probe):
             if folder.exists() and not (folder / MANIFEST_FILE).exists():
+                remove_checkpoint(folder)
                 say(f"removed {folder}: this checkpoint was not finished")
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -186,10 +186,7 @@ def convert_to_universal(checkpoint: Path) -> None:
 
     source = _find_shards(checkpoint)
     target = source.with_name(source.name + UNIVERSAL_SUFFIX)
-    if target.is_symlink():
-        target.unlink()
-    elif target.exists():
-        shutil.rmtree(target)  # it was never verified
+    _remove_folder(target)  # an existing folder was never verified
     arguments = argparse.Namespace(
         input_folder=str(source),
         output_folder=str(target),
@@ -201,6 +198,17 @@ def convert_to_universal(checkpoint: Path) -> None:
     )
     with contextlib.redirect_stdout(None):  # it prints each file to stdout
         ds_to_universal.main(arguments)
+
+
+def _remove_folder(folder: Path) -> None:
+    """Delete a folder; of a link, only the link. `shutil.rmtree` alone refuses a link.
+
+    Raises: OSError if it cannot be deleted.
+    """
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
 
 
 def _find_shards(checkpoint: Path) -> Path:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lora_sft.errors import TrainingError
+from lora_sft.errors import LoraSftError, TrainingError
 from lora_sft.file_names import CHECKPOINT_PREFIX
-from lora_sft.processes.full_disk import is_full_disk_error
+from lora_sft.processes.failed_files import explain_failed_files
 from lora_sft.train.checkpoints.sealing import read_manifest
 
 CONTINUES = "start the same command again: it continues"
@@ -24,7 +24,7 @@ def save_and_explain(trainer: Any, error: Exception) -> TrainingError:
         trainer: The trainer, in whose evaluation the error was raised.
         error: What the evaluation raised.
 
-    Raises: The error of a save that met a full disk.
+    Raises: TrainingError if the save met a full disk, or a file that cannot be written.
     """
     step = trainer.state.global_step
     what = f"the evaluation at step {step} failed: {type(error).__name__}: {error}"
@@ -48,9 +48,10 @@ def _save(trainer: Any, step: int) -> str:
     if trainer.args.world_size > 1:
         return "several processes cannot save then"
     try:
-        trainer._save_checkpoint(trainer.model, None)
+        with explain_failed_files(trainer.job.run.path):
+            trainer._save_checkpoint(trainer.model, None)
+    except LoraSftError:
+        raise
     except Exception as error:  # the reason of the first failure may break the save too
-        if is_full_disk_error(error):
-            raise
         return f"the state could not be saved: {type(error).__name__}: {error}"
     return ""
