@@ -31,6 +31,7 @@ from lora_sft.processes.report import Report, status_written
 from lora_sft.processes.stop_signal import StopRequest
 from lora_sft.processes.this_process import Processes, check_devices, leave_process_group
 from lora_sft.recipe import Recipe
+from lora_sft.recipe.optional_packages import check_packages
 from lora_sft.run_directory import RunDirectory
 from lora_sft.train import zero
 from lora_sft.train.beginning import begin_run
@@ -65,6 +66,7 @@ def run_training(
         request: Notes the signals that ask the run to stop. A caller that handled signals before
             torch was imported passes its own.
     """
+    check_packages(recipe)
     check_devices(os.environ, torch.cuda.device_count())
     check_output_folder(recipe, overwrite=overwrite)
     run = RunDirectory(Path(recipe.output_dir)).create()

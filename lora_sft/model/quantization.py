@@ -7,7 +7,6 @@ section 3). The settings have the names of transformers' `BitsAndBytesConfig`.
 from __future__ import annotations
 
 import copy
-import importlib.util
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +14,10 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from lora_sft.errors import CapabilityError, ModelError
+from lora_sft.errors import ModelError
 from lora_sft.model.partitioning import count_elements
 from lora_sft.model_files.module_patterns import is_plain
+from lora_sft.recipe.optional_packages import BITSANDBYTES, check_package
 
 CPU_REPACKING_SWITCH = "support_avx512bf16_for_cpu"  # an attribute of bitsandbytes' Linear4bit
 
@@ -46,12 +46,7 @@ def make_quantization_config(
                 where,
                 "write the names of the modules, without * + ? ( ) [ ] { }",
             )
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise CapabilityError(
-            "quantization needs bitsandbytes, which is not installed",
-            where,
-            "pip install 'lora-sft[qlora]'",
-        )
+    check_package(BITSANDBYTES, "quantization", where)
     settings = dict(fields)
     if settings.get("load_in_4bit"):
         settings.setdefault("bnb_4bit_compute_dtype", dtype)
