@@ -23,7 +23,7 @@ from lora_sft.file_names import ADAPTER_CONFIG_FILE
 from lora_sft.model_files import pattern_trial
 
 # All patterns of one config together. Usual patterns need milliseconds for thousands of names.
-TRIAL_CPU_SECONDS = 2
+TRIAL_CPU_SECONDS = 1
 TRIAL_SECONDS = 60  # on a machine that runs many other programs
 TRIAL_MEMORY_BYTES = 1 << 30
 MOST_PATTERNS = 10_000  # PEFT compiles each of them again for each module

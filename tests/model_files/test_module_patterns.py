@@ -32,13 +32,8 @@ BOMBS = {
 }
 
 
-@pytest.fixture
-def quick_trial(monkeypatch):
-    monkeypatch.setattr(module_patterns, "TRIAL_CPU_SECONDS", 1)
-
-
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
-def test_a_pattern_that_would_need_years_is_found_in_seconds(quick_trial, bomb):
+def test_a_pattern_that_would_need_years_is_found_in_seconds(bomb):
     started = time.monotonic()
     fault = find_pattern_fault({"rank_pattern": {"q_proj": 8, bomb: 8}}, NAMES)
     assert fault is not None
@@ -124,7 +119,7 @@ def set_config(folder: Path, **values: object) -> None:
     ids=lambda words: words[0],
 )
 def test_a_bomb_in_an_adapter_is_refused_by_the_commands_that_read_it(
-    command, quick_trial, tmp_path, adapter, reader
+    command, tmp_path, adapter, reader
 ):
     copy = Path(shutil.copytree(adapter, tmp_path / "adapter"))
     set_config(copy, target_modules=NESTED)
@@ -138,7 +133,7 @@ def test_a_bomb_in_an_adapter_is_refused_by_the_commands_that_read_it(
 
 
 def test_training_does_not_continue_an_adapter_with_a_bomb(
-    command, quick_trial, write_recipe, tmp_path, adapter
+    command, write_recipe, tmp_path, adapter
 ):
     copy = Path(shutil.copytree(adapter, tmp_path / "adapter"))
     set_config(copy, alpha_pattern={NESTED: 8})
@@ -147,14 +142,14 @@ def test_training_does_not_continue_an_adapter_with_a_bomb(
     assert "adapter_config.json  alpha_pattern" in outcome.stderr
 
 
-def test_a_bomb_in_a_recipe_is_a_fault_of_the_recipe(command, quick_trial, write_recipe):
+def test_a_bomb_in_a_recipe_is_a_fault_of_the_recipe(command, write_recipe):
     recipe = write_recipe()
     outcome = command("train", recipe, f"adapter={{r: 4, target_modules: '{NESTED}'}}")
     assert outcome.code == 2, outcome.stderr
     assert "adapter.target_modules" in outcome.stderr
 
 
-def test_a_merge_tries_the_names_in_the_adapters_own_file(quick_trial, adapter, tmp_path):
+def test_a_merge_tries_the_names_in_the_adapters_own_file(adapter, tmp_path):
     """The same stranger wrote them, so a pattern may be slow only for such a name."""
     copy = Path(shutil.copytree(adapter, tmp_path / "adapter"))
     set_config(copy, rank_pattern={"(a+)+#": 8})

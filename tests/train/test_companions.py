@@ -35,9 +35,8 @@ def break_evaluation(monkeypatch, error: Exception) -> None:
 @pytest.mark.parametrize(
     "error",
     [
-        KeyError("a bug in a metric"),
+        KeyError("a bug in a metric, or a bad row"),
         torch.OutOfMemoryError("no memory for the logits"),
-        ValueError("a bad row"),
     ],
     ids=lambda error: type(error).__name__,
 )

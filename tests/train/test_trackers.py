@@ -10,7 +10,7 @@ import pytest
 from transformers import TrainerCallback
 
 from lora_sft.train import trackers
-from tests.commands import read_metrics, run_lora_sft
+from tests.commands import read_metrics
 
 DOWN = OSError(5, "the tracker is out of reach")
 
@@ -121,7 +121,9 @@ def test_a_tracker_whose_folder_goes_away_does_not_end_the_training(
     assert json.loads((tmp_path / "run" / "status.json").read_text())["exit_code"] == 0
 
 
-def test_a_tracker_without_a_server_does_not_end_the_training(write_recipe, tmp_path):
+def test_a_tracker_without_a_server_does_not_end_the_training(
+    command, write_recipe, tmp_path, monkeypatch
+):
     """The package is a stand-in: its `init` fails, as without a network or a login."""
     package = tmp_path / "site" / "wandb"
     errors = package / "sdk" / "lib" / "config_util.py"
@@ -130,9 +132,10 @@ def test_a_tracker_without_a_server_does_not_end_the_training(write_recipe, tmp_
     (package / "__init__.py").write_text(
         "run = None\ndef init(*args, **kwargs):\n    raise ConnectionError('no route to wandb')\n"
     )
-    recipe = write_recipe(train={"report_to": "wandb", "max_steps": 2})
-    path = ":".join((str(package.parent), *filter(None, sys.path)))
-    outcome = run_lora_sft("train", recipe, PYTHONPATH=path)
+    monkeypatch.syspath_prepend(package.parent)
+    outcome = command("train", write_recipe(train={"report_to": "wandb", "max_steps": 2}))
+    for name in [name for name in sys.modules if name.split(".")[0] == "wandb"]:
+        del sys.modules[name]
     assert outcome.code == 0, outcome.stderr
     assert "the tracker wandb failed" in outcome.stderr
     assert outcome.stderr.count("no route to wandb") == 1
