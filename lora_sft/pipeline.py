@@ -33,6 +33,7 @@ from lora_sft.processes.report import Report, status_written
 from lora_sft.processes.stop_signal import StopRequest
 from lora_sft.processes.this_process import Processes, check_devices, leave_process_group
 from lora_sft.recipe import ModelSection, Recipe
+from lora_sft.recipe.optional_packages import check_packages
 from lora_sft.run_directory import RunDirectory
 from lora_sft.train import zero
 from lora_sft.train.beginning import begin_run
@@ -67,6 +68,7 @@ def run_training(
         request: Notes the signals that ask the run to stop. A caller that handled signals before
             torch was imported passes its own.
     """
+    check_packages(recipe)
     check_devices(os.environ, torch.cuda.device_count())
     check_output_folder(recipe, overwrite=overwrite)
     run = RunDirectory(Path(recipe.output_dir)).create()
@@ -82,10 +84,14 @@ def run_training(
             run.check_writable()
         check_exports(recipe, run, start.run_id, processes)
         with status_written(run, processes, request) as report:
-            with explain_failed_files(run.path):
-                job = prepare_training(recipe, run, start, processes, report)
-                result = fit(job, request, report.watch)
-                save_adapter(job, result, processes)
+            if start.only_exports_left:
+                result = report_trained(run)
+            else:
+                with explain_failed_files(run.path):
+                    job = prepare_training(recipe, run, start, processes, report)
+                    result = fit(job, request, report.watch)
+                    save_adapter(job, result, processes)
+            report.note_saved(result.step)
             leave_process_group()
             if processes.is_main:
                 if result.is_complete:
@@ -175,6 +181,13 @@ def report_finished(run: RunDirectory) -> TrainResult:
     """Log that the run is finished, and return the result with its last step."""
     step = (run.read_status() or {}).get("step", 0)
     say(f"{run.path}: this run is finished (step {step}); nothing to do")
+    return TrainResult(step)
+
+
+def report_trained(run: RunDirectory) -> TrainResult:
+    """Log that only the exports are left, and return the result with the last step."""
+    step = (run.read_status() or {}).get("step", 0)
+    say(f"{run.adapter} is complete (step {step}); repeating the exports of the recipe")
     return TrainResult(step)
 
 

@@ -98,9 +98,13 @@ def _list_uploads(folder: Path) -> Iterator[CommitOperationAdd]:
 def _convert_errors(
     kind: type[CapabilityError] | type[ExportError], where: str, fix: str
 ) -> Iterator[None]:
-    """Raise an error of the hub or of the network as `kind`."""
+    """Raise an error of the hub or of the network as `kind`.
+
+    The uploader of large files raises RuntimeError (hf_xet). An answer that is not JSON, for
+    example of a proxy, is a ValueError.
+    """
     try:
         yield
-    except (HTTPError, OSError) as error:
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise kind(f"the request to the hub failed: {first_line}", where, fix) from error

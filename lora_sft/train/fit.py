@@ -18,6 +18,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from lora_sft.errors import EXIT_DONE, TrainingError
 from lora_sft.processes.stop_signal import StopRequest, exit_code_of
 from lora_sft.processes.watch import Watch
+from lora_sft.recipe.optional_packages import explain_import_errors
 from lora_sft.train.callbacks import (
     BestCheckpoint,
     MetricsFile,
@@ -64,11 +65,12 @@ def fit(job: TrainingJob, request: StopRequest, watch: Watch | None = None) -> T
         watch: Counts each step, so that a stalled run ends; None in a run of one process.
 
     Raises:
+        CapabilityError: If a package that the recipe needs cannot be imported.
         NonFiniteLoss: If a loss or a gradient is not finite; raised before the optimizer step.
         TrainingError: If a saved adapter differs from the one in memory, or if the checkpoint holds
             code.
     """
-    with _refusing_code(job.checkpoint):
+    with _refusing_code(job.checkpoint), explain_import_errors(job.recipe):
         return _fit(job, request, watch)
 
 

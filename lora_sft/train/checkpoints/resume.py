@@ -16,6 +16,7 @@ from typing import Any
 from lora_sft.errors import RecipeError, ResumeMismatch, TrainingError
 from lora_sft.file_names import (
     ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHTS_FILE,
     CHECKPOINT_PREFIX,
     MANIFEST_FILE,
     TRAINER_STATE_FILE,
@@ -43,6 +44,7 @@ class StartingPoint:
     Attributes:
         checkpoint: The checkpoint to continue from; None to begin at step 0.
         finished: Whether the run is finished, so that there is nothing to do.
+        only_exports_left: Whether the adapter is complete, and only the exports failed.
         discard: Whether the old run in the directory must be removed first (`--overwrite`).
         recorded: The manifest of the checkpoint's run. With `--resume PATH` that may be a run in
             another directory.
@@ -52,6 +54,7 @@ class StartingPoint:
 
     checkpoint: Path | None = None
     finished: bool = False
+    only_exports_left: bool = False
     discard: bool = False
     recorded: Mapping[str, Any] = field(default_factory=dict)
     run_id: str = ""
@@ -141,6 +144,8 @@ def _decide(run: RunDirectory, recipe: Recipe, resume: str, overwrite: bool) -> 
         )
     if run.is_finished and not _is_longer(run, recipe):
         return StartingPoint(finished=True)
+    if _has_only_exports_left(run) and not _is_longer(run, recipe):
+        return StartingPoint(only_exports_left=True)
     return StartingPoint(_find_checkpoint(run))
 
 
@@ -160,6 +165,13 @@ def _find_checkpoint(run: RunDirectory) -> Path:
         "add --overwrite to train again from step 0, or set another output_dir"
         + (", or restore a checkpoint from a copy" if damaged else ""),
     )
+
+
+def _has_only_exports_left(run: RunDirectory) -> bool:
+    """Return whether a run without checkpoints failed after it had written its adapter."""
+    is_saved = (run.read_status() or {}).get("state_saved") is True
+    adapter = run.adapter / ADAPTER_WEIGHTS_FILE
+    return is_saved and adapter.exists() and not run.list_checkpoints()
 
 
 def _refuse_damaged_manifest(run: RunDirectory, resume: str) -> None:
