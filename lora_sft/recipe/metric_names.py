@@ -13,4 +13,5 @@ from collections.abc import Mapping
 # this name.
 METRIC_FAMILIES: Mapping[str, str] = {
     "exact_match": "exact_match",
+    "final_number": "final_number",
 }

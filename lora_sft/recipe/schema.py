@@ -307,7 +307,7 @@ class EvaluateSection(RecipeSection):
     """How `lora-sft evaluate` scores the model. It always reports the loss."""
 
     metrics: list[str] = setting(
-        ["exact_match"], help="Metrics on generated answers. Empty: only the loss and samples."
+        ["exact_match"], help="Metrics: `exact_match`, `final_number`. Empty: loss and samples."
     )
     max_new_tokens: int = setting(256, at_least=1, help="Maximum number of tokens per answer.")
     batch_size: int = setting(8, at_least=1, help="Rows per batch.")

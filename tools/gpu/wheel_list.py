@@ -113,13 +113,14 @@ SHARED: Mapping[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 
-# The packages on the host that a wheel above requires, with the version if it is known.
+# The packages on the host that lora-sft or a wheel above requires, with the version if it is known.
 PRESENT: Mapping[str, str] = {
     "accelerate": "1.15.0", "aiohttp": "", "certifi": "", "click": "", "einops": "",
     "filelock": "", "hf-xet": "", "httpx": "", "huggingface-hub": "1.33.0", "jinja2": "",
     "msgpack": "", "ninja": "", "numpy": "2.5.2", "packaging": "", "pandas": "", "pillow": "",
     "protobuf": "", "psutil": "", "py-cpuinfo": "", "pyarrow": "", "pyyaml": "", "regex": "",
-    "requests": "", "rich": "", "safetensors": "0.8.0", "sentencepiece": "0.2.2",
+    "requests": "", "rich": "", "sacrebleu": "", "safetensors": "0.8.0", "scikit-learn": "",
+    "sentencepiece": "0.2.2",
     "tokenizers": "0.23.2", "torch": "2.11.0", "torchvision": "0.26.0", "tqdm": "",
     "transformers": "5.17.0", "triton": "3.6.0", "typer": "", "wheel": "", "xxhash": "",
 }  # fmt: skip
