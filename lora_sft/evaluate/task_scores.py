@@ -9,8 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lora_sft.log import say
 from lora_sft.recipe import TaskSection
 from lora_sft.tasks.kind import Answer, TaskKind
+
+MOST_SHOWN = 8  # labels in a warning
 
 
 @dataclass(frozen=True)
@@ -27,19 +30,23 @@ class TaskScores:
 
 
 def collect_labels(
-    kind: TaskKind, task: TaskSection, splits: Iterable[Iterable[str]]
+    kind: TaskKind, task: TaskSection, splits: Sequence[Iterable[str]]
 ) -> TaskSection:
     """Return the task with all its labels: those of the recipe, else those of the rows.
 
     Args:
         kind: The kind of task.
         task: The task of the recipe.
-        splits: The column `expected` of each split.
+        splits: The column `expected` of the training split, then of other splits.
     """
     if kind.sort_labels is None or task.labels is not None:
         return task
-    found = {label for column in splits for text in set(column) for label in _list_labels(text)}
-    return replace(task, labels=kind.sort_labels(found))
+    by_split = [{label for text in set(each) for label in _list_labels(text)} for each in splits]
+    new = sorted(set().union(*by_split[1:]) - by_split[0])
+    if new:
+        shown = ", ".join(new[:MOST_SHOWN])
+        say(f"warning: {len(new)} labels occur in no training row: {shown}")
+    return replace(task, labels=kind.sort_labels(set().union(*by_split)))
 
 
 def _list_labels(expected: str) -> list[str]:

@@ -48,6 +48,18 @@ class UnusableRow(ValueError):
         super().__init__(detail)
 
 
+class ForbiddenRow(ValueError):
+    """A row that contradicts the recipe. It is not dropped: the command stops.
+
+    Attributes:
+        fix: What the user can do.
+    """
+
+    def __init__(self, what: str, fix: str) -> None:
+        self.fix = fix
+        super().__init__(what)
+
+
 @dataclass(frozen=True)
 class TaskRow:
     """What a kind reads from a row.
@@ -73,7 +85,8 @@ class TaskKind:
         metrics: The metrics by name, each with its family: a file of `evaluate/metrics`. The first
             one is the main metric.
         shortened: The inputs that may be cut if a row is too long. The longest is cut.
-        read: Returns the inputs and the accepted answers of a row, or raises `UnusableRow`.
+        read: Returns the inputs and the accepted answers of a row, or raises `UnusableRow` or
+            `ForbiddenRow`.
         write: Returns the text that the model learns for an answer.
         parse: Returns the answer in a text that the model wrote; None if it has none.
         sort_labels: Returns labels in their order; None if the answers are not labels.

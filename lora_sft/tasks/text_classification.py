@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lora_sft.tasks.kind import TaskKind, TaskRow, TaskSettings, UnusableRow, Values, read_text
+from lora_sft.tasks.kind import (
+    ForbiddenRow,
+    TaskKind,
+    TaskRow,
+    TaskSettings,
+    UnusableRow,
+    Values,
+    read_text,
+)
 
 DEFAULT_SEPARATOR = ", "
 NO_CLASS = -1  # ClassLabel writes it for a row that nobody labelled
@@ -19,6 +28,7 @@ def read_row(values: Values, settings: TaskSettings) -> TaskRow:
     if values.get("text_pair") not in (None, ""):
         inputs["text_pair"] = read_text(values, "text_pair")
     labels = _read_labels(values, settings)
+    _check_known(labels, settings)
     if settings.multi_label:
         return TaskRow(inputs, (sort_labels(set(labels), settings.labels),))
     if len(labels) != 1:
@@ -26,6 +36,25 @@ def read_row(values: Values, settings: TaskSettings) -> TaskRow:
             f"the row has {len(labels)} labels; task.multi_label: true allows several"
         )
     return TaskRow(inputs, (labels[0],))
+
+
+def _check_known(labels: Sequence[str], settings: TaskSettings) -> None:
+    """Check that the recipe names each label, if it names labels at all.
+
+    Raises: ForbiddenRow if it does not.
+    """
+    if settings.labels is None:
+        return
+    known = [_read_label(label) for label in settings.labels]
+    for label in labels:
+        if label not in known:
+            near = difflib.get_close_matches(label, known, n=1)
+            raise ForbiddenRow(
+                f'the label "{label}" is not in task.labels',
+                f'write "{near[0]}" in the row, or add the label to task.labels'
+                if near
+                else "add it to task.labels, or correct the row",
+            )
 
 
 def _read_labels(values: Values, settings: TaskSettings) -> list[str]:

@@ -34,6 +34,8 @@ from lora_sft.data.labels.length_policy import fit_length
 from lora_sft.data.rows.data_files import name_source
 from lora_sft.data.rows.row_sources import SourceRow, read_rows
 from lora_sft.data.templates.template_keys import TemplateKeys
+from lora_sft.errors import DataError
+from lora_sft.tasks.kind import ForbiddenRow
 
 if TYPE_CHECKING:
     from lora_sft.recipe import DataSection, DatasetSection, TaskSection
@@ -211,6 +213,8 @@ class SourceRowFollower:
             return self._with_row_kwargs(self._with_json_extras(example), row)
         except RowDropped as dropped:
             return dropped.drop
+        except ForbiddenRow as error:
+            raise DataError(str(error), row.where, error.fix) from error
 
     def _with_json_extras(self, conversation: Conversation) -> Conversation:
         """Return the conversation without other keys of messages whose values JSON cannot hold.
