@@ -1,5 +1,5 @@
-# Everything a person or the CI runs, by name. `make quickstart` and `make test` need nothing
-# but Python (3.11 to 3.13) and make; both build their own virtual environment.
+# The commands for developers and for CI. `make help` lists them. `make quickstart` and `make test`
+# need only Python (3.11 to 3.13) and make. They create their own virtual environment.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -22,41 +22,41 @@ $(VENV)/.dev: $(VENV)/.core
 	DS_BUILD_OPS=0 $(PIP) --editable '.[qlora,deepspeed,dev]'
 	@touch $@
 
-quickstart: $(VENV)/.core ## train, evaluate, merge and verify on what ships inside (no network, no GPU)
+quickstart: $(VENV)/.core ## train, evaluate and merge the shipped model (no network, no GPU)
 	$(BIN)/lora-sft quickstart
 
-test: check ## lint, types, import directions, then the tests
+test: check ## run the checks, then the short tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) -m "not gpu and not slow"
 
-test-all: check ## the long tests too
+test-all: check ## run the checks, then all tests that need no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) -m "not gpu"
 
-check: $(VENV)/.dev ## ruff, mypy, import-linter
+check: $(VENV)/.dev ## check the format, the types and the import directions
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-format: $(VENV)/.dev ## let ruff mend what it can
+format: $(VENV)/.dev ## format the code and fix simple faults
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev ## the CPU benchmarks beside their peers (15 minutes), then their page
+bench: $(VENV)/.dev ## run the CPU benchmarks (15 minutes) and write their page
 	$(BIN)/python -m benchmarks.cpu
 	$(BIN)/python -m benchmarks.tables
 
-snapshot: $(VENV)/.dev ## remake the snapshot of library fields after an upgrade
+snapshot: $(VENV)/.dev ## update the snapshot of library fields (after an upgrade)
 	$(BIN)/python tools/snapshot_library_fields.py
 	$(MAKE) reference
 
-reference: $(VENV)/.dev ## remake recipes/REFERENCE.md and the shelf's table
+reference: $(VENV)/.dev ## update recipes/REFERENCE.md and the table in recipes/README.md
 	$(BIN)/python tools/write_recipe_reference.py
 
-base: $(VENV)/.dev ## rebuild the embedded base model from its seed and compare SHA-256
+base: $(VENV)/.dev ## build the shipped base model from its seed and compare its SHA-256
 	$(BIN)/python tools/build_tiny_base.py --check
 
-wheel: $(VENV)/.dev ## build dist/*.whl
+wheel: $(VENV)/.dev ## build the wheel in dist/
 	$(BIN)/python -m build --wheel
 
-clean: ## remove what was built, not what was trained
+clean: ## remove built files and caches (trained runs stay)
 	rm -rf build dist $(VENV) .mypy_cache .pytest_cache .ruff_cache

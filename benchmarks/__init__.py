@@ -1,5 +1,5 @@
-"""What lora-sft costs and gains, measured side by side with its peers and the physical limit.
+"""Benchmarks: lora-sft, other libraries and physical limits, measured in the same run.
 
-`docs/performance.md` explains each measure; `README.md` here is generated from `results/`.
-Not part of the package: nothing in `lora_sft` imports from here.
+`docs/performance.md` explains each measure. `benchmarks/README.md` is generated from `results/`.
+The benchmarks are not part of the package: `lora_sft` imports nothing from here.
 """

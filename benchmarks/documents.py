@@ -1,8 +1,8 @@
-"""Seeded documents of token ids, each with its number written into its first two tokens.
+"""Make documents of random token ids from a seed. The first two tokens hold a document's number.
 
-Lengths are log-normal, as chats are; 40 % of each document is learned (its end, as an answer).
-The number lets a meter see which documents a trainer really fed, how often and how completely,
-without asking the trainer.
+The lengths have a log-normal distribution, as those of chats do. The last 40 % of a document's
+tokens are learned, as an answer is. From the numbers a meter sees which documents a trainer really
+fed to the model, how often, and whether they were complete.
 """
 
 from __future__ import annotations
@@ -22,15 +22,21 @@ MIN_TOKENS = 16
 
 @dataclass(frozen=True)
 class DocumentSet:
-    """How long the documents of a set are; `sigma` 0: all of the mean's length."""
+    """The distribution of document lengths in one set.
+
+    Attributes:
+        mean_tokens: The mean length before long documents are cut.
+        cap_tokens: Longer documents are cut to this length.
+        sigma: The log-normal distribution's sigma. With 0 all documents have the mean length.
+    """
 
     name: str
-    mean_tokens: int  # before the cap
+    mean_tokens: int
     cap_tokens: int
     sigma: float
 
     def draw_lengths(self, count: int, seed: int = 0) -> list[int]:
-        """`count` document lengths in tokens."""
+        """Return `count` document lengths, in tokens."""
         if self.sigma == 0:
             return [self.mean_tokens] * count
         mu = math.log(self.mean_tokens) - self.sigma**2 / 2
@@ -38,7 +44,7 @@ class DocumentSet:
         return [int(length) for length in lengths.clip(MIN_TOKENS, self.cap_tokens)]
 
 
-# sigma 0.726 gives the chat set a 95th percentile of 1.7k tokens at a mean of 670.
+# With a mean of 670 tokens, sigma 0.726 gives the chat set a 95th percentile of 1.7k tokens.
 DOCUMENT_SETS = {
     each.name: each
     for each in (
@@ -52,18 +58,24 @@ DOCUMENT_SETS = {
 
 @dataclass(frozen=True)
 class Documents:
-    """Token ids by document, and how to read a document's number from its first two ids."""
+    """The token ids of all documents.
+
+    The first two ids of a document are its number, as two digits in base `base`.
+
+    Attributes:
+        first_digit_id: The id of a high digit 0. The id of a low digit 0 is `base` larger.
+    """
 
     ids: Sequence[list[int]]
-    base: int  # two digits of this base
-    first_digit_id: int  # high digits from here, low digits `base` ids above
+    base: int
+    first_digit_id: int
 
     def count_learned(self, number: int) -> int:
-        """How many tokens of a document are learned."""
+        """Return how many tokens of a document are learned."""
         return max(1, round(len(self.ids[number]) * LEARNED_SHARE))
 
     def to_labelled_rows(self) -> list[dict[str, Any]]:
-        """Labelled rows (`input_ids`, unshifted `labels`), as every contestant takes them."""
+        """Return labelled rows with `input_ids` and unshifted `labels`, for all contestants."""
         rows = []
         for number, ids in enumerate(self.ids):
             context = len(ids) - self.count_learned(number)
@@ -72,7 +84,10 @@ class Documents:
 
     @property
     def mean_attention_span(self) -> float:
-        """E[n^2] / E[n]: the length that the mean token's causal attention pays for."""
+        """The mean of the document length over all tokens: E[n^2] / E[n] for lengths n.
+
+        The cost of causal attention per token is proportional to it.
+        """
         lengths = np.array([len(ids) for ids in self.ids], dtype=float)
         return float((lengths**2).sum() / lengths.sum())
 
@@ -80,7 +95,7 @@ class Documents:
 def make_documents(
     document_set: DocumentSet, vocabulary: int, total_tokens: int, seed: int = 0
 ) -> Documents:
-    """At least `total_tokens` of documents with ids below `vocabulary`."""
+    """Make documents with at least `total_tokens` tokens, whose ids are below `vocabulary`."""
     base = 128 if vocabulary >= 8192 else 16
     mean = min(document_set.mean_tokens, document_set.cap_tokens)
     count = min(base * base, math.ceil(total_tokens / mean * 1.3) + 8)

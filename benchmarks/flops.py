@@ -1,16 +1,17 @@
-"""How much arithmetic a token of LoRA training needs, whoever computes it.
+"""Count the floating-point operations that LoRA training needs per token, in any implementation.
 
-Per token, with frozen base weights N (linear layers), head E, adapter P, attention width d,
-L layers and S the mean attention span (documents are isolated):
+N, E and P are the numbers of weights: N of the frozen linear layers, E of the output head, P of the
+adapter. d is the attention width and L the number of layers. S is the mean attention span, where
+attention does not cross documents. Operations per token:
 
-    forward 2N + input gradients 2N                      = 4N   (no weight gradients: frozen)
-    adapter forward 2P + both gradients 4P               = 6P
-    head forward 2E + input gradients 2E                 = 4E
-    causal attention forward 2Sd + backward 5Sd, a layer = 7SdL
+    base layers: forward 2N + input gradients 2N              = 4N    (no weight gradients: frozen)
+    adapter: forward 2P + input and weight gradients 4P       = 6P
+    output head: forward 2E + input gradients 2E              = 4E
+    causal attention: (forward 2Sd + backward 5Sd) per layer  = 7SdL
 
-Recomputed activations are not counted: they are a choice, not a need. The convention ("MFU4") is
-that of NVIDIA NeMo AutoModel's performance summary, which counts the same way; the usual 6N
-overstates LoRA by half.
+Recomputed activations are not counted, because training does not need them. NVIDIA NeMo AutoModel's
+performance summary counts in the same way and calls it "MFU4". The usual 6N is 50 % too much for
+LoRA.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from benchmarks.shapes import ModelShape
 
 
 def count_flops_per_token(shape: ModelShape, attention_span: float, r: int) -> float:
-    """Needed floating-point operations a token."""
+    """Return the needed floating-point operations per token, with an adapter of rank `r`."""
     d = shape.heads * shape.head_dim
     return (
         4 * shape.linear_weights

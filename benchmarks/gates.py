@@ -1,11 +1,13 @@
-"""The gates that make a speed count: a run that trained something else is void, however fast.
+"""Check that a timed run trained the right thing. A run that did other work does not count.
 
-loss       step 1's loss is that of the base in float32 on the same documents (a fresh adapter
-           changes nothing); a wrong mask, shift, mean, padding or dtype shows here
-once       every document that was begun was fed whole, and none twice
-isolated   in a packed row, changing one document does not change what the next one computes
-spread     the reference's logits spread like a trained model's
-size       all contestants of a subject train the same number of weights
+The checks are called gates:
+
+loss       The loss of step 1 equals the loss of the base in float32 on the same documents: a new
+           adapter changes nothing yet. A wrong mask, shift, mean, padding or dtype fails here.
+once       Every document that the run started was fed completely, and only once.
+isolated   In a packed row, a change of one document does not change the next document's results.
+spread     The logits of the float32 reference vary as much as those of a trained model.
+size       All contestants of a subject train the same number of weights.
 """
 
 from __future__ import annotations
@@ -25,23 +27,28 @@ from benchmarks.record import Case, Record
 
 REFERENCE = "float32 reference"
 
-# bfloat16 rounding moved the mean loss of 74 to 284 tokens of the toy model by at most 1.8e-4.
-LOSS_TOLERANCE = 2e-3  # relative
-ISOLATION_TOLERANCE = 1e-3  # relative change of hidden states; leaking attention gives about 1
-LOGITS_STD_RANGE = (3.0, 6.5)
+# Relative. Rounding to bfloat16 changed the toy model's mean loss over 74 to 284 tokens by at most
+# 1.8e-4.
+LOSS_TOLERANCE = 2e-3
+# Relative change of the hidden states. It is about 1 if attention crosses documents.
+ISOLATION_TOLERANCE = 1e-3
+LOGITS_STD_RANGE = (3.0, 6.5)  # trained models have about 4.4
 
 
 def measure_reference_losses(
     model_folder: Path, method: str, documents: Documents, wanted: Sequence[int]
 ) -> dict[str, Any]:
-    """Each wanted document alone through the base in float32: summed loss of its learned tokens.
+    """Return the base's float32 loss of each wanted document, summed over its learned tokens.
 
-    For "qlora" the base is what its NF4 codes stand for.
+    Each document goes through the base by itself. For "qlora" the base has the values of its NF4
+    codes.
 
-    Raises: ValueError where no contestant has named its first step's documents yet.
+    Raises: ValueError if `wanted` is empty, because no contestant has run its first step yet.
     """
     if not wanted:
-        raise ValueError("no contestant of this subject has run yet")
+        raise ValueError(
+            "measure a contestant first: the reference needs the documents of its first step"
+        )
     model = _load_in_float32(model_folder, method)
     device = model.device
     losses, spreads = {}, []
@@ -72,7 +79,7 @@ def _load_in_float32(model_folder: Path, method: str) -> Any:
 
 
 def measure_document_isolation(run: Run, documents: Documents) -> dict[str, Any]:
-    """How much the hidden states of a packed document change when the one before it does."""
+    """Measure how much a packed document's hidden states depend on the document before it."""
     batch = run.first_batch()
     batch.pop("labels", None)
     ids = batch["input_ids"]
@@ -80,7 +87,7 @@ def measure_document_isolation(run: Run, documents: Documents) -> dict[str, Any]
     first, base = documents.first_digit_id, documents.base
     starts = ((row >= first) & (row < first + base)).nonzero().flatten().tolist()
     if len(starts) < 2:
-        return {"documents_a_row": len(starts)}
+        return {"documents_per_row": len(starts)}
     second = starts[1]
     changed = ids.clone()
     body = slice(starts[0] + 2, second)
@@ -92,7 +99,7 @@ def measure_document_isolation(run: Run, documents: Documents) -> dict[str, Any]
     difference = (after - before)[0, second:end].norm() / before[0, second:end].norm()
     own = (after - before)[0, body].norm() / before[0, body].norm()
     return {
-        "documents_a_row": len(starts),
+        "documents_per_row": len(starts),
         "leak_between_documents": float(difference),
         "change_of_the_changed_document": float(own),
     }
@@ -114,10 +121,10 @@ def _run_decoder(model: Any, batch: Mapping[str, Any]) -> torch.Tensor:
 
 
 def judge_record(record: Record) -> None:
-    """Void each measured case that a gate refuses, and write why.
+    """Give each measured case that fails a gate the status "void", with the reasons.
 
-    A gate whose reference is missing (the visit ended before it) is said to be unchecked in the
-    case's facts; the numbers stand with that remark.
+    The reference is missing if the time on the GPU host ended before it was measured. Then the
+    numbers stay, and the case's facts list the gates that were not checked.
     """
     subjects = {case.subject for case in record.cases.values()}
     for subject in sorted(subjects):
@@ -144,30 +151,38 @@ def _judge(record: Record, case: Case, reference: Case | None, size: int | None)
 def find_faults(
     case: Case, reference: Case | None, common_size: int | None
 ) -> tuple[list[str], list[str]]:
-    """What the gates refuse in a case, and which gates could not be applied."""
+    """Return the faults that the gates find in a case, and the gates that could not be checked."""
     facts = case.facts
     faults, unchecked = [], []
     if facts["documents_seen_twice"] or facts["tokens_seen"] != facts["tokens_of_documents_seen"]:
         faults.append(
-            f"fed {facts['tokens_seen']} tokens of documents that have "
-            f"{facts['tokens_of_documents_seen']}, {facts['documents_seen_twice']} of them twice"
+            f"trained {facts['tokens_seen']} tokens of documents that have "
+            f"{facts['tokens_of_documents_seen']}, and {facts['documents_seen_twice']} documents "
+            "twice"
         )
     leak = facts.get("leak_between_documents", 0.0)
     if leak > ISOLATION_TOLERANCE:
-        faults.append(f"packed documents see each other (hidden states change by {leak:.2g})")
+        faults.append(
+            f"attention crosses packed documents (hidden states change by {leak:.2g}, relative)"
+        )
     if facts["trained_parameters"] != common_size:
-        faults.append(f"trains {facts['trained_parameters']} weights, the others {common_size}")
+        faults.append(
+            f"trains {facts['trained_parameters']} weights, other contestants {common_size}"
+        )
     expected = _find_expected_loss(facts, reference)
     if expected is None:
-        unchecked.append("loss, spread: no float32 reference of these documents")
+        unchecked.append("loss, spread: these documents have no float32 reference")
         return faults, unchecked
     assert reference is not None
     low, high = LOGITS_STD_RANGE
     if not low <= reference.facts["logits_std"] <= high:
-        faults.append(f"logits spread by {reference.facts['logits_std']:.2g}, not {low} to {high}")
+        faults.append(
+            f"the reference's logits have a standard deviation of "
+            f"{reference.facts['logits_std']:.2g}, not {low} to {high}"
+        )
     found = facts["first_step_loss"]
     if found is None or abs(found - expected) > LOSS_TOLERANCE * expected:
-        faults.append(f"step 1 has loss {found}, float32 gives {expected:.5f}")
+        faults.append(f"the loss of step 1 is {found}, in float32 it is {expected:.5f}")
     return faults, unchecked
 
 

@@ -1,7 +1,8 @@
-"""Measure a training run from outside: what went into the model, when, and what it held.
+"""Measure the tokens, the time and the memory of a training run, without the trainer's own log.
 
-A trainer's own speed log counts what it means to count (padding, sequences, epochs). These meters
-hang on the embedding and on step ends, so that every contestant is measured alike.
+Each trainer defines its own speed: some count padding, others sequences or epochs. These meters
+read the inputs of the model's embedding, and the clock at the ends of steps. So all contestants are
+measured in the same way.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from benchmarks.shapes import PAD_ID
 
 
 def synchronize() -> None:
-    """Wait for the GPU, where there is one: its work is asynchronous."""
+    """Wait until the GPU has finished its work. Do nothing on a machine without a GPU."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 class TokenMeter:
-    """Keeps every batch of token ids that the model's embedding is given."""
+    """A hook on the model's embedding that keeps the token ids of every micro-batch."""
 
     def __init__(self, model: Any) -> None:
         self.batches: list[torch.Tensor] = []
@@ -36,19 +37,19 @@ class TokenMeter:
         self.batches.append(inputs[0].detach())
 
     def remove(self) -> None:
-        """Stop listening."""
+        """Remove the hook."""
         self._handle.remove()
 
     def count_tokens(self, start: int, end: int) -> int:
-        """Non-padding tokens of the micro-batches [start, end)."""
+        """Return the number of non-padding tokens in the micro-batches [start, end)."""
         return sum(int((ids != PAD_ID).sum()) for ids in self.batches[start:end])
 
     def count_slots(self, start: int, end: int) -> int:
-        """Token slots of the micro-batches [start, end), padding included."""
+        """Return the number of tokens in the micro-batches [start, end), padding included."""
         return sum(ids.numel() for ids in self.batches[start:end])
 
     def find_documents(self, documents: Documents, start: int, end: int) -> list[int]:
-        """The numbers of the documents in the micro-batches [start, end), in order."""
+        """Return the numbers of the documents in the micro-batches [start, end), in order."""
         found = []
         first, base = documents.first_digit_id, documents.base
         for batch in self.batches[start:end]:
@@ -61,10 +62,14 @@ class TokenMeter:
 
 @dataclass
 class StepClock:
-    """Times the steps after `warmup_steps`; a synchronisation at both ends and nowhere between.
+    """An observer that times the steps after the warm-up.
 
-    `count_batches` tells how many micro-batches the model has seen, so that tokens and seconds
-    belong to the same steps.
+    It waits for the GPU only before and after the timed steps.
+
+    Attributes:
+        count_batches: Returns how many micro-batches the model has received so far.
+        marks: That count after step 1 ("first step"), after the warm-up ("warm") and after the last
+            step ("end"). With it the tokens of exactly the timed steps can be counted.
     """
 
     warmup_steps: int
@@ -76,10 +81,10 @@ class StepClock:
     _start: tuple[float, float] = (0.0, 0.0)
 
     def start_step(self, step: int) -> None:
-        """Part of the observer's interface; steps count from 1."""
+        """Do nothing. An observer must have this method."""
 
     def end_step(self, step: int) -> None:
-        """Mark the ends of step 1, of the warm-up and of the last step."""
+        """Set a mark after step 1, after the warm-up and after the last step."""
         if step == 1:
             self.marks["first step"] = self.count_batches()
         if step == self.warmup_steps:
@@ -94,16 +99,17 @@ class StepClock:
 
 
 def reset_peak_memory() -> None:
-    """Start a new peak (GPU only; a process's resident peak cannot be reset)."""
+    """Reset torch's peak of GPU memory. On a CPU do nothing: the peak is that of the process."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
 
 def read_peak_memory() -> dict[str, int]:
-    """Peaks in bytes: allocated and reserved by torch, and what the driver holds in all now.
+    """Return peaks of memory in bytes.
 
-    On a CPU the process's resident peak stands for all of them.
+    On a GPU: the peaks that torch allocated and reserved, and the bytes of the device that are in
+    use now. On a CPU: the peak resident memory of this process.
     """
     if not torch.cuda.is_available():
         return {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}

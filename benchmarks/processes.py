@@ -1,4 +1,4 @@
-"""Run a command in a process of its own and read what it cost, as the kernel counted it."""
+"""Run a command in a new process and read its time and memory from the kernel."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pathlib import Path
 
 from benchmarks.record import ROOT
 
-# Nothing that is measured may ask a network or tell one anything.
-QUIET_ENVIRONMENT = {
+# For every measured process: no downloads, no usage reports, no progress bars.
+OFFLINE_ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -30,7 +30,13 @@ POLL_SECONDS = 0.002
 
 @dataclass(frozen=True)
 class Usage:
-    """What a finished process cost, its children included."""
+    """The cost and the output of a finished process.
+
+    Attributes:
+        exit_code: The exit code, or 124 if the process was killed at its time limit.
+        cpu_seconds: User and system time, children included.
+        peak_rss_bytes: The peak resident memory of the process itself.
+    """
 
     exit_code: int
     cpu_seconds: float
@@ -40,8 +46,8 @@ class Usage:
     stderr: str
 
     @property
-    def last_words(self) -> str:
-        """The end of what it wrote, for a reason."""
+    def last_lines(self) -> str:
+        """The last three lines of the process's output, to say why it failed."""
         lines = (self.stderr.strip() or self.stdout.strip()).splitlines()
         return " | ".join(line.strip() for line in lines[-3:])[-600:]
 
@@ -53,11 +59,11 @@ def run_measured(
     timeout_seconds: float = 600,
     folder: Path = ROOT,
 ) -> Usage:
-    """Run a command to its end, or kill it (with all it started) at the time limit: code 124.
+    """Run a command and return its cost. At the time limit kill it and its children (code 124).
 
-    CPU seconds are user + system of the process and every child it waited for (`wait4`). The peak
-    is the process's own high-water mark, read while it runs: the one of getrusage(2) begins at
-    that of the process which started it.
+    CPU seconds are the user and system time of the process and of all children that it waited for
+    (`wait4`). The peak is read from /proc while the process runs. The peak of getrusage(2) is not
+    used: it starts at the peak of the parent process.
     """
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         started = time.perf_counter()
@@ -67,7 +73,7 @@ def run_measured(
             stderr=err,
             stdin=subprocess.DEVNULL,
             cwd=folder,
-            env={**os.environ, **QUIET_ENVIRONMENT, **(environment or {})},
+            env={**os.environ, **OFFLINE_ENVIRONMENT, **(environment or {})},
             start_new_session=True,
         )
         code, usage, peak = _wait(process, started + timeout_seconds)
@@ -101,7 +107,7 @@ def _wait(
 
 
 def _read_peak_rss_bytes(pid: int) -> int:
-    """The high-water mark of a process's resident set (0 once it has ended)."""
+    """Return the peak resident memory of a process, or 0 if the process has ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:

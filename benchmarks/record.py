@@ -1,8 +1,8 @@
-"""A record: what was measured, on which machine, with which versions and which commit.
+"""Keep the results of one measure on one device, with the machine, the versions and the commit.
 
-One JSON file a measure and device. Cases are added to it one by one, so that a run that is cut
-short keeps what it has, and a later run goes on with what is missing. Every sample is kept;
-medians and spreads are made when a record is read.
+A record is one JSON file per measure and device. It is written after every case, so an interrupted
+run loses nothing, and a later run continues with the missing cases. A record holds every sample.
+Medians and spreads are computed when it is read.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from typing import Any, Literal
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
-# What decides a number: a result is of the same source where these files are the same.
+# The folders whose code affects the numbers. Two results have the same source if these files are
+# equal.
 SOURCE_FOLDERS = ("lora_sft", "benchmarks")
-# Written beside the wheels that travel to a host without git (see tools/gpu/pack.py).
+# The commit, for a host without git. tools/gpu/pack.py writes it beside the packed wheels.
 PACKED_COMMIT = ROOT / ".gpu_pack" / "commit.json"
 
 LIBRARIES = (
@@ -36,13 +37,14 @@ LIBRARIES = (
 )  # fmt: skip
 
 Status = Literal["measured", "skipped", "failed", "void"]
-# "reference": not a contestant; what a gate compares with
+# A "peer" is another library. A "limit" is the best that is possible. A "reference" is not a
+# contestant: a gate compares contestants with it.
 Role = Literal["ours", "peer", "limit", "reference"]
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One number, measured once or several times."""
+    """The samples of one quantity."""
 
     unit: str
     samples: tuple[float, ...]
@@ -54,23 +56,26 @@ class Measurement:
 
     @property
     def spread(self) -> float:
-        """Half the range of the samples, as a share of the median (0 for a single sample)."""
+        """Half the range of the samples divided by the median, or 0 for a single sample."""
         if len(self.samples) < 2 or not self.median:
             return 0.0
         return (max(self.samples) - min(self.samples)) / 2 / abs(self.median)
 
     def joined(self, other: Measurement) -> Measurement:
-        """The samples of both."""
+        """Return a measurement with the samples of both."""
         return replace(self, samples=(*self.samples, *other.samples))
 
 
 @dataclass(frozen=True)
 class Case:
-    """One contestant doing one thing.
+    """The result of one contestant for one subject.
 
-    `subject` is the thing (a command, a model with a data set), `contestant` who did it, `role`
-    what that is to us. `reason` says why there is no number (skipped, failed) or why the numbers
-    do not count (void: a validity gate refused them). `facts` is whatever else explains them.
+    Attributes:
+        subject: The work that was measured: a command, or a model with a data set.
+        status: "measured", "skipped", "failed", or "void" if a gate refused the numbers.
+        reason: Why the case has no numbers, or why they do not count.
+        facts: Other information that explains the numbers.
+        environment: The key of the case's environment in the record. The record sets it.
     """
 
     subject: str
@@ -80,7 +85,7 @@ class Case:
     status: Status = "measured"
     reason: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    environment: str = ""  # key into the record's environments; set when added
+    environment: str = ""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -91,7 +96,10 @@ class Case:
         return max((len(each.samples) for each in self.measurements.values()), default=0)
 
     def joined(self, other: Case) -> Case:
-        """This case with the samples of a repetition of it; the newest facts stay."""
+        """Return this case with the samples of a later repetition, and the repetition's facts.
+
+        If only one of the two was measured, return that one.
+        """
         if "measured" not in (self.status, other.status):
             return other
         if other.status != "measured":
@@ -107,7 +115,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Environment:
-    """Where and with what a case was measured. Two equal keys: numbers that may be compared."""
+    """The machine, the library versions and the source code with which a case was measured.
+
+    Numbers may be mixed only if the keys of their environments are equal.
+    """
 
     commit: str
     source: str
@@ -122,7 +133,7 @@ class Environment:
 
 
 class Record:
-    """The cases of one measure on one device, kept on disk after every change."""
+    """The cases of one measure on one device. Every change is written to disk."""
 
     def __init__(self, path: Path, measure: str) -> None:
         self.path = path
@@ -132,9 +143,9 @@ class Record:
 
     @classmethod
     def read(cls, path: Path) -> Record:
-        """Read a record that was written before.
+        """Read a record from disk.
 
-        Raises: OSError, ValueError or KeyError where there is none that can be read.
+        Raises: OSError, ValueError or KeyError if the file is missing or is not a record.
         """
         document = json.loads(path.read_text())
         record = cls(path, document["measure"])
@@ -151,7 +162,10 @@ class Record:
         return record
 
     def add(self, case: Case, environment: Environment) -> Case:
-        """Add a case, or a repetition of one; one from another environment is replaced."""
+        """Add a case and return it, with the samples of an earlier repetition.
+
+        An earlier case from another environment is replaced.
+        """
         case = replace(case, environment=environment.key)
         before = self.cases.get(case.key)
         if before is not None and before.environment == case.environment:
@@ -160,7 +174,7 @@ class Record:
         return case
 
     def put(self, case: Case, environment: Environment) -> None:
-        """Set a case, whatever was there."""
+        """Add a case. An earlier case with the same key is replaced."""
         self.cases[case.key] = replace(case, environment=environment.key)
         self.environments[environment.key] = environment
         self._write()
@@ -180,7 +194,10 @@ class Record:
 
 
 def open_record(folder: Path, measure: str, device: str, *, start_from: Path = RESULTS) -> Record:
-    """The record of a measure on a device in `folder`, going on from the one in `start_from`."""
+    """Open the record of a measure on a device in `folder`.
+
+    If `folder` has no such record, start with the cases of the record in `start_from`.
+    """
     path = folder / device / f"{measure}.json"
     for known in (path, start_from / device / f"{measure}.json"):
         if known.exists():
@@ -191,7 +208,7 @@ def open_record(folder: Path, measure: str, device: str, *, start_from: Path = R
 
 
 def read_environment() -> Environment:
-    """This machine, these libraries and this source, now."""
+    """Return the current environment: machine, library versions, source code, commit and date."""
     source = hash_source()
     return Environment(
         commit=find_commit(source),
@@ -203,7 +220,7 @@ def read_environment() -> Environment:
 
 
 def hash_source(root: Path = ROOT) -> str:
-    """SHA-256 over the Python files that decide a number, with their names."""
+    """Return a SHA-256 over the names and contents of the Python files in `SOURCE_FOLDERS`."""
     digest = hashlib.sha256()
     for folder in SOURCE_FOLDERS:
         for path in sorted((root / folder).rglob("*.py")):
@@ -213,7 +230,11 @@ def hash_source(root: Path = ROOT) -> str:
 
 
 def find_commit(source: str) -> str:
-    """The commit of this source; `+` behind it where the files differ from the commit's."""
+    """Return the commit of this source. A "+" is added if the files differ from that commit.
+
+    Args:
+        source: The hash of the source, as `hash_source` returns it.
+    """
     git = ["git", "-C", str(ROOT)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
@@ -233,7 +254,7 @@ def find_commit(source: str) -> str:
 
 
 def read_machine() -> dict[str, Any]:
-    """Processor, memory, system, and the GPU with its driver where there is one."""
+    """Return the processor, the memory, the system, and the GPU with its driver (or None)."""
     machine: dict[str, Any] = {
         "cpu": _read_cpu_name(),
         "cores": os.cpu_count(),
@@ -242,7 +263,7 @@ def read_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "gpu": None,
     }
-    gpu = _ask_nvidia_smi("name,driver_version,memory.total")
+    gpu = _query_nvidia_smi("name,driver_version,memory.total")
     if gpu:
         name, driver, memory = (part.strip() for part in gpu.split(","))
         machine |= {"gpu": name, "driver": driver, "gpu_memory": memory}
@@ -250,13 +271,13 @@ def read_machine() -> dict[str, Any]:
 
 
 def name_device(machine: Mapping[str, Any]) -> str:
-    """A folder name for results that may be compared: the GPU, else the CPU's cores."""
+    """Return the folder name for a machine's results: the GPU's name, else the number of cores."""
     name = machine["gpu"] or f"cpu {machine['cores']} cores"
     return re.sub(r"[^a-z0-9]+", "-", str(name).lower()).strip("-")
 
 
 def read_library_versions() -> dict[str, str]:
-    """Versions of what the numbers depend on, read without importing any of it."""
+    """Return the versions of Python and of `LIBRARIES`, without importing the libraries."""
     versions = {"python": sys.version.split()[0]}
     for library in LIBRARIES:
         try:
@@ -266,7 +287,7 @@ def read_library_versions() -> dict[str, str]:
     return versions
 
 
-def _ask_nvidia_smi(fields: str) -> str:
+def _query_nvidia_smi(fields: str) -> str:
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=30)
@@ -284,5 +305,5 @@ def _read_cpu_name() -> str:
     return names[0] if names else "unknown"
 
 
-if __name__ == "__main__":  # asked by tools/gpu/run.py for each set of libraries
+if __name__ == "__main__":  # tools/gpu/run.py runs this with each set of libraries
     print(json.dumps(asdict(read_environment())))

@@ -1,6 +1,6 @@
-"""Random models of real shapes: what is timed depends on the shapes, not on what was learned.
+"""Make models with the shapes of real models and random weights.
 
-Legend: h width, L layers, d = heads x head_dim, i MLP width, V vocabulary.
+Speed and memory depend on the shapes, not on the values of the weights.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-# Logits of trained models of these families spread with a standard deviation of about 4.4. With
-# the library's init (0.02) the softmax is flat, which flatters losses that skip small gradients.
+# The logits of trained models of these families have a standard deviation of about 4.4. With
+# transformers' initialisation (0.02) the softmax would be flat. A loss that skips small gradients
+# would then look better than it is.
 LOGITS_STD = 4.4
 PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
 TOKENIZER_VOCABULARY = ("<pad>", "<s>", "</s>", "<unk>")
@@ -21,7 +22,7 @@ ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The numbers of a Llama-like decoder (its published config.json)."""
+    """The shape of a decoder in the style of Llama, as its published config.json gives it."""
 
     name: str
     model_type: str  # "llama" or "qwen2"
@@ -36,24 +37,24 @@ class ModelShape:
 
     @property
     def linear_weights(self) -> int:
-        """N: weights of the linear layers inside the decoder layers."""
+        """The number of weights of all linear layers in the decoder layers ("N")."""
         attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.key_value_heads)
         return self.layers * (attention + 3 * self.hidden * self.intermediate)
 
     @property
     def head_weights(self) -> int:
-        """E: weights of the output head."""
+        """The number of weights of the output head ("E")."""
         return self.vocabulary * self.hidden
 
     def count_adapter_weights(self, r: int) -> int:
-        """P: weights of a rank-r adapter on every linear layer of the decoder layers."""
+        """Return the number of weights of a rank-r adapter on all those linear layers ("P")."""
         d, kv = self.heads * self.head_dim, self.key_value_heads * self.head_dim
         widths = [(self.hidden, d), (self.hidden, kv), (self.hidden, kv), (d, self.hidden)]
         widths += [(self.hidden, self.intermediate)] * 2 + [(self.intermediate, self.hidden)]
         return self.layers * r * sum(given + made for given, made in widths)
 
     def with_layers(self, layers: int, vocabulary: int) -> ModelShape:
-        """The same layers, fewer of them, over another vocabulary (for per-layer counts)."""
+        """Return this shape with another number of layers and another vocabulary size."""
         return replace(self, name=f"{self.name}-{layers}", layers=layers, vocabulary=vocabulary)
 
 
@@ -69,9 +70,10 @@ SHAPES = {
 
 
 def build_random_model(shape: ModelShape, folder: Path, *, seed: int = 0) -> Path:
-    """Make the model on the GPU where there is one, save it in bfloat16, once.
+    """Make a model with random weights and save it in bfloat16. Return its folder.
 
-    A folder that is finished and of the same shape is used as it is.
+    The model is made on the GPU if there is one. A folder that already holds the finished model is
+    not written again.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -110,7 +112,10 @@ def _make_config_fields(shape: ModelShape) -> dict[str, Any]:
 
 
 def make_tokenizer() -> Any:
-    """A tokenizer that trainers can ask for its pad and eos; the documents are ids already."""
+    """Make a tokenizer with a padding token and an end token, because trainers need these.
+
+    It is not used to tokenise: the documents are token ids already.
+    """
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 

@@ -1,8 +1,8 @@
-"""Count what a training step launches, moves and keeps: what a GPU pays for, read without one.
+"""Count the launches, the memory traffic and the kept activations of a training step on a CPU.
 
-A step of LoRA is bound by element-wise traffic and launches as much as by matrix products, and
-both can be counted on a CPU from the operators that reach the dispatcher. What differs from a GPU:
-fused kernels that only exist there, and what their libraries do inside one operator.
+On a GPU the time of a LoRA step depends as much on element-wise traffic and on launches as on
+matrix products. Both can be counted on a CPU, from the operators that reach PyTorch's dispatcher.
+Two things are not seen: fused kernels that exist only on a GPU, and the work inside one operator.
 """
 
 from __future__ import annotations
@@ -17,17 +17,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 MATRIX_PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "linear", "matmul", "addmm_", "mv"})
-# Operators that make a tensor without writing it, or read a number back (a synchronisation).
+# Operators that make a tensor without writing to it.
 ALLOCATIONS = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"})
+# Operators whose result the CPU needs: on a GPU the CPU would wait for it.
 SYNCHRONISATIONS = frozenset({"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select"})
 
 
 class StepTraffic(TorchDispatchMode):
-    """Counts of everything dispatched while it is entered.
+    """A context manager that counts the operators that PyTorch dispatches inside it.
 
-    `launches`: operators that do work (views and allocations are none).
-    `element_wise_bytes`: bytes read and written by operators that are neither matrix products nor
-    attention.
+    Attributes:
+        launches: The number of operators that do work. Views and allocations do not count.
+        element_wise_bytes: The bytes that operators read and write, without matrix products and
+            attention.
+        synchronisations: How often the CPU would have to wait for a GPU.
     """
 
     def __init__(self) -> None:
@@ -58,7 +61,7 @@ def _find_tensors(tree: Any) -> list[torch.Tensor]:
 
 
 def _is_view(func: Any, given: Iterable[torch.Tensor], made: Iterable[torch.Tensor]) -> bool:
-    """Whether an operator only looks at memory that was there, in another shape."""
+    """Return whether an operator only gives its input's memory another shape."""
     if func._schema.is_mutable:
         return False
     storages = {tensor.untyped_storage().data_ptr() for tensor in given}
@@ -66,15 +69,12 @@ def _is_view(func: Any, given: Iterable[torch.Tensor], made: Iterable[torch.Tens
 
 
 def _count_bytes(tensor: torch.Tensor) -> int:
-    """Bytes that reading the tensor once moves; an expanded one is read from its smaller memory."""
+    """Return the bytes that one read of the tensor moves: an expanded tensor has less memory."""
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 
 class CountedStep:
-    """An observer of a run that counts one of its optimizer steps.
-
-    `saved_bytes` are what the forward pass keeps for the backward pass, parameters not counted.
-    """
+    """An observer of a run that counts the traffic of one optimizer step."""
 
     def __init__(self, step: int, model: Any) -> None:
         self.step = step
@@ -85,17 +85,18 @@ class CountedStep:
 
     @property
     def saved_bytes(self) -> int:
+        """The bytes that the forward pass keeps for the backward pass, without parameters."""
         return sum(self.saved.values())
 
     def start_step(self, step: int) -> None:
-        """Begin to count at the wanted step."""
+        """Begin to count if this is the wanted step."""
         if step == self.step:
             hooks = torch.autograd.graph.saved_tensors_hooks(self._note, lambda tensor: tensor)
             self._entered.enter_context(hooks)
             self._entered.enter_context(self.traffic)
 
     def end_step(self, step: int) -> None:
-        """Stop at its end."""
+        """Stop counting if this is the wanted step."""
         if step == self.step:
             self._entered.close()
 

@@ -3,13 +3,16 @@
 There is one class per family, because the family decides the exit code. Each class also derives
 from the built-in exception that a Python caller expects, so `except ValueError` works.
 
-This file imports no other part of the package.
+Names, values and messages of libraries come into an error as they are. `Fault` makes them fit to be
+shown, so every error can be printed and stored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+from lora_sft.shown_text import hide_secrets, make_one_line
 
 EXIT_DONE = 0
 EXIT_UNEXPECTED = 1
@@ -22,14 +25,24 @@ EXIT_EXPORT = 7
 EXIT_RESUME_ME = 75
 EXIT_INTERRUPTED = 130
 
+LONGEST_PART_CHARACTERS = 2_000
+
 
 @dataclass(frozen=True)
 class Fault:
-    """One mistake: what is wrong, where it is (file:line and field), and how to fix it."""
+    """One mistake: what is wrong, where it is (file:line and field), and how to fix it.
+
+    Each part is one printable line without passwords, whatever text it was made from.
+    """
 
     what: str
     where: str = ""
     fix: str = ""
+
+    def __post_init__(self) -> None:
+        for part in fields(self):
+            line = make_one_line(hide_secrets(getattr(self, part.name)), LONGEST_PART_CHARACTERS)
+            object.__setattr__(self, part.name, line)
 
     def __str__(self) -> str:
         return f"error: {self.what}\nwhere: {self.where}\nfix:   {self.fix}"
@@ -46,7 +59,7 @@ class LoraSftError(Exception):
 
     def __init__(self, what: str, where: str = "", fix: str = "") -> None:
         self.faults: tuple[Fault, ...] = (Fault(what, where, fix),)
-        super().__init__(what)
+        super().__init__(self.what)
 
     @classmethod
     def from_faults(cls, faults: Sequence[Fault]) -> LoraSftError:

@@ -1,6 +1,9 @@
 """Print messages for the user on stderr. Stdout is only for the results of commands.
 
 In a distributed run only rank 0 prints. The other processes print only their errors.
+
+Messages and results hold text from recipes, files and models. A terminal would obey the control
+characters in it, so they are printed as escapes. Messages show no password of an address.
 """
 
 from __future__ import annotations
@@ -9,11 +12,16 @@ import errno
 import io
 import os
 import sys
+import traceback
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from lora_sft.shown_text import escape_controls, escape_unprintable, hide_secrets
+
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.segment import Segment
 
 STDERR = 2
 
@@ -87,9 +95,29 @@ def _make_console(**settings: Any) -> Console:
             """Raise BrokenPipeError. rich itself would end the process with exit code 1."""
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
+        def render(self, *arguments: Any, **options: Any) -> Iterator[Segment]:
+            """Yield the segments, with escapes for the control characters of the texts.
+
+            The control codes of rich itself are in segments of their own.
+            """
+            for segment in super().render(*arguments, **options):
+                is_text = segment.control is None
+                yield segment._replace(text=escape_controls(segment.text)) if is_text else segment
+
     return PlainConsole(**settings, quiet=not is_main_process(), highlight=False)
 
 
 def say(message: str, *, style: str | None = None) -> None:
     """Print one line on stderr if this process is rank 0. The text is not parsed as markup."""
-    make_console().print(message, style=style, markup=False, soft_wrap=True)
+    line = escape_unprintable(hide_secrets(message))
+    make_console().print(line, style=style, markup=False, soft_wrap=True)
+
+
+def print_result(text: str, end: str = "\n") -> None:
+    """Print a text on stdout, as a part of the result of a command."""
+    print(escape_controls(text), end=end, flush=True)
+
+
+def format_traceback() -> str:
+    """Return the traceback of the current exception. Its message may repeat a URL."""
+    return escape_controls(hide_secrets(traceback.format_exc()))

@@ -1,9 +1,10 @@
-"""The spine: the stages of a training run in their order, and the only file that knows two of them.
+"""Run the stages of training in their order.
 
     recipe -> data -> plan -> model -> train -> export
 
-Each stage takes what came before and returns the next; nothing is handed back. Rows are packed
-after the model is built, because the model decides whether documents stay apart in one row.
+Only this file knows more than one stage. Each stage takes the results of the stages before it and
+returns a new record. Rows are packed after the model is built, because the model decides whether
+documents stay apart in one packed row.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from lora_sft.export.run_exports import check_exports, export_run
 from lora_sft.log import say
 from lora_sft.model.building import build_model
 from lora_sft.plan.batch import make_batch_plan
-from lora_sft.processes.full_disk import full_disk_named
+from lora_sft.processes.full_disk import explain_full_disk
 from lora_sft.processes.meeting import check_same_data
 from lora_sft.processes.output_lock import locked
 from lora_sft.processes.report import Report, status_written
@@ -49,28 +50,32 @@ def run_training(
     *,
     resume: str = "auto",
     overwrite: bool = False,
+    trust_checkpoint: bool = False,
     request: StopRequest | None = None,
 ) -> TrainResult:
-    """Train one recipe, from rows on disk to an adapter folder and what `export` asks for.
+    """Train one recipe, from rows on disk to an adapter folder and the exports of the recipe.
 
     Args:
-        recipe: What to train.
-        processes: This process's place among those of the run.
+        recipe: The recipe.
+        processes: The rank of this process, and the world size.
         resume: `auto`, `never` or the path of a checkpoint.
-        overwrite: Give up the run that is in the output directory.
-        request: Notes the signals that ask the run to stop. The caller may have listened to them
-            since before torch was imported.
+        overwrite: Whether to remove the run that is in the output directory.
+        trust_checkpoint: Whether to load DeepSpeed's states that this user did not sign.
+        request: Notes the signals that ask the run to stop. A caller that handled signals before
+            torch was imported passes its own.
     """
     check_devices(os.environ, torch.cuda.device_count())
     run = RunDirectory(Path(recipe.output_dir)).create()
     request = request or StopRequest()
     with request.listening(), locked(run.path, is_main=processes.is_main):
-        start = find_starting_point(run, recipe, resume, overwrite)
+        start = find_starting_point(
+            run, recipe, resume, overwrite, trust_checkpoint=trust_checkpoint
+        )
         if start.finished:
             return report_finished(run)
         check_exports(recipe, run, start.run_id, processes)
         with status_written(run, processes, request) as report:
-            with full_disk_named(run.path):
+            with explain_full_disk(run.path):
                 job = prepare_training(recipe, run, start, processes, report)
                 result = fit(job, request, report.watch)
                 save_adapter(job, result, processes)
@@ -80,7 +85,7 @@ def run_training(
                     export_run(recipe, run, start.run_id)
                 run.write_status(**asdict(result))
             report.leave()
-        request.finish()
+        request.ignore_signals()
     say(describe_end(run, result))
     return result
 
@@ -92,23 +97,23 @@ def prepare_training(
     processes: Processes,
     report: Report,
 ) -> TrainingJob:
-    """Decide everything that the run computes with, and write it down before the first step.
+    """Build everything that training needs, and write the manifest before the first step.
 
-    The cheap checks come first: a difference from the checkpoint's run is found before the next
-    slow stage.
+    Each value is compared with the checkpoint's run as soon as it is known, so that a difference is
+    found before the next slow stage.
     """
     batch = make_batch_plan(recipe, processes.world_size)
     identity = check_same_run(start, RunIdentity(global_batch_size=batch.global_batch_size))
     universal = start.needs_conversion(processes.world_size)
     arguments = make_sft_config(recipe, batch, run, universal=universal)  # opens the process group
-    watch = report.watch_over(arguments.ddp_timeout)
+    watch = report.start_watch(arguments.ddp_timeout)
     tokenizer, corpus = load_data(recipe, start.template_date)
     show_accounts(corpus)
     origin = make_adapter_origin(recipe, corpus)
     identity = replace(identity, rows=corpus.fingerprint, base=origin.base_sha256)
     check_same_run(start, identity)
     check_same_data(watch, corpus.fingerprints)
-    set_seed(recipe.train["seed"])  # the adapter's random A matrices come from it
+    set_seed(recipe.train["seed"])  # for the random A matrices of the adapter
     model, census = build_model(recipe)
     check_vocabulary(recipe, model, tokenizer, corpus)
     rows = pack_rows(recipe, batch, corpus.train, model, tokenizer, arguments)
@@ -123,6 +128,7 @@ def prepare_training(
         validation=corpus.validation,
         origin=asdict(origin),
         checkpoint=start.checkpoint,
+        trust_checkpoint=start.trust_checkpoint,
     )
     manifest = make_manifest(recipe, batch, corpus, census, rows)
     begin_run(job, start, manifest, watch, processes)
@@ -130,26 +136,26 @@ def prepare_training(
 
 
 def save_adapter(job: TrainingJob, result: TrainResult, processes: Processes) -> None:
-    """Write the adapter folder of a run that is complete; then DeepSpeed is no longer needed."""
+    """Write the adapter folder of a complete run; after that DeepSpeed is not needed."""
     with zero.gathered(job.model):
         if result.is_complete and processes.is_main:
             origin = AdapterOrigin(**job.origin)
             write_adapter_folder(job.model, job.tokenizer, job.run.adapter, origin)
             write_validation_sample(job.run, job.validation)
-    zero.leave()
+    zero.stop_sharding_models()
 
 
 def report_finished(run: RunDirectory) -> TrainResult:
-    """Say that there is nothing to do, and return the step at which the run ended."""
+    """Log that the run is finished, and return the result with its last step."""
     step = (run.read_status() or {}).get("step", 0)
     say(f"{run.path}: this run is finished (step {step}); nothing to do")
     return TrainResult(step)
 
 
 def describe_end(run: RunDirectory, result: TrainResult) -> str:
-    """Return what a person wants to know at the end: where the run is, and what to type next."""
+    """Return the last line of the log: how the run ended, and the next commands."""
     if not result.is_complete:
-        again = f"go on with it: lora-sft train {run.recipe}"
+        again = f"continue the run: lora-sft train {run.recipe}"
         return f"{result.reason} at step {result.step}; {again}"
     commands = (f"lora-sft evaluate {run.path}", f"lora-sft merge {run.path} OUT")
     return f"done at step {result.step}; adapter: {run.adapter}; next: {', '.join(commands)}"

@@ -1,10 +1,10 @@
-"""The folder that a run leaves behind: which file is where, and how each is written.
+"""Name the files of a run directory, and write its JSON documents atomically.
 
     recipe.yaml  manifest.json  metrics.jsonl  status.json  checkpoints/  adapter/
 
-Every JSON document is staged beside its place, flushed to disk and renamed, so that a reader
-(a monitor, a scheduler, the next start of the same run) never sees half of one. What the files
-mean is known by the rooms that write them; this file only keeps their places.
+A JSON document is first written to another name, flushed to disk and then renamed. So a reader (a
+monitor, a scheduler, the next start of the run) never sees an incomplete document. The meaning of
+a file belongs to the room that writes it; this file only knows the paths.
 """
 
 from __future__ import annotations
@@ -23,12 +23,20 @@ from lora_sft.file_names import (
     CHECKPOINT_PREFIX,
     MANIFEST_FILE,
 )
+from lora_sft.shown_text import hide_secrets
+
+ANYONE = 0o666
+ONLY_OWNER = 0o600
 
 
-def write_text_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text` in one step: stage, fsync, rename (POSIX rename is atomic)."""
+def write_text_atomically(path: Path, text: str, mode: int = ANYONE) -> None:
+    """Replace `path` by `text` in one step: stage, fsync, rename (POSIX rename is atomic).
+
+    `mode` is that of the file; the user's umask takes from it.
+    """
     staged = path.with_name(f".{path.name}.{os.getpid()}.staged")
-    with staged.open("w", encoding="utf-8") as file:
+    descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -37,12 +45,26 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """Write one JSON document atomically, indented, keys in the order given."""
-    write_text_atomically(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    write_text_atomically(path, _dump_json(document))
+
+
+def write_recorded_text(path: Path, text: str) -> None:
+    """Write a text that holds the settings of a recipe.
+
+    It keeps addresses as they are written, because a later start reads them again. If an
+    address has a password or a query, only the owner of the file can read the file.
+    """
+    holds_secrets = hide_secrets(text) != text
+    write_text_atomically(path, text, ONLY_OWNER if holds_secrets else ANYONE)
+
+
+def _dump_json(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """Names of the files of one run below `path`."""
+    """The paths of the files of one run, below `path`."""
 
     path: Path
 
@@ -76,21 +98,21 @@ class RunDirectory:
 
     @property
     def is_run(self) -> bool:
-        """Whether something was trained here: a checkpoint or an adapter lies inside.
+        """Whether the directory holds a checkpoint or an adapter.
 
-        A directory without either is not a run and may be used by another recipe.
+        A directory without both is not a run, and another recipe may use it.
         """
         return bool(self.list_checkpoints()) or (self.adapter / ADAPTER_CONFIG_FILE).exists()
 
     @property
     def is_finished(self) -> bool:
-        """Whether the last start of this run reached its end and left an adapter."""
+        """Whether the last start of this run succeeded and wrote an adapter."""
         status = self.read_status()
         adapter = self.adapter / ADAPTER_WEIGHTS_FILE
         return status is not None and status.get("exit_code") == 0 and adapter.exists()
 
     def list_checkpoints(self) -> list[Path]:
-        """Checkpoint folders, oldest step first."""
+        """Return the checkpoint folders, oldest step first."""
         found = [
             (int(step), folder)
             for folder in self.checkpoints.glob(f"{CHECKPOINT_PREFIX}*")
@@ -98,10 +120,18 @@ class RunDirectory:
         ]
         return [folder for _, folder in sorted(found)]
 
+    def write_recipe(self, text: str) -> None:
+        """Write the resolved recipe."""
+        write_recorded_text(self.recipe, text)
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        """Write the manifest, which holds the resolved recipe too."""
+        write_recorded_text(self.manifest, _dump_json(manifest))
+
     def create(self) -> RunDirectory:
         """Make the directory.
 
-        Raises: RecipeError where something that is no directory stands in the way.
+        Raises: RecipeError if the directory cannot be made.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -109,62 +139,62 @@ class RunDirectory:
             raise RecipeError(
                 f"cannot make the run directory: {error.strerror}",
                 f"{self.path}  output_dir",
-                "set output_dir to a directory that can be written",
+                "set output_dir to a directory that this user can write",
             ) from error
         return self
 
     def read_json(self, path: Path) -> dict[str, Any] | None:
-        """One of this run's JSON documents, or None where it is not there (or not JSON)."""
+        """Return one of this run's JSON documents; None if it is missing or not JSON."""
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):  # neither text nor JSON is a ValueError
+        except (FileNotFoundError, ValueError):  # ValueError: not UTF-8, or not JSON
             return None
         return document if isinstance(document, dict) else None
 
     def read_status(self) -> dict[str, Any] | None:
-        """Return what `write_status` wrote at the end of the last start; None before its end."""
+        """Return the document that `write_status` wrote; None while a start is running."""
         return self.read_json(self.status)
 
     def read_template_date(self) -> str | None:
-        """The date that the run's chat template was shown, if it reads the clock."""
+        """Return the date that the run's chat template showed; None if it shows no date."""
         data = (self.read_json(self.manifest) or {}).get("data") or {}
         date: str | None = data.get("template_date")
         return date
 
     def write_status(self, exit_code: int, reason: str, step: int, *, state_saved: bool) -> None:
-        """Write how this start ended; a foreign launcher reports only its own exit code.
+        """Write how this start ended, because other launchers return only their own exit code.
 
         Args:
             exit_code: The exit code of the command.
-            reason: Why it ended, for a person; empty where the run is finished.
-            step: The optimizer step up to which the work is on disk. The same command goes on
-                from there. 0 where there is no intact checkpoint.
-            state_saved: Whether this start saved its state as it ended. True where the run is
-                finished, and where a signal stopped it at a step that it saved. False after an
-                error, and after a signal before or after the training loop: then `step` is that
-                of the last intact checkpoint, and the training since then is lost. `launch`
-                reads it: a stop that saved nothing may be a launcher ending its processes.
+            reason: Why it ended, in words for the user; empty if the run is finished.
+            step: The last optimizer step whose state is on disk; the same command continues from
+                there. 0 if there is no intact checkpoint.
+            state_saved: Whether this start saved its state at its end. True if the run is finished,
+                or if a signal stopped it at a saved step. False after an error, and after a signal
+                outside the training loop. Then `step` is that of the last intact checkpoint, and
+                the training after it is lost. `launch` reads this field: a launcher may have
+                stopped a run that saved nothing.
         """
         status = {"exit_code": exit_code, "reason": reason, "step": step}
         write_json(self.status, {**status, "state_saved": state_saved})
 
     def clear_status(self) -> None:
-        """Forget the end of an earlier start: this one has not ended yet."""
+        """Remove the status of an earlier start."""
         self.status.unlink(missing_ok=True)
 
 
 def is_run(path: Path) -> bool:
-    """Whether `path` is a run directory with a trained adapter (else it is a model).
+    """Return whether `path` is a run directory with an adapter; if not, it is a model folder.
 
-    Raises: ModelError for no folder at all, and for a run not trained to its end.
+    Raises: ModelError if the folder does not exist, or if the run's training is not complete.
     """
     if not path.exists():
         raise ModelError("no such folder", str(path), "give a run directory or a model folder")
     run = RunDirectory(path)
     if run.manifest.exists() and not (run.adapter / ADAPTER_CONFIG_FILE).exists():
         raise ModelError(
-            "this run has no adapter yet: its training has not come to an end",
+            "this run has no adapter yet: its training is not complete",
             str(path),
-            f"go on with it: lora-sft train {run.recipe}",
+            f"continue the training: lora-sft train {run.recipe}",
         )
     return run.recipe.exists() and run.adapter.is_dir()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-from importlib.metadata import PackageNotFoundError, version
-
 __version__ = "0.1.0"
 
 LIBRARIES = (
@@ -23,6 +20,10 @@ LIBRARIES = (
 
 def read_versions() -> dict[str, str]:
     """Return the versions of Python and of each installed library of `LIBRARIES`, by name."""
+    # importlib.metadata costs 20 ms and 5 MB, which `lora-sft --help` need not pay.
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +60,9 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def temporary_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep prepared data in a temporary folder. Child processes of the tests use it too."""
+    """Keep prepared data and the key in temporary folders. Child processes use them too."""
     os.environ["LORA_SFT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["LORA_SFT_KEY_FILE"] = str(tmp_path_factory.mktemp("key") / "key")
 
 
 @pytest.fixture(scope="session")
@@ -120,6 +123,24 @@ def write_recipe(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+    """Return a function that starts a web server on this machine and returns its URL."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+    servers: list[ThreadingHTTPServer] = []
+
+    def start(handler: Callable[..., BaseHTTPRequestHandler]) -> str:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_address[1]}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.fixture

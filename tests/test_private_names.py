@@ -76,7 +76,9 @@ PRIVATE_NAMES = (
 
 # These names are public although they begin with an underscore: their libraries document them.
 DOCUMENTED = frozenset({"os._exit", "transformers.__version__", "tokenizers.__version__"})
-PYTHON_NAMES = frozenset().union(
+# The methods of every named tuple, which Python documents too.
+NAMED_TUPLE_NAMES = frozenset({"_asdict", "_fields", "_make", "_replace"})
+PYTHON_NAMES = NAMED_TUPLE_NAMES.union(
     *map(dir, (object, type, enum.EnumType, BaseException)),
     *map(dir, (types.FunctionType, types.MethodType, types.ModuleType)),
 )

@@ -1,18 +1,19 @@
-"""Write the rows of the quickstart's task, `lora_sft/quickstart/data`, from a seed.
+"""Write the rows of the quickstart, `lora_sft/quickstart/data`, from a seed.
 
 Usage:
-    python tools/build_quickstart_data.py              # rewrite the shipped files
-    python tools/build_quickstart_data.py --out DIR    # write somewhere else
+    python tools/build_quickstart_data.py              # write the shipped files
+    python tools/build_quickstart_data.py --out DIR    # write to another folder
     python tools/build_quickstart_data.py --check      # compare with the shipped files
 
-The task: read a customer's message to a shop and answer with one line of JSON that holds the
-intent, the product, the order number, a greeting by name for the reply, and whether it is urgent.
+The task is to read a customer's message to a shop and to answer with one line of JSON. It holds the
+intent, the product, the order number, a greeting with the customer's name, and whether the message
+is urgent.
 
-A row is a frame (greeting, opening, problem, closing, order of parts) filled with three open
-values: product, order and customer. Frames and values are dealt to the splits by hash, so no
-frame, product, order number or name of one split occurs in another; `check_disjoint` proves it.
-The sentences that frames are composed of, and the single words of a product, do recur: the task is
-to combine and to copy, not to guess unseen language.
+A row is a frame (greeting, opening, problem, closing, and the order of the parts) with three
+values: product, order number and customer. A hash decides the split of each frame and of each
+value. So a frame, a product, an order number or a name occurs in only one split, and
+`check_disjoint` checks this. Single sentences and the single words of a product occur in several
+splits: the task is to combine and to copy, not to guess unknown words.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from build_tiny_base import ADJECTIVES, NAMES, NOUNS, QUICKSTART, mend_articles
+from build_tiny_base import ADJECTIVES, NAMES, NOUNS, QUICKSTART, fix_articles
 
 SHIPPED_DATA = QUICKSTART / "data"
 SEED = 7
 NUM_ROWS = {"train": 3900, "validation": 200, "test": 200}
-# Of a hundred hash buckets, how many each split owns; train owns the rest.
+# The hash buckets, of a hundred, that belong to each split. The others belong to "train".
 HELD_OUT_BUCKETS = {"test": range(0, 15), "validation": range(15, 30)}
 
 GREETINGS = (
@@ -114,7 +115,7 @@ CLOSINGS = {
 
 @dataclass(frozen=True)
 class Frame:
-    """One composition of sentences; what it says decides the intent and the urgency."""
+    """The sentences of a message, with their intent and their urgency."""
 
     greeting: str
     opening: str
@@ -126,29 +127,29 @@ class Frame:
 
     @property
     def frame_id(self) -> str:
-        """What tells this frame from every other."""
+        """A text that is different for every frame."""
         order = "problem first" if self.is_problem_first else "opening first"
         return " | ".join((self.greeting, self.opening, self.problem, self.closing, order))
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row before it is written: its frame and the values that fill it."""
+    """One example: its frame, and the value of each slot."""
 
     frame: Frame
     slots: tuple[tuple[str, str], ...]
 
     def render_message(self) -> str:
-        """What the customer writes."""
+        """Return the customer's message."""
         frame = self.frame
         parts = [frame.opening, frame.problem]
         if frame.is_problem_first:
-            parts = [lower_first(frame.problem), raise_first(frame.opening)]
+            parts = [lower_first(frame.problem), capitalise_first(frame.opening)]
         text = " ".join((frame.greeting, *parts, frame.closing))
-        return mend_articles(text.format(**dict(self.slots)))
+        return fix_articles(text.format(**dict(self.slots)))
 
     def render_answer(self) -> str:
-        """The one line of JSON that the row teaches."""
+        """Return the answer that the model learns: one line of JSON."""
         slots = dict(self.slots)
         answer: dict[str, str | bool] = {"intent": self.frame.intent}
         answer |= {"product": slots["product"], "order": slots["order"]}
@@ -156,7 +157,7 @@ class Example:
         return json.dumps(answer)
 
     def render_row(self) -> str:
-        """The row as it stands in the file."""
+        """Return the row as a line of the file."""
         messages = [
             {"role": "user", "content": self.render_message()},
             {"role": "assistant", "content": self.render_answer()},
@@ -164,17 +165,17 @@ class Example:
         return json.dumps({"messages": messages}, separators=(",", ":")) + "\n"
 
 
-def raise_first(sentence: str) -> str:
+def capitalise_first(sentence: str) -> str:
     return sentence[0].upper() + sentence[1:]
 
 
 def lower_first(sentence: str) -> str:
-    """Lower the first letter, as after a comma; "I" stays."""
+    """Return a sentence with a small first letter, as after a comma. "I" stays a capital."""
     return sentence if sentence.startswith("I ") else sentence[0].lower() + sentence[1:]
 
 
 def find_split(kind: str, value: str) -> str:
-    """The one split that owns a frame or a value."""
+    """Return the split to which a frame or a value belongs."""
     digest = hashlib.sha256(f"{SEED}/{kind}/{value}".encode()).digest()
     bucket = int.from_bytes(digest[:8], "big") % 100
     for split, buckets in HELD_OUT_BUCKETS.items():
@@ -184,7 +185,7 @@ def find_split(kind: str, value: str) -> str:
 
 
 def make_frames(split: str) -> list[Frame]:
-    """Every frame that the split owns."""
+    """Return all frames of a split."""
     problems = [(p, intent) for intent, sentences in PROBLEMS.items() for p in sentences]
     closings = [(c, urgent) for urgent, sentences in CLOSINGS.items() for c in sentences]
     frames = (
@@ -197,7 +198,7 @@ def make_frames(split: str) -> list[Frame]:
 
 
 def make_values(split: str) -> dict[str, list[str]]:
-    """Every open value that the split owns, by slot."""
+    """Return all values of a split, by slot."""
     values = {
         "product": [f"{adjective} {noun}" for adjective in ADJECTIVES for noun in NOUNS],
         "order": [str(number) for number in range(10_000, 100_000)],
@@ -210,7 +211,7 @@ def make_values(split: str) -> dict[str, list[str]]:
 
 
 def make_examples(split: str) -> list[Example]:
-    """The split's examples, each with a frame and an order number of its own."""
+    """Return the examples of a split. No two have the same frame or order number."""
     rng = random.Random(f"{SEED}/{split}")
     num_rows = NUM_ROWS[split]
     frames = rng.sample(make_frames(split), num_rows)
@@ -230,7 +231,7 @@ def make_examples(split: str) -> list[Example]:
 
 
 def find_keys(examples: Iterable[Example]) -> set[tuple[str, str]]:
-    """What a split owns: its frames and its (slot, value) pairs."""
+    """Return the frames and the (slot, value) pairs of a split's examples."""
     keys: set[tuple[str, str]] = set()
     for example in examples:
         keys.add(("frame", example.frame.frame_id))
@@ -239,23 +240,26 @@ def find_keys(examples: Iterable[Example]) -> set[tuple[str, str]]:
 
 
 def check_disjoint(splits: dict[str, list[Example]]) -> int:
-    """Raise if two splits share a frame or an open value.
+    """Check that no two splits share a frame or a value.
 
-    Returns how many frames and values were compared, so that a caller can tell a pass from an
-    empty check.
+    Returns: How many frames and values were compared. It is 0 if nothing was checked.
+
+    Raises: ValueError if two splits share a frame or a value.
     """
     keys = {split: find_keys(examples) for split, examples in splits.items()}
     num_compared = 0
     for one, other in itertools.combinations(keys, 2):
         shared = keys[one] & keys[other]
         if shared:
-            raise ValueError(f"{one} and {other} share {sorted(shared)[:3]}")
+            raise ValueError(
+                f"the splits {one} and {other} share frames or values, such as {sorted(shared)[:3]}"
+            )
         num_compared += len(keys[one]) + len(keys[other])
     return num_compared
 
 
 def make_files() -> dict[str, str]:
-    """The text of each file, by name."""
+    """Return the text of each file, by file name."""
     splits = {split: make_examples(split) for split in NUM_ROWS}
     check_disjoint(splits)
     return {
@@ -270,14 +274,25 @@ def run_check() -> int:
         for name, text in make_files().items()
         if (SHIPPED_DATA / name).read_text(encoding="utf-8") != text
     ]
-    print("differs: " + ", ".join(differing) if differing else "same as the shipped files")
+    print(
+        "different from the shipped file: " + ", ".join(differing)
+        if differing
+        else "same as the shipped files"
+    )
     return 1 if differing else 0
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--out", type=Path, default=SHIPPED_DATA)
-    parser.add_argument("--check", action="store_true")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=SHIPPED_DATA,
+        help="folder to write to (default: the shipped folder)",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; compare with the shipped files"
+    )
     options = parser.parse_args(arguments)
     if options.check:
         return run_check()

@@ -1,22 +1,23 @@
-"""Build the small base model that ships in `lora_sft/quickstart/base` from a seed and nothing else.
+"""Build the small base model of the quickstart, `lora_sft/quickstart/base`, from a seed.
 
 Usage:
-    OMP_NUM_THREADS=1 python tools/build_tiny_base.py              # rebuild the shipped folder
-    OMP_NUM_THREADS=1 python tools/build_tiny_base.py --out DIR    # build somewhere else
-    OMP_NUM_THREADS=1 python tools/build_tiny_base.py --check      # rebuild and compare SHA-256
+    OMP_NUM_THREADS=1 python tools/build_tiny_base.py              # write the shipped folder
+    OMP_NUM_THREADS=1 python tools/build_tiny_base.py --out DIR    # write to another folder
+    OMP_NUM_THREADS=1 python tools/build_tiny_base.py --check      # build and compare SHA-256
     python tools/build_tiny_base.py --samples 5                    # print documents of the corpus
 
-A generator writes small English stories, dialogs and reading exercises about invented customers,
-products and places; a byte-level BPE tokenizer is trained on them, then a Llama of about one
-million parameters. Copying from the context is the one skill a tiny model needs in order to follow
-the quickstart's task, and it does not arise by itself in so short a training. So two attention
-heads start as copying heads, a first phase trains them on repeated random strings, and the corpus
-repeats names, word pairs and digit strings on purpose. It holds no JSON: the base cannot do the
-task before it is fine-tuned.
+No other data is needed. A generator writes small English stories, dialogues and reading exercises
+about invented customers, products and places. A byte-level BPE tokenizer is trained on them, then a
+Llama of about one million parameters.
 
-The build runs on one thread with deterministic kernels held to AVX2, so the same pinned packages
-give the same bytes. It also writes `plain_text.jsonl`: documents of the same generator from seeds
-the training never used.
+For the quickstart's task a tiny model must be able to copy from its context, and it does not learn
+this in so short a training. So two attention heads are initialised as copying heads. A first phase
+trains them on repeated random strings, and the corpus often repeats names, word pairs and strings
+of digits. The corpus holds no JSON: without fine-tuning the base cannot do the task.
+
+The build uses one thread and deterministic AVX2 kernels. So the same versions of the packages give
+the same bytes. It also writes `plain_text.jsonl`: documents of the same generator that the training
+never used.
 """
 
 # ruff: noqa: SIM905 (long word lists read better as text)
@@ -38,7 +39,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# The maths libraries read these when torch is imported, which therefore happens inside functions.
+# The maths libraries read these when torch is imported. So torch is imported only inside functions.
 PORTABLE_KERNELS = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -64,8 +65,8 @@ WEIGHT_DECAY = 0.05
 MAX_GRADIENT_NORM = 1.0
 NUM_PLAIN_TEXTS = 100
 
-# Where training starts (see `plant_copy_heads`). The slow rotary pairs turn by less than a radian
-# over a message, so a match of contents survives them.
+# For the initial weights (see `plant_copy_heads`). Over the length of a message the slow rotary
+# pairs turn by less than a radian. So two equal contents still match at that distance.
 ROPE_THETA = 100_000.0
 INITIAL_STD, EMBEDDING_STD, CONSTANT_SHARE = 0.04, 0.08, 0.5
 COPIED_WIDTH, NUM_FAST_PAIRS = 20, 4
@@ -135,7 +136,7 @@ ra re ri ro sa se si so ta te ti to tu va ve vi vo za zo bar den fin gal hel jor
 pel ros sal tan ver wil
 """.split()
 
-# Words people put on forms. They occur in quotes only, so that their tokens are trained.
+# Words of forms. They occur in quotes, so that their tokens are trained.
 FORM_WORDS = """
 address amount cancel category city colour customer date delivery exchange false from intent invoice
 kind message name no number order price priority product reason refund return shipping size status
@@ -152,7 +153,7 @@ Slots = dict[str, str]
 
 
 def make_word(rng: random.Random) -> str:
-    """An invented word, so that copying cannot lean on a known vocabulary."""
+    """Return an invented word: it can only be copied, not guessed from known words."""
     return "".join(rng.choice(SYLLABLES) for _ in range(rng.choice((2, 2, 3))))
 
 
@@ -179,12 +180,12 @@ def make_number(rng: random.Random) -> str:
 
 
 def make_code(rng: random.Random) -> str:
-    """Letters and digits without sense, as in a booking code."""
+    """Return random letters and digits, as in a booking code."""
     return "".join(rng.choice(LETTERS) for _ in range(rng.choice((4, 5, 6))))
 
 
 def make_marks(rng: random.Random) -> str:
-    """Spaced punctuation marks, so that none of their tokens stays untrained."""
+    """Return punctuation marks with spaces between them, so that all their tokens are trained."""
     return " ".join(rng.choice(MARKS) for _ in range(rng.choice((2, 3, 4))))
 
 
@@ -192,13 +193,13 @@ def make_form_words(rng: random.Random) -> str:
     return " ".join(rng.sample(FORM_WORDS, rng.choice((1, 1, 2, 3))))
 
 
-def mend_articles(text: str) -> str:
-    """Write "an" before a vowel."""
+def fix_articles(text: str) -> str:
+    """Return the text with "an" in place of "a" before vowels."""
     return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
 
 
 def make_slots(rng: random.Random) -> Slots:
-    """One value for every slot that a sentence may name."""
+    """Return a value for every slot that a sentence may contain."""
     slots = {"word": make_word(rng), "other_word": make_word(rng)}
     for slot, make in (("name", make_name), ("product", make_product), ("number", make_number)):
         slots[slot] = make(rng)
@@ -220,7 +221,7 @@ PLAIN_SLOTS = {
 }
 
 # ---------------------------------------------------------------- stories
-# A story takes one sentence from each line of its topic; every sentence shares the same slots.
+# A story has one sentence from each group of its topic. All sentences use the same slots.
 
 SHOP_STORY = (
     (
@@ -369,10 +370,10 @@ STORIES = (SHOP_STORY, SERVICE_STORY, SERVICE_STORY, TRAVEL_STORY, FAMILY_STORY,
 
 
 def make_story(rng: random.Random, slots: Slots) -> str:
-    return " ".join(rng.choice(line).format(**slots) for line in rng.choice(STORIES))
+    return " ".join(rng.choice(group).format(**slots) for group in rng.choice(STORIES))
 
 
-# ---------------------------------------------------------------- copying drills in prose
+# ---------------------------------------------------------------- copying exercises
 
 DRILLS = (
     'The sign said "{0}". {name} read the sign aloud: "{0}".',
@@ -483,12 +484,12 @@ SYSTEM_PROMPTS = (
 
 
 def render_turn(role: str, content: str) -> str:
-    """One turn as the chat template writes it."""
+    """Return one turn as the chat template renders it."""
     return f"<|{role}|>{content}{END_OF_TURN}"
 
 
 def make_message(rng: random.Random, slots: Slots) -> str:
-    """A customer's message; adds what it asks for, and how urgent it is, to the slots."""
+    """Return a customer's message. Add its wish ("want") and its urgency to the slots."""
     problem, slots["want"] = rng.choice(MESSAGE_PROBLEMS)
     closing, slots["urgency"] = rng.choice(MESSAGE_CLOSINGS)
     greeting, opening = rng.choice(GREETINGS), rng.choice(MESSAGE_OPENINGS)
@@ -502,7 +503,7 @@ def make_system_turn(rng: random.Random) -> str:
 
 
 def make_message_chat(rng: random.Random, slots: Slots) -> str:
-    """A customer's message with two to four questions about it, each answered in prose."""
+    """Return a chat with a customer's message and two to four questions, answered in prose."""
     text, message = make_system_turn(rng), make_message(rng, slots)
     for question, answer in rng.sample(MESSAGE_QUESTIONS, rng.choice((2, 3, 4))):
         asked = f"{message} {question}" if message else question
@@ -533,9 +534,9 @@ ALL_KINDS: tuple[MakeText, ...] = (
 
 
 def make_document(stream: str, index: int, kinds: tuple[MakeText, ...]) -> str:
-    """Document `index` of a named stream; the same two give the same text for ever."""
+    """Return document `index` of a named stream. The same arguments always give the same text."""
     rng = random.Random(f"{SEED}/{stream}/{index}")
-    return mend_articles(rng.choice(kinds)(rng, make_slots(rng)))
+    return fix_articles(rng.choice(kinds)(rng, make_slots(rng)))
 
 
 def make_documents(stream: str) -> Iterator[str]:
@@ -546,7 +547,7 @@ def make_documents(stream: str) -> Iterator[str]:
 
 
 def make_plain_texts() -> list[str]:
-    """Held-out plain English: stories of a stream that training does not read."""
+    """Return stories from a stream that the training does not read."""
     return [make_document("held out", i, (make_story,)) for i in range(NUM_PLAIN_TEXTS)]
 
 
@@ -554,7 +555,7 @@ def make_plain_texts() -> list[str]:
 
 
 def build_tokenizer() -> Any:
-    """Train the byte-level BPE; digits stay single so that numbers are copied digit by digit."""
+    """Train a byte-level BPE tokenizer. Each digit is a token, so numbers are copied by digit."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -585,7 +586,7 @@ def build_tokenizer() -> Any:
 
 
 def make_tokenizer_texts() -> Iterator[str]:
-    """The corpus without its chat markup, and the known words as they look after a quote."""
+    """Yield the corpus without special tokens, and the known words without a space before them."""
     for i in range(NUM_TOKENIZER_DOCUMENTS):
         text = make_document("tokenizer", i, ALL_KINDS)
         for token in SPECIAL_TOKENS:
@@ -599,7 +600,7 @@ def make_tokenizer_texts() -> Iterator[str]:
 
 
 def build_model(tokenizer: Any) -> Any:
-    """A fresh Llama; every width is a multiple of 64, which NF4 on a CPU requires."""
+    """Build an untrained Llama. All widths are multiples of 64: NF4 on a CPU requires this."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     num_heads = HIDDEN_SIZE // HEAD_DIM
@@ -625,11 +626,13 @@ def build_model(tokenizer: Any) -> Any:
 
 
 def plant_copy_heads(model: Any) -> None:
-    """Start from attention heads that copy, which a short training alone does not find.
+    """Initialise attention heads that copy, because a short training does not find them.
 
-    Heads of layer 0 look one or two tokens back and write what they saw into directions of their
-    own. Two heads of layer 1 compare those with the current and the previous token, so that they
-    look at what followed the same two tokens before, and copy it. Training refines all of it.
+    Each head of layer 0 looks one or two tokens back, and writes that token into separate
+    directions. Two heads of layer 1 compare these directions with the current and the previous
+    token. So they attend to the token that followed the same two tokens earlier, and copy it.
+    Training then improves these weights.
+
     Source: induction heads, Olsson et al. 2022 (arXiv:2209.11895).
     """
     import torch
@@ -639,7 +642,7 @@ def plant_copy_heads(model: Any) -> None:
         constant = directions[:, 0]
         plant_constant_direction(model.model.embed_tokens.weight, constant)
         layers = [layer.self_attn for layer in model.model.layers[:2]]
-        blocks = directions[:, 1:].split(COPIED_WIDTH, dim=1)  # at right angles to each other
+        blocks = directions[:, 1:].split(COPIED_WIDTH, dim=1)  # orthogonal to each other
         for pair in range(2):
             read, *writes = blocks[3 * pair : 3 * pair + 3]
             for distance, write in enumerate(writes, start=1):
@@ -656,7 +659,7 @@ def get_head_rows(head: int) -> slice:
 
 
 def plant_constant_direction(embedding: Any, constant: Any) -> None:
-    """Give every token the same share of one direction, for heads that look at distance only."""
+    """Give every token the same component in one direction, for heads that use only distance."""
     import torch
 
     embedding.normal_(0, EMBEDDING_STD)
@@ -665,7 +668,7 @@ def plant_constant_direction(embedding: Any, constant: Any) -> None:
 
 
 def plant_look_back(attention: Any, head: int, distance: int, constant: Any) -> None:
-    """Attend to the token at a fixed distance, by the phase of the fast rotary frequencies."""
+    """Let a head attend to the token at a fixed distance, by the phase of fast rotary pairs."""
     import torch
 
     query, key = torch.zeros(HEAD_DIM), torch.zeros(HEAD_DIM)
@@ -679,16 +682,17 @@ def plant_look_back(attention: Any, head: int, distance: int, constant: Any) -> 
 
 
 def plant_value(attention: Any, head: int, read: Any, write: Any) -> None:
-    """What the head reads where it looks, and where in the residual stream it writes that."""
+    """Set which directions a head reads, and which directions of the residual stream it writes."""
     rows = get_head_rows(head)
     attention.v_proj.weight[rows][: len(read)] = read
     attention.o_proj.weight[:, rows][:, : len(read)] = write
 
 
 def plant_match(attention: Any, head: int, read: Any, writes: list[Any], num_single: int) -> None:
-    """Attend where the token before is the current one, and the one before that the previous.
+    """Let a head attend to the token that followed the same one or two tokens earlier in the text.
 
-    The first `num_single` of the compared directions hold the one match, the rest the other.
+    The first `num_single` compared directions match the current token with the token before the
+    attended position. The others match the previous token with the token before that.
     """
     import torch
 
@@ -708,7 +712,7 @@ def plant_match(attention: Any, head: int, read: Any, writes: list[Any], num_sin
 
 
 def make_rows(tokenizer: Any) -> Iterator[list[int]]:
-    """The corpus as rows of `ROW_TOKENS`, documents back to back with a separator."""
+    """Yield the corpus as rows of `ROW_TOKENS` tokens, with a separator after each document."""
     end_of_text = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
     pending: list[int] = []
     for document in make_documents("train"):
@@ -719,7 +723,7 @@ def make_rows(tokenizer: Any) -> Iterator[list[int]]:
 
 
 def make_copy_rows(tokenizer: Any) -> Iterator[list[int]]:
-    """Rows that repeat a random string of tokens or digits, in which only copying helps."""
+    """Yield rows that repeat a random string of tokens or digits: only copying predicts them."""
     rng = random.Random(f"{SEED}/copy rows")
     digits = tokenizer.convert_tokens_to_ids(list("0123456789"))
     tokens = range(len(SPECIAL_TOKENS), VOCABULARY_SIZE)
@@ -731,7 +735,7 @@ def make_copy_rows(tokenizer: Any) -> Iterator[list[int]]:
 
 @dataclass(frozen=True)
 class Phase:
-    """One stretch of training with a learning rate that rises in a line and falls in a cosine."""
+    """One phase of training. The learning rate rises linearly, then falls like a cosine."""
 
     num_steps: int
     batch_rows: int
@@ -739,7 +743,7 @@ class Phase:
     warmup_steps: int
 
     def compute_learning_rate(self, step: int) -> float:
-        """The rate of one step, counted from nought."""
+        """Return the learning rate of a step. Steps count from 0."""
         if step < self.warmup_steps:
             return self.peak_learning_rate * (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps) / (self.num_steps - self.warmup_steps)
@@ -770,7 +774,7 @@ def train_phase(model: Any, rows: Iterator[list[int]], phase: Phase) -> None:
 
 
 def pretrain(model: Any, tokenizer: Any) -> None:
-    """First copying alone, which sets the planted heads, then the corpus."""
+    """Train on copying first, which strengthens the planted heads, then on the corpus."""
     model.train()
     train_phase(model, make_copy_rows(tokenizer), COPY_PHASE)
     train_phase(model, make_rows(tokenizer), CORPUS_PHASE)
@@ -780,9 +784,12 @@ def pretrain(model: Any, tokenizer: Any) -> None:
 
 
 def set_determinism() -> None:
-    """One thread, AVX2, fixed seed; to be called before anything imports torch."""
+    """Set one thread, AVX2 kernels and the seed. Call it before torch is imported.
+
+    Raises: RuntimeError if torch was already imported.
+    """
     if "torch" in sys.modules:
-        raise RuntimeError("torch was imported before its kernels were chosen")
+        raise RuntimeError("torch was imported before set_determinism: import it later")
     os.environ.update(PORTABLE_KERNELS)
     import torch
 
@@ -792,7 +799,7 @@ def set_determinism() -> None:
 
 
 def write_base(folder: Path) -> None:
-    """Build everything and write the model folder."""
+    """Build the tokenizer and the model, and write them to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     set_determinism()
     tokenizer = build_tokenizer()
@@ -805,7 +812,7 @@ def write_base(folder: Path) -> None:
 
 
 def make_generation_config(tokenizer: Any) -> Any:
-    """Generation stops at the end of a turn, and at the end of a text."""
+    """Return settings with which generation stops at the end of a turn or of a text."""
     from transformers import GenerationConfig
 
     stops = [tokenizer.convert_tokens_to_ids(token) for token in (END_OF_TURN, END_OF_TEXT)]
@@ -817,7 +824,7 @@ def compute_sha256(path: Path) -> str:
 
 
 def write_checksums(folder: Path) -> None:
-    """`SHA256SUMS`, in the format that `sha256sum --check` reads."""
+    """Write `SHA256SUMS` in the format that `sha256sum --check` reads."""
     paths = sorted(p for p in folder.iterdir() if p.name != "SHA256SUMS")
     for path in paths:
         path.chmod(0o644)
@@ -832,7 +839,7 @@ def write_plain_texts(path: Path) -> None:
 
 
 def find_differences(folder: Path) -> list[str]:
-    """The files whose bytes differ from the shipped ones."""
+    """Return the files whose bytes differ from the shipped files."""
     return [
         name
         for name in CHECKED_FILES
@@ -844,15 +851,32 @@ def run_check() -> int:
     with tempfile.TemporaryDirectory() as folder:
         write_base(Path(folder))
         differing = find_differences(Path(folder))
-    print("differs: " + ", ".join(differing) if differing else "same SHA-256 as the shipped files")
+    print(
+        "different from the shipped file: " + ", ".join(differing)
+        if differing
+        else "same SHA-256 as the shipped files"
+    )
     return 1 if differing else 0
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--out", type=Path, default=SHIPPED_BASE)
-    parser.add_argument("--check", action="store_true")
-    parser.add_argument("--samples", type=int, default=0)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=SHIPPED_BASE,
+        help="folder to write to (default: the shipped folder)",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; compare with the shipped files"
+    )
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=0,
+        metavar="N",
+        help="print N documents of the corpus and build nothing",
+    )
     options = parser.parse_args(arguments)
     if options.samples:
         for i in range(options.samples):

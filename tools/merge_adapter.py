@@ -1,7 +1,7 @@
 """Merge a LoRA adapter into its base: `python tools/merge_adapter.py ADAPTER OUT [--base PATH]`.
 
-The same as `lora-sft merge` with the same options (`--help`), for a checkout that is not installed.
-What it does is in `docs/merging.md`.
+It does the same as `lora-sft merge` and has the same options (`--help`). Use it in a clone of the
+repository if the package is not installed. `docs/merging.md` explains the merge.
 """
 
 from __future__ import annotations

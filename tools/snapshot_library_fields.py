@@ -1,10 +1,11 @@
-"""Write down the settings of SFTConfig, LoraConfig and BitsAndBytesConfig as the recipe sees them.
+"""Write a snapshot of the fields of SFTConfig, LoraConfig and BitsAndBytesConfig for the recipe.
 
     python tools/snapshot_library_fields.py           # write the snapshot
-    python tools/snapshot_library_fields.py --check   # exit 1 and name what differs
+    python tools/snapshot_library_fields.py --check   # print the differences, exit with code 1
 
-Run it after an upgrade of trl, transformers, peft or bitsandbytes. Reading a recipe uses the
-snapshot because importing the libraries takes seconds, and a typo should cost milliseconds.
+Run it after an upgrade of trl, transformers, peft or bitsandbytes. The recipe reader uses the
+snapshot, because importing the libraries takes seconds. So an error in a recipe is reported within
+milliseconds.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from lora_sft.recipe.fields import Field, make_field
 SNAPSHOT = Path(__file__).parents[1] / "lora_sft" / "recipe" / "library_fields.json"
 LIBRARIES = ("trl", "transformers", "peft", "bitsandbytes")
 
-# BitsAndBytesConfig has no annotations; these settings cannot be told from their defaults
-# either. From its docstring and __init__, transformers 5.23.
+# The types of BitsAndBytesConfig's fields that follow neither from annotations (it has none) nor
+# from defaults. Source: its docstring and __init__ in transformers 5.23.
 BITS_AND_BYTES_TYPES: dict[str, Field] = {
     "llm_int8_skip_modules": Field(("array", "null"), items="string"),
     "bnb_4bit_compute_dtype": Field(("string", "null"), choices=("bfloat16", "float16", "float32")),
@@ -37,7 +38,7 @@ BITS_AND_BYTES_TYPES: dict[str, Field] = {
 
 
 def make_snapshot() -> dict[str, Any]:
-    """The fields of the installed libraries, as plain JSON data."""
+    """Return the fields of the installed libraries as JSON data."""
     from peft import LoraConfig
     from transformers import BitsAndBytesConfig
     from trl import SFTConfig  # type: ignore[attr-defined]
@@ -51,20 +52,20 @@ def make_snapshot() -> dict[str, Any]:
 
 
 def find_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """The dotted names whose description is not the same in both snapshots."""
+    """Return the dotted names of the fields that differ between two snapshots."""
     return [
         f"{group}.{name}"
         for group in sorted(old.keys() | new.keys())
         for name in sorted(old.get(group, {}).keys() | new.get(group, {}).keys())
-        if _unordered(old.get(group, {}).get(name)) != _unordered(new.get(group, {}).get(name))
+        if _sort_types(old.get(group, {}).get(name)) != _sort_types(new.get(group, {}).get(name))
     ]
 
 
-def _unordered(described: Any) -> Any:
-    """A description with its types in one order.
+def _sort_types(described: Any) -> Any:
+    """Return a field's description with its types sorted.
 
-    `typing` keeps one object for `str | list[str]` and `list[str] | str`, so that the order of an
-    annotation is that of whichever library was imported first.
+    The order of the types is not stable. `typing` keeps one object for `str | list[str]` and
+    `list[str] | str`, so the library that is imported first decides the order.
     """
     if not isinstance(described, dict) or "types" not in described:
         return described
@@ -74,14 +75,14 @@ def _unordered(described: Any) -> Any:
 def _describe_dataclass(config: Any) -> dict[str, Any]:
     hints = get_type_hints(config)
     return {
-        field.name: _to_json(_field_of(field, hints[field.name]))
+        field.name: _to_json(_describe_field(field, hints[field.name]))
         for field in dataclasses.fields(config)
         if field.init
     }
 
 
-def _field_of(field: dataclasses.Field[Any], hint: Any) -> Field:
-    described = make_field(hint, default=_default_of(field))
+def _describe_field(field: dataclasses.Field[Any], hint: Any) -> Field:
+    described = make_field(hint, default=_find_default(field))
     choices = field.metadata.get("choices")
     if choices:
         described = dataclasses.replace(described, choices=tuple(choices))
@@ -90,7 +91,7 @@ def _field_of(field: dataclasses.Field[Any], hint: Any) -> Field:
     return described
 
 
-def _default_of(field: dataclasses.Field[Any]) -> Any:
+def _find_default(field: dataclasses.Field[Any]) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return None if field.default is dataclasses.MISSING else field.default
@@ -108,7 +109,7 @@ def _describe_signature(config: Any) -> dict[str, Any]:
 
 
 def _to_json(field: Field) -> dict[str, Any]:
-    """Only what differs from an empty field, so that the file stays small and quick to load."""
+    """Return a field without its empty entries, so that the file is small and loads fast."""
     default = field.default
     if not isinstance(default, (bool, int, float, str, list, dict, type(None))):
         default = None
@@ -135,7 +136,11 @@ def _write(snapshot: dict[str, Any]) -> None:
 def main() -> int:
     """Write the snapshot, or compare it with the installed libraries."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="compare, write nothing")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing; print the differences and exit with code 1 if there are any",
+    )
     snapshot = make_snapshot()
     if not parser.parse_args().check:
         _write(snapshot)

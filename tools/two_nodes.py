@@ -1,15 +1,18 @@
-"""Train on two "machines" of this one: two network namespaces that only a cable connects.
+"""Train on two simulated nodes: two network namespaces on this machine, joined by a virtual cable.
 
 Usage (as root, with `ip` from iproute2):
 
-    python tools/two_nodes.py RECIPE [FIELD=VALUE ...]           # train; exit code of the run
-    python tools/two_nodes.py --kill 1 RECIPE ...                # kill that node's worker
-    python tools/two_nodes.py --stop 0 RECIPE ...                # stop it (SIGSTOP) instead
-    python tools/two_nodes.py --launcher launch RECIPE ...       # `lora-sft launch` on each node
+    python tools/two_nodes.py RECIPE [FIELD=VALUE ...]        # train
+    python tools/two_nodes.py --kill 1 RECIPE ...             # kill the worker of node 1
+    python tools/two_nodes.py --stop 0 RECIPE ...             # stop the worker of node 0 (SIGSTOP)
+    python tools/two_nodes.py --launcher launch RECIPE ...    # `lora-sft launch` on each node
 
-Each namespace has its own address, its own loopback and nothing else: what works here finds its
-peers over the network, by torchrun's rendezvous, and not by luck on one host. Prints one JSON
-document: how each node ended and after how many seconds (from the kill, where there is one).
+Each namespace has only its own address and its own loopback device. So the processes must find each
+other over the network, through torchrun's rendezvous, as on two real nodes.
+
+The tool prints one JSON document: the exit code of each node's launcher, and the seconds until it
+ended. With `--kill` or `--stop` the seconds count from the signal, else from the start. The tool's
+exit code is 0 if both launchers ended with 0, else 1.
 """
 
 from __future__ import annotations
@@ -28,19 +31,19 @@ from pathlib import Path
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 PORT = 29500
-READY_SECONDS = 240  # for the first checkpoint, on a busy machine
-END_SECONDS = 120
+READY_SECONDS = 240  # the time for the first checkpoint, or for a whole run, on a busy machine
+END_SECONDS = 120  # the time in which both launchers must end after the signal
 
 
 @dataclass(frozen=True)
 class Node:
-    """One namespace: its name and its address on the cable."""
+    """One network namespace: its name and its address."""
 
     name: str
     address: str
 
     def start(self, command: list[str]) -> subprocess.Popen[bytes]:
-        """Run a command inside, in a process group of its own."""
+        """Start a command inside the namespace, in a new process group."""
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": "1",
@@ -53,7 +56,7 @@ class Node:
 
 @contextmanager
 def two_nodes() -> Iterator[tuple[Node, Node]]:
-    """Two namespaces joined by a veth pair; both are gone afterwards."""
+    """Make two namespaces joined by a veth pair, and delete them afterwards."""
     names = [f"lora{os.getpid()}{side}" for side in "ab"]
     nodes = (Node(names[0], ADDRESSES[0]), Node(names[1], ADDRESSES[1]))
     try:
@@ -74,9 +77,9 @@ def two_nodes() -> Iterator[tuple[Node, Node]]:
 
 
 def make_command(launcher: str, recipe: list[str], node: Node) -> list[str]:
-    """One node's command: one process on each, meeting at the first node's address.
+    """Return the command of one node: one process per node, rendezvous at the first node.
 
-    Both have the same host name, so each says under which address the other finds it.
+    Both nodes have the same host name, so each must be given its address.
     """
     meeting = f"{ADDRESSES[0]}:{PORT}"
     if launcher == "launch":
@@ -90,7 +93,7 @@ def make_command(launcher: str, recipe: list[str], node: Node) -> list[str]:
 
 
 def find_worker(node: Node) -> int | None:
-    """The training process in a namespace."""
+    """Return the process id of the training process in a namespace, or None."""
     listed = subprocess.run(
         ["ip", "netns", "pids", node.name], capture_output=True, text=True, check=True
     )
@@ -102,7 +105,7 @@ def find_worker(node: Node) -> int | None:
 
 
 def disturb_worker(node: Node, number: signal.Signals, run_directory: Path) -> None:
-    """Send a node's worker a signal once the run has a checkpoint to go on from."""
+    """Send a signal to a node's worker as soon as the run has a checkpoint to resume from."""
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline:
         worker = find_worker(node)
@@ -110,7 +113,7 @@ def disturb_worker(node: Node, number: signal.Signals, run_directory: Path) -> N
             os.kill(worker, number)
             return
         time.sleep(0.05)
-    raise SystemExit(f"no checkpoint within {READY_SECONDS} s")
+    raise SystemExit(f"the run wrote no checkpoint to {run_directory} within {READY_SECONDS} s")
 
 
 def run(
@@ -120,7 +123,11 @@ def run(
     disturbed: int | None,
     number: signal.Signals,
 ) -> dict[str, object]:
-    """Train on both nodes to the end; how each of them ended."""
+    """Train on both nodes to the end.
+
+    Returns: The JSON document, with `exit_codes` and `seconds` per node; None if a node's launcher
+        did not end in time.
+    """
     with two_nodes() as nodes:
         processes = [node.start(make_command(launcher, recipe, node)) for node in nodes]
         try:
@@ -148,12 +155,23 @@ def _ip(*arguments: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="train on two network namespaces")
-    parser.add_argument("--launcher", choices=("torchrun", "launch"), default="torchrun")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--launcher",
+        choices=("torchrun", "launch"),
+        default="torchrun",
+        help="the launcher on each node: torchrun, or `lora-sft launch` (default: %(default)s)",
+    )
     disturb = parser.add_mutually_exclusive_group()
-    disturb.add_argument("--kill", type=int, choices=(0, 1), help="kill this node's worker")
-    disturb.add_argument("--stop", type=int, choices=(0, 1), help="stop this node's worker")
-    parser.add_argument("recipe", nargs="+", help="RECIPE and overrides")
+    disturb.add_argument(
+        "--kill", type=int, choices=(0, 1), help="send SIGKILL to the worker of this node"
+    )
+    disturb.add_argument(
+        "--stop", type=int, choices=(0, 1), help="send SIGSTOP to the worker of this node"
+    )
+    parser.add_argument(
+        "recipe", nargs="+", metavar="RECIPE", help="the recipe, then overrides FIELD=VALUE"
+    )
     arguments = parser.parse_args()
 
     from lora_sft.recipe import read_recipe

@@ -3,10 +3,11 @@
     python tools/write_recipe_reference.py           # write both
     python tools/write_recipe_reference.py --check   # exit 1 and name the file that differs
 
-Run it after a change of the schema, of the shelf or of the snapshot of library fields. Names,
-types, defaults and fixes come from `lora_sft.recipe`, so that the reference cannot say what the
-reader does not do; only the reasons are written here, and one that is missing or left over stops
-the tool. What this version still refuses is found by asking it.
+Run it after a change of the schema, the shipped recipes or the snapshot of library fields. Names,
+types, defaults and fixes come from `lora_sft.recipe`, so the reference cannot contradict the
+reader. Only the reasons of defaults are written in this file. If a default has no reason, or a
+reason has no default, the tool stops. To find the values that this version does not support, the
+tool reads a recipe with each of them.
 """
 
 from __future__ import annotations
@@ -50,12 +51,12 @@ from lora_sft.recipe.yaml_reader import write_yaml_inline
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "recipes" / "REFERENCE.md"
-SHELF = ROOT / "recipes" / "README.md"
-SHELF_BEGINS = "<!-- made by tools/write_recipe_reference.py -->"
-SHELF_ENDS = "<!-- end of what was made -->"
+RECIPES_README = ROOT / "recipes" / "README.md"
+TABLE_BEGINS = "<!-- made by tools/write_recipe_reference.py -->"
+TABLE_ENDS = "<!-- end of the generated part -->"
 LINE_LENGTH = 100
 UNBROKEN: Any = {"break_long_words": False, "break_on_hyphens": False}
-NOT_YET = ("comes in a later version", "is not available yet")
+NOT_YET = "is not available in this version"
 
 SMALLEST_RECIPE = "model: some/model\ndata: {datasets: [{path: some/data}], max_length: 128}\n"
 
@@ -70,49 +71,50 @@ WORDS = {
 }
 
 ADAPTER_REASONS = {
-    "r": "more room than 8; its memory is small beside the base's either way",
+    "r": "more capacity than 8; with both, the adapter is small compared with the base",
     "lora_alpha": "twice the rank, so that the update is scaled by 2",
-    "lora_dropout": "the same; written down so that an upgrade cannot move it",
-    "target_modules": "every linear layer but the head (QLoRA, section 4: it takes all of them to "
-    "match full fine-tuning); PEFT's own choice depends on the architecture and is often the "
-    "attention's queries and values alone",
+    "lora_dropout": "the same value; it is fixed here so that an upgrade cannot change it",
+    "target_modules": "every linear layer except the head: adapters on all of them are needed to "
+    "match full fine-tuning (QLoRA, section 4). PEFT's own choice depends on the architecture "
+    "and is often only the queries and values of the attention",
 }
 TRAIN_REASONS = {
-    "learning_rate": "TRL's is a value for full fine-tuning; an adapter wants about ten times that",
-    "lr_scheduler_type": "the last steps are small ones, whatever the length of the run",
-    "warmup_steps": "below 1 it is a share of the run: 3 % of the steps; a fresh optimizer state "
-    "makes its first steps too large",
-    "num_train_epochs": "three passes over instruction data often overfit; more than one is for "
-    "the recipe to ask for",
-    "per_device_train_batch_size": "the smallest that fits wherever the model fits; raising it "
-    "changes the speed and not the batch, because `global_batch_size` stays",
-    "global_batch_size": "the result depends on it, so it is stated; TRL's batch grows with the "
-    "number of GPUs",
-    "optim": "decided on the machine: `paged_adamw_8bit` for a quantized base on CUDA, whose "
-    "point is memory, else `adamw_torch_fused`",
-    "seed": "the same; written down so that an upgrade cannot move it",
-    "early_stopping_patience": "off; the library has it as a callback, which no recipe could name",
+    "learning_rate": "TRL's value is for full fine-tuning; an adapter needs about ten times more",
+    "lr_scheduler_type": "the last steps of the run are small, however long the run is",
+    "warmup_steps": "a value below 1 is a share of the run, here 3 % of the steps; without warm-up "
+    "the first steps are too large, because the optimizer state is new",
+    "num_train_epochs": "three epochs of instruction data often overfit, so more than one epoch "
+    "must be set in the recipe",
+    "per_device_train_batch_size": "it fits on every device on which the model fits; a larger "
+    "value changes only the speed, because `global_batch_size` stays the same",
+    "global_batch_size": "the result of training depends on it; TRL's batch grows with the number "
+    "of GPUs",
+    "optim": "chosen on the machine: `paged_adamw_8bit` for a quantized base on CUDA, to save "
+    "memory, else `adamw_torch_fused`",
+    "seed": "the same value; it is fixed here so that an upgrade cannot change it",
+    "early_stopping_patience": "off; in the library it is a callback, which a recipe cannot name",
 }
-# What `train.trainer.make_sft_config` decides where the recipe is silent; a test compares.
+# The settings that `train.trl.sft_arguments.make_sft_config` chooses if the recipe does not set
+# them. A test compares.
 RUN_DECIDES = {
-    "activation_checkpointing": "on: one more forward pass for far less memory; `false` where "
-    "memory is no concern",
-    "bf16": "on where `model.dtype` is `bfloat16`, off under `train.fp16: true`",
+    "activation_checkpointing": "`true`: it needs much less memory and one more forward pass; set "
+    "`false` if memory is large enough",
+    "bf16": "`true` if `model.dtype` is `bfloat16` and `train.fp16` is not `true`",
     "ddp_find_unused_parameters": "`false`: every adapter weight takes part in every step",
-    "gradient_accumulation_steps": "`global_batch_size` / (`per_device_train_batch_size` x "
-    "processes); one that does not divide is refused",
-    "logging_nan_inf_filter": "`false`: a loss that is no number stops the run, it is not "
-    "smoothed over",
-    "use_cpu": "where no GPU is found",
+    "gradient_accumulation_steps": "`global_batch_size` / (`per_device_train_batch_size` x number "
+    "of processes); if this is not a whole number, the recipe is refused",
+    "logging_nan_inf_filter": "`false`: a loss that is NaN or infinite stops the run and is not "
+    "hidden",
+    "use_cpu": "`true` if no GPU is found",
 }
 PRESET_REASONS = {
-    "load_in_4bit": "what the preset is for",
-    "load_in_8bit": "what the preset is for",
-    "bnb_4bit_quant_type": "made for weights that are normally distributed (QLoRA, section 3)",
-    "bnb_4bit_use_double_quant": "quantizes the scales too: 0.37 bits a weight less (QLoRA, "
-    "section 3)",
+    "load_in_4bit": "the purpose of the preset",
+    "load_in_8bit": "the purpose of the preset",
+    "bnb_4bit_quant_type": "designed for weights with a normal distribution (QLoRA, section 3)",
+    "bnb_4bit_use_double_quant": "quantizes the scales too, which saves 0.37 bits per weight "
+    "(QLoRA, section 3)",
 }
-# A value to show the fix with, where the library's own default would not do.
+# The value with which a fix is shown, if the library's default does not show it well.
 SHOWN_VALUES: dict[str, Any] = {
     "packing": True,
     "eval_packing": True,
@@ -135,8 +137,9 @@ SHOWN_VALUES: dict[str, Any] = {
     "do_predict": True,
     "resume_from_checkpoint": "runs/mine/checkpoints/checkpoint-100",
 }
-# Values that no list of choices holds, and that the recipe knows before the run can do them.
-ASKED_FOR = (
+# More values to try, which are in no list of choices. The schema accepts them, and this version
+# may refuse them.
+MORE_VALUES = (
     'data.template_date="2026-01-31"',
     "tokenizer.new_tokens=[<tool>]",
     "export.push_to_hub=me/mine",
@@ -152,7 +155,7 @@ ASKED_FOR = (
 
 
 def make_reference() -> str:
-    """The whole of `recipes/REFERENCE.md`."""
+    """Return the whole text of `recipes/REFERENCE.md`."""
     parts = [
         _introduce(),
         _describe_top_level(),
@@ -170,13 +173,13 @@ def _introduce() -> str:
     versions = ", ".join(f"{name} {number}" for name, number in read_snapshot()["versions"].items())
     return _paragraphs(
         "# Recipe reference",
-        "Every setting of a recipe. Made by `tools/write_recipe_reference.py` from the schema that "
-        "reads recipes; edits here are lost. The libraries' settings are those of "
+        "This page lists every setting of a recipe. `tools/write_recipe_reference.py` makes it "
+        "from the recipe's schema, so do not edit it. The libraries' settings are those of "
         f"{versions}.",
-        "`lora-sft show RECIPE` prints a recipe with every default filled in and where each value "
-        "comes from; `lora-sft show --schema` prints the JSON Schema, for completion in editors. "
-        "An unknown name is an error that says the nearest real one, and a name of another tool or "
-        "of an older release one that gives the line to write instead.",
+        "`lora-sft show RECIPE` prints a recipe with all defaults and the origin of each value. "
+        "For completion in editors, `lora-sft show --schema` prints the JSON Schema.",
+        "An unknown name is an error, and the message gives the most similar setting. For a name "
+        "of another tool or of an older release, the message gives the line to write instead.",
     )
 
 
@@ -188,7 +191,10 @@ def _describe_top_level() -> str:
     ]
     names = (*SECTIONS, "quantization", "adapter", "train")
     links = ", ".join(f"[{name}](#{name})" for name in names)
-    text = f"The sections {links}, and beside them (NAME is the recipe's file name):"
+    text = (
+        f"The sections are {links}. A recipe also has these two settings (NAME is the recipe's "
+        "file name without its ending):"
+    )
     return _paragraphs("## Top level", text, _table(OWN_COLUMNS, rows))
 
 
@@ -208,15 +214,15 @@ def _describe_quantization() -> str:
         for name, value in settings.items()
     ]
     _check_reasons(PRESET_REASONS, {name for _, name, *_ in rows}, "quantization")
-    compute = "four-bit weights are multiplied in this type; float32 is many times slower"
+    compute = "matrix products with 4-bit weights use this type; float32 is many times slower"
     rows.append(("nf4", "`bnb_4bit_compute_dtype`", "`model.dtype`", "`float32`", compute))
     rows.sort(key=lambda row: list(QUANTIZATION_PRESETS).index(row[0]))
     return _paragraphs(
         "## quantization",
-        "`null` (the weights stay as stored), a preset, or a mapping of BitsAndBytesConfig "
-        "settings. `bnb_4bit_compute_dtype` follows `model.dtype` in a mapping too, wherever it is "
-        "left out. A base that is stored quantized takes `null`.",
-        _table(("preset", "sets", "to", "library's default", "why"), rows),
+        "The value is `null` (the weights stay as they are stored), a preset, or a mapping of "
+        "BitsAndBytesConfig settings. In a mapping too, the default of `bnb_4bit_compute_dtype` "
+        "is `model.dtype`. For a base that is stored quantized, write `null`.",
+        _table(("preset", "setting", "value", "library's default", "reason"), rows),
     )
 
 
@@ -225,11 +231,11 @@ def _describe_adapter() -> str:
     names = ", ".join(f"`{name}`" for name in sorted(ADAPTER_SET_BY_RUN))
     return _paragraphs(
         "## adapter",
-        "Settings of PEFT's LoraConfig, under their own names; and `init_from`, which is ours.",
+        "This section has the settings of PEFT's LoraConfig, and one additional setting:",
         _own_table(section_fields(AdapterSection)),
         "### adapter: our defaults",
         _compare_defaults(ADAPTER_DEFAULTS, library_fields("LoraConfig"), ADAPTER_REASONS),
-        f"Set by the run, and refused in a recipe: {names}.",
+        f"The run sets these settings itself, so a recipe must not contain them: {names}.",
     )
 
 
@@ -237,18 +243,19 @@ def _describe_train() -> str:
     fields = train_fields()
     return _paragraphs(
         "## train",
-        "Settings of TRL's SFTConfig, under their own names, and two of ours:",
+        "This section has the settings of TRL's SFTConfig, and two additional settings:",
         _own_table({name: fields[name] for name in TRAIN_ADDITIONS}),
-        "`gradient_checkpointing` is read as the older name of `activation_checkpointing`.",
+        "`gradient_checkpointing` is accepted as the older name of `activation_checkpointing`.",
         "### train: our defaults",
         _train_defaults(),
-        "`data.max_length` has no default: TRL's "
-        f"{library_fields('SFTConfig')['max_length'].default} would cut rows unasked.",
-        "### train: decided by the run where the recipe is silent",
+        "`data.max_length` has no default: TRL's default, "
+        f"{library_fields('SFTConfig')['max_length'].default}, would cut rows without a message.",
+        "### train: chosen by the run",
+        "If the recipe does not set these settings, the run chooses their values:",
         _run_decides(),
         "### train: set elsewhere",
-        "SFTConfig has these, but another section owns them or the run sets them. Under `train` "
-        "they are errors with this fix:",
+        "SFTConfig has these settings too, but another section owns them or the run sets them. "
+        "Under `train` each of them is an error with this fix:",
         _set_elsewhere(),
     )
 
@@ -261,7 +268,7 @@ def _train_defaults() -> str:
 def _run_decides() -> str:
     library = library_fields("SFTConfig")
     rows = [(f"`{name}`", what, _show(library[name].default)) for name, what in RUN_DECIDES.items()]
-    return _table(("setting", "by default", "library's default"), rows)
+    return _table(("setting", "value", "library's default"), rows)
 
 
 def _set_elsewhere() -> str:
@@ -273,18 +280,18 @@ def _set_elsewhere() -> str:
         assert advice is not None, name
         assert value is not None, f"SHOWN_VALUES lacks {name}"
         rows.append((_line(name, value), _fix(advice.fix)))
-    return _table(("under train", "instead"), rows)
+    return _table(("under train", "fix"), rows)
 
 
 def _list_refused_values() -> str:
-    rows = [(_override(asked), _fix(fix)) for asked, fix in find_refused_values()]
+    rows = [(_override(value), _fix(fix)) for value, fix in find_refused_values()]
     return _paragraphs(
-        "## Known, and not in this version",
-        "The schema has these already, so that recipes need not change when they come. Until then "
-        "each is refused, and nothing is left out in silence."
+        "## Not available in this version",
+        "The schema already has these values, but this version refuses them. No setting is ignored "
+        "silently."
         if rows
-        else "Nothing: every value that the schema takes works.",
-        _table(("setting", "instead"), rows) if rows else "",
+        else "This version supports every value of the schema.",
+        _table(("setting", "fix"), rows) if rows else "",
     )
 
 
@@ -294,23 +301,24 @@ def _list_library_names() -> str:
         "adapter": set(adapter_fields()) - set(section_fields(AdapterSection)),
         "quantization": set(quantization_fields()),
     }
-    parts = ["## All library settings", "The libraries' own documentation says what they do."]
+    parts = ["## All library settings", "The libraries' own documentation describes them."]
     for section, names in groups.items():
         listed = ", ".join(f"`{name}`" for name in sorted(names))
         parts += [f"### {section}: {len(names)} settings", listed]
     return _paragraphs(*parts)
 
 
-# --- what this version refuses --------------------------------------------------------------------
+# --- values that this version refuses -------------------------------------------------------------
 
 
 def find_refused_values() -> list[tuple[str, str]]:
-    """Every `path=value` that the schema takes and this version says it cannot do yet, and why."""
+    """Return every `path=value` that the schema has and this version refuses, with its fix."""
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder) / "smallest.yaml"
         recipe.write_text(SMALLEST_RECIPE, encoding="utf-8")
-        answers = [(asked, _ask(recipe, asked)) for asked in (*_all_choices(), *ASKED_FOR)]
-    return [(asked, fix) for asked, fix in answers if fix is not None]
+        values = (*_all_choices(), *MORE_VALUES)
+        fixes = [(value, _find_refusal(recipe, value)) for value in values]
+    return [(value, fix) for value, fix in fixes if fix is not None]
 
 
 def _all_choices() -> Iterator[str]:
@@ -320,37 +328,35 @@ def _all_choices() -> Iterator[str]:
             yield from (f"{place}.{name}={choice}" for choice in field.choices)
 
 
-def _ask(recipe: Path, override: str) -> str | None:
-    """The fix, if reading the recipe says that this is not there yet."""
+def _find_refusal(recipe: Path, override: str) -> str | None:
+    """Return the fix if this version refuses the override as not available, else None."""
     try:
         read_recipe(recipe, [override])
     except RecipeError as error:
         faults: Sequence[Fault] = error.faults
     else:
         return None
-    return next(
-        (fault.fix for fault in faults if any(words in fault.what for words in NOT_YET)), None
-    )
+    return next((fault.fix for fault in faults if NOT_YET in fault.what), None)
 
 
-# --- the shelf ------------------------------------------------------------------------------------
+# --- the table of recipes -------------------------------------------------------------------------
 
 
-def make_shelf(text: str) -> str:
-    """`recipes/README.md` with its table of recipes made anew."""
-    before, begins, rest = text.partition(SHELF_BEGINS)
-    _old, ends, after = rest.partition(SHELF_ENDS)
+def make_readme(text: str) -> str:
+    """Return the text of `recipes/README.md` with its table of recipes up to date."""
+    before, begins, rest = text.partition(TABLE_BEGINS)
+    _old, ends, after = rest.partition(TABLE_ENDS)
     if not (begins and ends):
-        raise SystemExit(f"{SHELF} lacks the lines {SHELF_BEGINS} and {SHELF_ENDS}")
-    return f"{before}{begins}\n\n{_shelf_table()}\n\n{ends}{after}"
+        raise SystemExit(f"{RECIPES_README} lacks the lines {TABLE_BEGINS} and {TABLE_ENDS}")
+    return f"{before}{begins}\n\n{_make_recipe_table()}\n\n{ends}{after}"
 
 
-def _shelf_table() -> str:
-    rows = [_shelf_row(shipped) for shipped in list_recipes()]
+def _make_recipe_table() -> str:
+    rows = [_make_recipe_row(shipped) for shipped in list_recipes()]
     return _table(("name", "what", "model", "method", "data", "hardware"), rows)
 
 
-def _shelf_row(shipped: ShippedRecipe) -> tuple[str, ...]:
+def _make_recipe_row(shipped: ShippedRecipe) -> tuple[str, ...]:
     datasets = read_recipe(shipped.path).data.datasets
     data = ", ".join(f"`{dataset.path}`" for dataset in datasets)
     link = f"[{shipped.name}]({shipped.name}.yaml)"
@@ -363,7 +369,7 @@ OWN_COLUMNS = ("setting", "takes", "default", "meaning")
 
 
 def _paragraphs(*parts: str) -> str:
-    """Blocks with a blank line between; prose is wrapped, headings and tables are not."""
+    """Return the blocks with empty lines between them. Only prose is wrapped."""
     return "\n\n".join(
         part if part.startswith(("#", "|")) else textwrap.fill(part, LINE_LENGTH, **UNBROKEN)
         for part in parts
@@ -390,7 +396,7 @@ def _compare_defaults(
     ours: Mapping[str, Any], library: Mapping[str, Field], reasons: Mapping[str, str]
 ) -> str:
     rows = [(*_compare(name, value, library), reasons[name]) for name, value in ours.items()]
-    return _table(("setting", "our default", "library's default", "why"), rows)
+    return _table(("setting", "our default", "library's default", "reason"), rows)
 
 
 def _compare(name: str, value: Any, library: Mapping[str, Field]) -> tuple[str, str, str]:
@@ -399,7 +405,7 @@ def _compare(name: str, value: Any, library: Mapping[str, Field]) -> tuple[str, 
 
 
 def _describe_type(field: Field) -> str:
-    """What a setting takes, in words: `auto`, `drop`, a whole number (at least 1), `null`."""
+    """Return the accepted values in words: `auto`, `drop`, a whole number at least 1, `null`."""
     words = [f"`{choice}`" for choice in field.choices]
     words += [
         _describe_json_type(name, field) for name in field.types if not _is_listed(name, field)
@@ -434,7 +440,7 @@ def _override(text: str) -> str:
 
 
 def _fix(text: str) -> str:
-    """`write data.max_length: 1024` with the line to write set as code."""
+    """Return a fix such as `write data.max_length: 1024`, with the line to write as code."""
     verb, _, line = text.partition(" ")
     return f"`{line}`" if verb == "write" else text
 
@@ -444,23 +450,28 @@ def _first_line(kind: type[Section]) -> str:
 
 
 def _check_reasons(reasons: Mapping[str, str], names: Iterable[str], section: str) -> None:
-    """A default without a reason, or a reason without a default, is a mistake of this file."""
+    """Exit with a message if a default has no reason, or a reason has no default."""
     plain = {name.strip("`") for name in names}
     if plain != set(reasons):
         differing = ", ".join(sorted(plain ^ set(reasons)))
-        raise SystemExit(f"the reasons of {section} do not fit its defaults: {differing}")
+        raise SystemExit(
+            f"defaults and reasons of {section} do not have the same names: {differing}"
+        )
 
 
 # --- the command ----------------------------------------------------------------------------------
 
 
 def make_files() -> dict[Path, str]:
-    """Every file this tool makes, as it should be."""
-    return {REFERENCE: make_reference(), SHELF: make_shelf(SHELF.read_text(encoding="utf-8"))}
+    """Return the correct text of every file that this tool writes."""
+    return {
+        REFERENCE: make_reference(),
+        RECIPES_README: make_readme(RECIPES_README.read_text(encoding="utf-8")),
+    }
 
 
 def find_stale_files() -> list[Path]:
-    """The files that are not as they should be."""
+    """Return the files whose text is not up to date."""
     return [
         path
         for path, text in make_files().items()
@@ -469,9 +480,11 @@ def find_stale_files() -> list[Path]:
 
 
 def main() -> int:
-    """Write the files, or compare them with what would be written."""
+    """Write the files, or with `--check` name the files that are not up to date."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="compare, write nothing")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing, and exit 1 if a file is out of date"
+    )
     if not parser.parse_args().check:
         for path, text in make_files().items():
             path.write_text(text, encoding="utf-8")

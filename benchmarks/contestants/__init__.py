@@ -1,7 +1,7 @@
-"""The contestants: each builds a training run of the same model on the same documents.
+"""The contestants: training libraries that train the same model on the same documents.
 
-All train rank-16 LoRA on every linear layer, so that they do the same work; everything else is
-what the contestant's name says (its defaults, or its best settings).
+Each trains a rank-16 LoRA adapter on all linear layers, so that all do the same work. All other
+settings are the library's defaults or its best settings, as the contestant's name says.
 """
 
 from __future__ import annotations
@@ -15,17 +15,24 @@ from benchmarks.record import Role
 
 @dataclass(frozen=True)
 class Contestant:
-    """A name, what it is to us, and where its builder is (imported only when it is its turn)."""
+    """One training library with one set of settings.
+
+    Attributes:
+        module: The module of this package that builds the run. It is imported only when needed,
+            because some libraries patch others.
+        builder: The function of that module.
+        tree: The set of packed wheels that it runs with (see tools/gpu/pack.py).
+    """
 
     name: str
     role: Role
     module: str
     builder: str = "build"
     needs_cuda: bool = False
-    tree: str = "wheels"  # the packed libraries it runs with (tools/gpu/pack.py)
+    tree: str = "wheels"
 
     def build(self, job: Job) -> Run:
-        """Build its run of a job."""
+        """Build this contestant's training run for a job."""
         module = importlib.import_module(f"benchmarks.contestants.{self.module}")
         run: Run = getattr(module, self.builder)(job)
         return run

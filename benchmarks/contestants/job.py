@@ -1,4 +1,4 @@
-"""What a contestant is asked to train, and what it must let the meters see."""
+"""The interface of a contestant: the job that it gets, and the run that it returns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.documents import Documents
 LORA_RANK = 16
 LORA_ALPHA = 32
 
-# QLoRA's storage (Dettmers et al. 2023): NF4 codes, double quantisation, bfloat16 arithmetic.
+# The storage format of QLoRA (Dettmers et al. 2023): NF4 codes with double quantisation.
 NF4_FIELDS = {
     "load_in_4bit": True,
     "bnb_4bit_quant_type": "nf4",
@@ -24,10 +24,14 @@ NF4_FIELDS = {
 
 @dataclass(frozen=True)
 class Job:
-    """Train `steps` optimizer steps of `method` ("lora" or "qlora") on the documents.
+    """One training job, the same for all contestants.
 
-    `max_length` is the longest document; `tokens_per_step` what a tuned contestant aims at.
-    `options` are the contestant's own.
+    Attributes:
+        method: "lora" or "qlora".
+        max_length: The length of the longest document, in tokens.
+        steps: The number of optimizer steps.
+        tokens_per_step: The step size that a tuned contestant should reach.
+        options: Settings that only this contestant knows.
     """
 
     model_folder: Path
@@ -41,61 +45,63 @@ class Job:
 
 
 class Observer(Protocol):
-    """Told of every optimizer step; steps count from 1."""
+    """An object that a run calls before and after each optimizer step. Steps count from 1."""
 
     def start_step(self, step: int) -> None:
-        """Before the first micro-batch of a step."""
+        """Handle the start of a step, before its first micro-batch."""
 
     def end_step(self, step: int) -> None:
-        """After the optimizer has stepped."""
+        """Handle the end of a step, after the optimizer's update."""
 
 
 class Run(Protocol):
-    """A training run that is built and not yet started."""
+    """A training run that was built but has not started."""
 
     model: Any
 
     def train(self, observers: Sequence[Observer]) -> float | None:
-        """Train to the end; the loss of step 1 (mean over its learned tokens)."""
+        """Train to the end. Return the loss of step 1, as the mean over its learned tokens."""
 
     def first_batch(self) -> dict[str, Any]:
-        """A micro-batch as the model would be given it."""
+        """Return one micro-batch in the form that the model receives in training."""
 
 
 class ObserverCallback(TrainerCallback):
-    """Tells observers of the steps of a transformers Trainer."""
+    """A callback that calls the observers at each step of a transformers Trainer."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self.observers = observers
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The Trainer's name for the start of an optimizer step."""
+        """Call `start_step` of each observer. The Trainer calls this before each step."""
         for observer in self.observers:
             observer.start_step(state.global_step + 1)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The Trainer's name for the end of an optimizer step."""
+        """Call `end_step` of each observer. The Trainer calls this after each step."""
         for observer in self.observers:
             observer.end_step(state.global_step)
 
 
 class TrainerRun:
-    """A run that a transformers Trainer drives."""
+    """A run of a contestant that trains with a transformers Trainer."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         self.model = trainer.model
 
     def train(self, observers: Sequence[Observer]) -> float | None:
-        """Train to the end; the loss that the trainer logged for step 1."""
+        """Train to the end. Return the loss that the trainer logged for step 1."""
         self.trainer.add_callback(ObserverCallback(observers))
         self.trainer.train()
         first = [log["loss"] for log in self.trainer.state.log_history if "loss" in log]
         return float(first[0]) if first else None
 
     def first_batch(self) -> dict[str, Any]:
-        """The first micro-batch of the trainer's own loader; of packed rows, the first with two
-        documents in a row."""
+        """Return the first micro-batch of the trainer's data loader.
+
+        If the rows are packed, return the first micro-batch whose row holds two documents.
+        """
         batches = iter(self.trainer.get_train_dataloader())
         first = next(batches)
         if "position_ids" not in first:

@@ -1,8 +1,9 @@
-"""lora-sft: the stages of its own pipeline from recipe to trainer, on rows that are tokens.
+"""The contestant lora-sft: the stages of its pipeline, from the recipe to the trainer.
 
-The options are overrides of the recipe (`{"train.activation_checkpointing": "false"}`); without
-any, everything that the job does not fix is lora-sft's default. Only `data.packing` is set: a job
-has no more documents than its steps need, which `auto` leaves alone for their small number.
+The rows are given as tokens, so the run reads no source rows. The options of a job are overrides of
+the recipe, for example `{"train.activation_checkpointing": "false"}`. Settings that the job does
+not fix keep their defaults, except `data.packing`: a job has so few documents that `auto` would not
+pack them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from lora_sft.train.trl.trainer import build_trainer
 
 
 def build(job: Job) -> Run:
-    """A run as `lora-sft train` builds it, but for reading rows."""
+    """Build a run as `lora-sft train` does, without reading source rows."""
     recipe = _make_recipe(job)
     run = RunDirectory(job.work_folder / "run").create()
     batch = make_batch_plan(recipe, world_size=1)
@@ -44,13 +45,13 @@ def build(job: Job) -> Run:
 
 
 def _wants_packing(job: Job) -> bool:
-    """Whether `auto` would pack documents like these, if there were more of them."""
+    """Return whether two documents fit into one row: `auto` would pack a larger set like this."""
     shortest = sorted(len(ids) for ids in job.documents.ids)[:2]
     return sum(shortest) <= job.max_length
 
 
 def _make_recipe(job: Job) -> Recipe:
-    row = job.work_folder / "row.jsonl"  # a recipe must name data; the rows come from the job
+    row = job.work_folder / "row.jsonl"  # a recipe must name a data set; this one is not trained
     row.write_text('{"prompt": "a", "completion": "b"}\n')
     recipe: dict[str, Any] = {
         "model": {"model_name_or_path": str(job.model_folder)},

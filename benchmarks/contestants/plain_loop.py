@@ -1,7 +1,7 @@
-"""A plain PEFT training loop, as a tutorial writes it: the cost of having no trainer at all.
+"""The contestant "plain PEFT loop": a training loop as tutorials write it, without a trainer.
 
-bfloat16 base, float32 adapter (PEFT's default), padded micro-batches, the model's own loss over
-full logits, fused AdamW, activation checkpointing.
+It uses a bfloat16 base, a float32 adapter (PEFT's default), padded micro-batches, the model's own
+loss over all logits, fused AdamW and activation checkpointing.
 """
 
 from __future__ import annotations
@@ -21,13 +21,17 @@ LEARNING_RATE = 2e-4
 
 
 def build(job: Job) -> Run:
-    """Options: `rows` (documents a micro-batch, 4), `accumulation` (4), `dtype` (bfloat16),
-    `activation_checkpointing` (True)."""
+    """Build the run.
+
+    The job's options are `rows` (documents per micro-batch, default 4), `accumulation`
+    (micro-batches per step, default 4), `dtype` (default bfloat16) and `activation_checkpointing`
+    (default True).
+    """
     return _PlainRun(job)
 
 
 class _PlainRun:
-    """Model, optimizer and batches; documents in their own order, once."""
+    """The model, the optimizer and the batches. It trains each document once, in order."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -37,7 +41,7 @@ class _PlainRun:
         self.model = _load_model(job, self.device)
 
     def train(self, observers: Sequence[Observer]) -> float | None:
-        """Train to the end."""
+        """Train to the end. Return the loss of step 1."""
         trained = [each for each in self.model.parameters() if each.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, fused=True)
         batches = self._make_batches()
@@ -56,7 +60,7 @@ class _PlainRun:
         return first_loss
 
     def _take_step(self, batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-        """Forward and backward over the micro-batches; the mean loss over all learned tokens."""
+        """Run all micro-batches forward and backward. Return the mean loss per learned token."""
         learned = sum((batch["labels"][:, 1:] != IGNORED_LABEL).sum() for batch in batches)
         total = torch.zeros((), device=self.device)
         for batch in batches:
@@ -67,7 +71,7 @@ class _PlainRun:
         return total
 
     def first_batch(self) -> dict[str, Any]:
-        """The first micro-batch again."""
+        """Return the first micro-batch."""
         return dict(next(self._make_batches()))
 
     def _make_batches(self) -> Iterator[dict[str, torch.Tensor]]:

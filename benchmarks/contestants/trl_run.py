@@ -1,9 +1,13 @@
-"""TRL's SFTTrainer, with its defaults or tuned by hand.
+"""Two contestants that use TRL: one with its default settings, one with tuned settings.
 
-The defaults are those of `trl sft --use_peft` (ModelConfig, SFTConfig); set are only the job
-(LoRA on all linear layers at the common rank, the longest document so that nothing is cut) and
-silence. The tuned one is what a person who reads the documentation would write: packed, bfloat16
-base, no dropout.
+The defaults are those of `trl sft --use_peft` (ModelConfig, SFTConfig). Three things are set:
+
+- the adapter: LoRA of the common rank on all linear layers,
+- the maximum length, so that no document is cut,
+- options that turn off reports and progress bars.
+
+The tuned settings are those that the documentation recommends: packing, a bfloat16 base and no
+dropout.
 """
 
 from __future__ import annotations
@@ -21,24 +25,26 @@ from benchmarks.contestants.job import LORA_ALPHA, LORA_RANK, NF4_FIELDS, Job, R
 
 
 def build_default(job: Job) -> Run:
-    """TRL as its command line sets it up."""
+    """Build a run with the settings of TRL's command line."""
     model_config = ModelConfig(
         use_peft=True,
         lora_r=LORA_RANK,
         lora_alpha=LORA_ALPHA,
         lora_target_modules=["all-linear"],
     )
-    return _build(job, get_peft_config(model_config), {**_name_job(job), **job.options}, None)
+    settings = {**_make_job_settings(job), **job.options}
+    return _build(job, get_peft_config(model_config), settings, None)
 
 
 def build_tuned(job: Job) -> Run:
-    """TRL with packing, a bfloat16 base and no dropout.
+    """Build a run with packing, a bfloat16 base and no dropout.
 
-    Options: `activation_checkpointing` and `rows` (packed rows of `max_length` a micro-batch).
+    The job's options are `activation_checkpointing` (default True) and `rows` (packed rows of
+    `max_length` tokens per micro-batch, default 1).
     """
     rows = int(job.options.get("rows", 1))
     settings = {
-        **_name_job(job),
+        **_make_job_settings(job),
         "packing": True,
         "per_device_train_batch_size": rows,
         "gradient_accumulation_steps": max(1, job.tokens_per_step // (rows * job.max_length)),
@@ -54,7 +60,7 @@ def build_tuned(job: Job) -> Run:
     return _build(job, lora, settings, torch.bfloat16)
 
 
-def _name_job(job: Job) -> dict[str, Any]:
+def _make_job_settings(job: Job) -> dict[str, Any]:
     return {
         "output_dir": str(job.work_folder / "trl"),
         "max_steps": job.steps,

@@ -1,9 +1,10 @@
-"""unsloth: its own loader, adapter and patched trainer, with its defaults.
+"""The contestant unsloth: its own loader, adapter and patched trainer, with its defaults.
 
-It patches torch, transformers, TRL and PEFT when it is imported, so benchmarks/gpu/perform.py
-imports it before them, in a process and with a set of libraries of its own. Learning rate and
-warm-up are those of its notebooks; everything else that the job does not fix is its functions'
-default (padding-free batches, its own checkpointing that offloads to the CPU, 8-bit AdamW).
+unsloth patches torch, transformers, TRL and PEFT when it is imported. So benchmarks/gpu/perform.py
+imports it before these libraries, in a separate process with a separate set of libraries. The
+learning rate and the warm-up come from unsloth's notebooks. Other settings that the job does not
+fix are its defaults: padding-free batches, its own activation checkpointing that offloads to the
+CPU, and 8-bit AdamW.
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ from typing import Any
 from benchmarks.contestants.job import LORA_ALPHA, LORA_RANK, Job, Run, TrainerRun
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-SEED = 3407  # its default
+SEED = 3407  # unsloth's default
 
 
 def build(job: Job) -> Run:
-    """Options: `use_gradient_checkpointing` ("unsloth"), and any of SFTConfig's."""
+    """Build the run.
+
+    The job's options are `use_gradient_checkpointing` (default "unsloth") and all fields of
+    SFTConfig.
+    """
     options = dict(job.options)
     checkpointing = options.pop("use_gradient_checkpointing", "unsloth")
     model, tokenizer = _load_model(job, checkpointing)

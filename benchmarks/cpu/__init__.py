@@ -1,7 +1,7 @@
-"""What lora-sft costs on a CPU, beside its peers and the floor: the same work for all, one thread.
+"""Measure lora-sft, other libraries and limits on a CPU: the same work for all, on one thread.
 
-Each measure is a file with `MEASURE` and `measure(toy)`; what it measures runs in processes of its
-own (the `*_worker` files), because imports, caches and peak memory of one contestant must not help
-or burden the next. This package itself imports no heavy library: a child's peak memory, as the
-kernel counts it, is never below that of the process that started it.
+Each measure is a file with `MEASURE` (its name) and `measure(toy)`. The measured work runs in
+separate processes (the `*_worker` files), so that imports, caches and memory of one contestant do
+not affect the next. This package imports no heavy library itself: in the kernel's count, the peak
+memory of a child is at least that of its parent.
 """

@@ -1,8 +1,8 @@
-"""Run the CPU benchmarks and file them: `python -m benchmarks.cpu [MEASURE ...]`.
+"""Run the CPU benchmarks and write their records: `python -m benchmarks.cpu [MEASURE ...]`.
 
-Each measure runs its contestants in turn, in processes of their own, so that a busy machine is
-unfair to all alike; what is recorded is CPU time first, because wall time depends on who else is
-there. One JSON a measure, written under `benchmarks/results/` unless `--out` says otherwise.
+The contestants of a measure take turns, so that a busy machine slows all of them. CPU time is the
+main quantity, because wall time depends on the machine's other load. Each measure has one JSON file
+in a folder of `benchmarks/results/`, or of the folder given with `--out`.
 """
 
 from __future__ import annotations
@@ -37,20 +37,31 @@ MEASURES = {
         step_traffic,
     )
 }
-ON_REQUEST = {each.MEASURE: each for each in (data_scale, merge_large)}  # ten minutes and more
+# These take ten minutes or more. They run only if they are named on the command line.
+ON_REQUEST = {each.MEASURE: each for each in (data_scale, merge_large)}
 
 
 def main() -> int:
-    """Run the measures that are named, or all that `make bench` runs."""
+    """Run the measures named on the command line, or else those of `make bench`.
+
+    Returns: 1 if a case failed, else 0.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("measures", nargs="*", help=", ".join([*MEASURES, *ON_REQUEST]))
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--toy", action="store_true", help="tiny inputs, to try the harness")
+    parser.add_argument(
+        "measures",
+        nargs="*",
+        help=f"measures to run: {', '.join(MEASURES)} (all of these by default); "
+        f"{', '.join(ON_REQUEST)} (ten minutes or more)",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, help="folder for the records (%(default)s)"
+    )
+    parser.add_argument("--toy", action="store_true", help="use tiny inputs, to test the harness")
     given = parser.parse_args()
     known = {**MEASURES, **ON_REQUEST}
     unknown = sorted(set(given.measures) - set(known))
     if unknown:
-        parser.error(f"no measure {', '.join(unknown)}; there are {', '.join(known)}")
+        parser.error(f"unknown measure {', '.join(unknown)}; the measures are {', '.join(known)}")
     failed = 0
     for name in given.measures or MEASURES:
         failed += run_measure(name, known[name], given.out, given.toy)
@@ -58,7 +69,7 @@ def main() -> int:
 
 
 def run_measure(name: str, measure: ModuleType, out: Path, toy: bool) -> int:
-    """Measure, file under the device's name, print; the number of cases that failed."""
+    """Run one measure, write its record and print its cases. Return how many cases failed."""
     environment = read_environment()
     device = name_device(environment.machine)
     record = Record(out / device / f"{name}.json", name)
@@ -66,8 +77,8 @@ def run_measure(name: str, measure: ModuleType, out: Path, toy: bool) -> int:
     for case in measure.measure(toy):
         record.put(case, environment)
         numbers = ", ".join(f"{key} {each.median:.4g}" for key, each in case.measurements.items())
-        told = case.reason or numbers
-        print(f"{name}: {case.subject}: {case.contestant}: {case.status} {told}", flush=True)
+        result = case.reason or numbers
+        print(f"{name}: {case.subject}: {case.contestant}: {case.status} {result}", flush=True)
     print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
     return sum(case.status == "failed" for case in record.cases.values())
 

@@ -1,7 +1,8 @@
-"""Find the folder of real data beside the repository, and choose the rows of each subject from it.
+"""Find the folder of real data, and write the source rows of each subject from it.
 
-Every contestant reads the same file: `messages` rows of user and assistant, none of them near
-`MAX_LENGTH_TOKENS`, so that nobody drops or cuts one. The rows are chosen with a seed.
+All contestants read the same file. Its rows are conversations in the `messages` format, far shorter
+than `MAX_LENGTH_TOKENS`, so that no contestant drops or cuts a row. The rows are chosen with a
+fixed seed.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from typing import Any
 
 from benchmarks.record import ROOT
 
-VARIABLE = "LORA_SFT_DATA"
+FOLDER_VARIABLE = "LORA_SFT_DATA"
 CHATS = "multi-turn chats"
 QUESTIONS = "question and answer"
 TOKENIZER = Path("tokenizers", "qwen3")
 MAX_LENGTH_TOKENS = 2048
-# Far below 2,048 tokens in English, whatever the template adds.
+# In English this is far below 2,048 tokens, even with the text that the template adds.
 LONGEST_CHAT_CHARACTERS = 6_000
 NUM_QUESTIONS = 2_000
 NUM_TOY_ROWS = 24
@@ -30,13 +31,13 @@ Messages = list[dict[str, str]]
 
 
 def find_data_folder() -> Path | None:
-    """The folder that `LORA_SFT_DATA` names, else the one beside the repository, if it is there."""
-    folder = Path(os.environ.get(VARIABLE, ROOT.parent / "shared" / "data"))
+    """Return the folder in `LORA_SFT_DATA`, else `shared/data` beside the repository, else None."""
+    folder = Path(os.environ.get(FOLDER_VARIABLE, ROOT.parent / "shared" / "data"))
     return folder if folder.is_dir() else None
 
 
 def write_row_files(data: Path, folder: Path, toy: bool) -> dict[str, Path]:
-    """One JSON-lines file a subject, in `folder`."""
+    """Write one JSON-lines file per subject to `folder`. Return the files by subject."""
     choices = {CHATS: _choose_chats(data), QUESTIONS: _choose_questions(data)}
     files = {}
     for subject, rows in choices.items():
@@ -47,7 +48,7 @@ def write_row_files(data: Path, folder: Path, toy: bool) -> dict[str, Path]:
 
 
 def _choose_chats(data: Path) -> list[Messages]:
-    """Short ShareGPT conversations and longer OpenAssistant threads, mixed."""
+    """Return short ShareGPT conversations and longer OpenAssistant threads, shuffled."""
     threads = {json.dumps(row): row for row in _read_threads(data)}
     rows = [*_read_sharegpt(data), *threads.values()]
     fitting = [row for row in rows if _count_characters(row) <= LONGEST_CHAT_CHARACTERS]
@@ -69,7 +70,7 @@ def _read_sharegpt(data: Path) -> Iterator[Messages]:
 
 
 def _read_threads(data: Path) -> Iterator[Messages]:
-    """Each way from a tree's prompt to its last answer in that branch."""
+    """Yield each branch of each message tree, from the prompt to the branch's last answer."""
     for line in (data / "oasst" / "en_100_tree.jsonl").read_text().splitlines():
         for texts in _walk(json.loads(line)["prompt"], ()):
             with_answer = texts[: len(texts) // 2 * 2]
@@ -87,7 +88,7 @@ def _walk(node: dict[str, Any], before: tuple[str, ...]) -> Iterator[tuple[str, 
 
 
 def _make_messages(texts: Sequence[str]) -> Messages:
-    """Texts of a user and an assistant in turns."""
+    """Return messages from texts in which user and assistant take turns."""
     return [
         {"role": "assistant" if index % 2 else "user", "content": text}
         for index, text in enumerate(texts)

@@ -1,20 +1,21 @@
-"""What it costs to make tokens and labels of rows on disk, one process, one thread.
+"""Measure the preparation of data, from source rows on disk to tokens and labels, on one thread.
 
-Everyone has the same rows, the same Qwen3 tokenizer and one chat template: TRL replaces Qwen3's
-own by its training twin (which never rewrites history) when asked for `assistant_only_loss`, so
-lora-sft is given that same twin. Then both make the same tokens. Their labels differ in one thing,
-which `facts` proves row by row: TRL also learns the newline after each answer's stop token, which
-no served model has to produce.
+Both contestants have the same rows, the same Qwen3 tokenizer and the same chat template. For
+`assistant_only_loss` TRL replaces Qwen3's template by its own variant for training, which never
+rewrites history. lora-sft gets that variant too, so both make the same tokens. Their labels differ
+in one way: TRL also learns the newline after each answer's stop token. A served model never has to
+produce that newline. The facts compare the tokens and the labels of all rows.
 
-With Qwen3's own template history is rewritten, and lora-sft makes a row of each answer as it is
-served (`rewritten_history: expand`). That is other work, hence another subject; TRL has none of it.
+Qwen3's own template rewrites history. With it, lora-sft makes one row per answer, as the answer is
+served (`rewritten_history: expand`). That is other work, so it is a separate subject. TRL cannot do
+it.
 
-Counted is the work alone, from the file to the data set (lora-sft: `build_corpus`; TRL:
-`load_dataset` and `SFTTrainer._prepare_dataset`), after eight rows to warm up. Imports, the
-tokenizer and the model are not counted. What has to be paid whatever the number of rows is in
-"eight_rows_cpu_seconds": eight rows, prepared a second time. (TRL's is large: `datasets` hashes
-the tokenizer to name its cache file.) Each round starts new processes, with a new, empty cache.
-`data_stages` compares with the tokenizer alone.
+Only the work from the file to the data set is timed, after eight warm-up rows. For lora-sft it is
+`build_corpus`, for TRL `load_dataset` and `SFTTrainer._prepare_dataset`. Imports and the loading of
+tokenizer and model are not timed. "eight_rows_cpu_seconds" is the cost that does not depend on the
+number of rows: the same eight rows, prepared a second time. (TRL's is large, because `datasets`
+hashes the tokenizer to name its cache file.) Each round starts new processes with an empty cache.
+`data_stages` compares lora-sft with the tokenizer.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from typing import Any
 
 from benchmarks.cpu.data_folder import (
     CHATS,
+    FOLDER_VARIABLE,
     QUESTIONS,
     TOKENIZER,
-    VARIABLE,
     find_data_folder,
     write_row_files,
 )
@@ -43,20 +44,20 @@ REWRITTEN = "multi-turn chats, history rewritten"
 REPEATS = 3
 
 OURS, PEER = "lora-sft", "TRL"
-NO_DATA = f"needs the data folder {VARIABLE}"
+NO_DATA = f"set {FOLDER_VARIABLE} to the folder with the real data"
 NOT_REWRITTEN = (
-    "TRL replaces the template by one that does not rewrite history: see multi-turn chats"
+    "TRL replaces the template by a template that does not rewrite history (see multi-turn chats)"
 )
-SAME_LABELS = "the same tokens are learned"
+SAME_LABELS = "both learn the same tokens"
 MORE_NEWLINES = (
-    "the same tokens are learned, but for the newline after an answer's stop token: TRL learns it "
-    "({count} of them), lora-sft does not, as no served model has to produce it"
+    "both learn the same tokens, except the newline after an answer's stop token: TRL learns "
+    "{count} of them, lora-sft learns none, because a served model never has to produce it"
 )
-OTHER_LABELS = "UNEXPLAINED: other tokens are learned, beyond the newline after a stop token"
+OTHER_LABELS = "UNEXPLAINED: the learned tokens differ in more than newlines after a stop token"
 
 
 def measure(toy: bool) -> Iterator[Case]:
-    """All subjects; skipped, with its reason, where the data folder is missing."""
+    """Measure all subjects. Without the data folder, all cases are skipped with that reason."""
     data = find_data_folder()
     if data is None:
         for subject in (CHATS, QUESTIONS, REWRITTEN):
@@ -88,14 +89,14 @@ def _list_contestants(tokenizer: Path, files: Mapping[str, Path]) -> Sequence[Co
 
 
 def find_training_template() -> Path:
-    """The training twin of Qwen3's template that TRL ships, found without importing TRL."""
+    """Return the path of TRL's variant of Qwen3's template, without importing TRL."""
     trl = importlib.util.find_spec("trl")
     package = Path(trl.origin).parent if trl and trl.origin else Path("trl")
     return package / "chat_templates" / "qwen3_training.jinja"
 
 
 def _compare(cases: Sequence[Case]) -> Iterator[Case]:
-    """Every case with what its facts say beside lora-sft's of the same subject."""
+    """Yield all cases. A peer's facts then say how its rows differ from lora-sft's."""
     ours = {case.subject: case.facts for case in cases if case.role == "ours"}
     for case in cases:
         if case.role == "ours" or case.status != "measured" or not ours[case.subject]:

@@ -1,9 +1,9 @@
-"""One contestant's preparation of every subject's rows, measured inside its own process.
+"""Prepare the source rows of all subjects with one contestant, and measure it in this process.
 
 `python -m benchmarks.cpu.data_preparation_worker lora-sft|stages|trl TOKENIZER TEMPLATE
-SUBJECT=ROWS...` prints `{subject: {"values": ..., "facts": ...}}`; `stages` is lora-sft between two
-runs of the tokenizer, with the share of each stage. The facts hold digests of the rows whatever
-their order, so that the contestants can be compared without keeping what they made.
+SUBJECT=ROWS...` prints `{subject: {"values": ..., "facts": ...}}`. `stages` measures lora-sft
+between two runs of the tokenizer, with the share of each stage. The facts hold digests of the rows
+that do not depend on their order, so the contestants can be compared without keeping their rows.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.cpu.block_cost import BlockCost
 from benchmarks.cpu.data_folder import MAX_LENGTH_TOKENS
-from benchmarks.cpu.own_cost import OwnCost
 from benchmarks.cpu.sampling import Sample
 from benchmarks.cpu.stages import OTHER, StageClock
 from benchmarks.documents import IGNORED_LABEL
@@ -30,7 +30,8 @@ from benchmarks.documents import IGNORED_LABEL
 NUM_WARM_UP_ROWS = 8
 STOP, NEWLINE = "<|im_end|>", "\n"
 
-# Which of lora-sft's files does what; the tokenizer's is transformers' door to it.
+# The stage to which the CPU time of each file belongs. The file of the stage "tokenise" is in
+# transformers, the others are in lora-sft.
 STAGE_OF_FILE = {
     "file_rows.py": "read",
     "plain_json.py": "read",
@@ -49,26 +50,27 @@ STAGE_OF_FILE = {
     "split_files.py": "write",
 }
 
-# A file of source rows, and whether the tokenizer's own template is used, which rewrites history.
+# Arguments: a file of source rows, and whether to use the tokenizer's own template, which rewrites
+# history.
 Prepare: TypeAlias = Callable[[Path, bool], Sample]
 Array: TypeAlias = NDArray[Any]
-# The token ids of a labelled row, and its labels where there are any.
+# The token ids of a labelled row, and its labels or None.
 LabelledRow: TypeAlias = tuple[Sequence[int], Sequence[int] | None]
 
 
 def main(kind: str, tokenizer: str, template: str, *subjects: str) -> None:
-    """Warm up, prepare each subject and print what it cost."""
+    """Warm up, prepare the rows of each subject and print the costs."""
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["HF_DATASETS_CACHE"] = folder  # before `datasets` is imported: nothing is kept
+        os.environ["HF_DATASETS_CACHE"] = folder  # `datasets` reads it when it is imported
         makers: dict[str, Callable[[Path, Path, Path, Path], Prepare]] = {
             "lora-sft": make_lora_sft_prepare,
             "stages": make_lora_sft_stages,
             "trl": make_trl_prepare,
         }
         pairs = [subject.split("=", 1) for subject in subjects]
-        few = _write_first_rows(Path(pairs[0][1]), Path(folder) / "warm_up.jsonl")
-        prepare = makers[kind](Path(tokenizer), Path(template), Path(folder), few)
-        fixed = {"eight_rows_cpu_seconds": prepare(few, False).values["cpu_seconds"]}
+        warm_up_rows = _write_first_rows(Path(pairs[0][1]), Path(folder) / "warm_up.jsonl")
+        prepare = makers[kind](Path(tokenizer), Path(template), Path(folder), warm_up_rows)
+        fixed = {"eight_rows_cpu_seconds": prepare(warm_up_rows, False).values["cpu_seconds"]}
         samples = {name: prepare(Path(path), "rewritten" in name) for name, path in pairs}
     answer = {
         name: {"values": {**each.values, **fixed}, "facts": each.facts}
@@ -81,10 +83,14 @@ def make_lora_sft_prepare(
     tokenizer_folder: Path,
     template: Path,
     folder: Path,
-    few: Path,
+    warm_up_rows: Path,
     clock: AbstractContextManager[Any] | None = None,
 ) -> Prepare:
-    """lora-sft: a recipe, and what `pipeline.load_data` calls once it has the tokenizer."""
+    """Return a function that prepares rows with lora-sft. It has prepared the warm-up rows.
+
+    It reads a recipe and loads the tokenizer. Then it times `build_corpus`, as `pipeline.load_data`
+    calls it.
+    """
     from lora_sft.data.corpus.building import build_corpus
     from lora_sft.data.templates.tokenizer import find_stop_token_ids, load_tokenizer
     from lora_sft.recipe import read_recipe
@@ -94,7 +100,7 @@ def make_lora_sft_prepare(
         recipe = read_recipe(path)
         tokenizer = load_tokenizer(recipe.model, recipe.tokenizer, recipe.data)
         stops = find_stop_token_ids(tokenizer, recipe.model, recipe.data.stop_tokens)
-        with clock or nullcontext(), OwnCost() as cost:
+        with clock or nullcontext(), BlockCost() as cost:
             corpus = build_corpus(recipe.data, tokenizer, stops)
         account = corpus.accounts["train"]
         return _describe(
@@ -105,19 +111,22 @@ def make_lora_sft_prepare(
             source_rows_read=account.read,
         )
 
-    prepare(few, False)
+    prepare(warm_up_rows, False)
     return prepare
 
 
-def make_lora_sft_stages(tokenizer: Path, template: Path, folder: Path, few: Path) -> Prepare:
-    """lora-sft once more, with a clock on its stages.
+def make_lora_sft_stages(
+    tokenizer: Path, template: Path, folder: Path, warm_up_rows: Path
+) -> Prepare:
+    """Return a function that prepares rows with lora-sft and measures its stages.
 
-    The bare tokenizer works on the same texts just before and just after it, in the same process:
-    where a machine's speed drifts from second to second only such neighbours can be compared.
+    It also runs the tokenizer on the same texts, directly before and after lora-sft and in the same
+    process. Some machines change their speed within seconds, so only runs that follow each other
+    closely can be compared.
     """
     clock = StageClock(STAGE_OF_FILE)
-    whole = make_lora_sft_prepare(tokenizer, template, folder, few, clock)
-    tokenise = make_bare_tokenizer(tokenizer, template, few)
+    whole = make_lora_sft_prepare(tokenizer, template, folder, warm_up_rows, clock)
+    tokenise = make_bare_tokenizer(tokenizer, template, warm_up_rows)
 
     def prepare(rows: Path, own_template: bool) -> Sample:
         clock.cpu_seconds.clear()
@@ -134,8 +143,13 @@ def make_lora_sft_stages(tokenizer: Path, template: Path, folder: Path, few: Pat
     return prepare
 
 
-def make_trl_prepare(tokenizer_folder: Path, template: Path, folder: Path, few: Path) -> Prepare:
-    """TRL: the trainer's own preparation; the trainer is made with the source rows to warm up."""
+def make_trl_prepare(
+    tokenizer_folder: Path, template: Path, folder: Path, warm_up_rows: Path
+) -> Prepare:
+    """Return a function that prepares rows as TRL's trainer does.
+
+    The trainer prepares the warm-up rows when it is constructed.
+    """
     from datasets import Dataset, load_dataset
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
     from trl import SFTConfig, SFTTrainer
@@ -161,14 +175,17 @@ def make_trl_prepare(tokenizer_folder: Path, template: Path, folder: Path, few: 
         return load_dataset("json", data_files=str(rows), split="train")
 
     trainer = SFTTrainer(
-        LlamaForCausalLM(config), arguments, processing_class=tokenizer, train_dataset=read(few)
+        LlamaForCausalLM(config),
+        arguments,
+        processing_class=tokenizer,
+        train_dataset=read(warm_up_rows),
     )
 
-    assert trainer.chat_template == template.read_text(), "everyone has the same template"
+    assert trainer.chat_template == template.read_text(), "TRL must use the same template"
 
     def prepare(rows: Path, own_template: bool) -> Sample:
-        assert not own_template, "TRL replaces the template"
-        with OwnCost() as cost:
+        assert not own_template, "TRL always replaces Qwen3's template"
+        with BlockCost() as cost:
             read_rows = read(rows)
             prepared = trainer._prepare_dataset(
                 read_rows, tokenizer, arguments, False, None, "train"
@@ -185,36 +202,38 @@ def make_trl_prepare(tokenizer_folder: Path, template: Path, folder: Path, few: 
 
 
 def make_bare_tokenizer(
-    tokenizer_folder: Path, template: Path, few: Path
+    tokenizer_folder: Path, template: Path, warm_up_rows: Path
 ) -> Callable[[Path, bool], tuple[float, str]]:
-    """The tokenizer's fastest call on texts that are rendered already: CPU seconds, and a digest
-    of the rows."""
+    """Return a function that times only the tokenizer, with its fastest call, on rendered texts.
+
+    The function returns the CPU seconds and a digest of the rows.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    twin = template.read_text()
+    training_template = template.read_text()
 
     def tokenise(rows: Path, own_template: bool) -> tuple[float, str]:
         chats = [json.loads(line)["messages"] for line in rows.read_text().splitlines()]
         texts = [
             tokenizer.apply_chat_template(
-                messages, tokenize=False, chat_template=None if own_template else twin
+                messages, tokenize=False, chat_template=None if own_template else training_template
             )
             for chat in chats
             for messages in (_list_served(chat) if own_template else [chat])
         ]
-        with OwnCost() as cost:
+        with BlockCost() as cost:
             encodings = tokenizer.backend_tokenizer.encode_batch_fast(
                 texts, add_special_tokens=False
             )
         return cost.values["cpu_seconds"], _hash([np.asarray(each.ids) for each in encodings])
 
-    tokenise(few, False)
+    tokenise(warm_up_rows, False)
     return tokenise
 
 
 def _list_served(chat: list[dict[str, str]]) -> list[list[dict[str, str]]]:
-    """The conversation up to each answer."""
+    """Return, for each answer, the conversation up to and including it, as it is served."""
     return [chat[: index + 1] for index, each in enumerate(chat) if each["role"] == "assistant"]
 
 
@@ -241,14 +260,14 @@ def _write_recipe(folder: Path, tokenizer: Path, rows: Path, template: Path | No
     return path
 
 
-def _describe(cost: OwnCost, dataset: Any, tokenizer: Any, **facts: int) -> Sample:
+def _describe(cost: BlockCost, dataset: Any, tokenizer: Any, **facts: int) -> Sample:
     rows = zip(dataset["input_ids"], dataset["labels"], strict=True)
     sample = _make_sample(cost, rows, tokenizer)
     return Sample(sample.values, {**facts, **sample.facts})
 
 
-def _make_sample(cost: OwnCost, rows: Iterable[LabelledRow], tokenizer: Any) -> Sample:
-    """The cost, and what was made: counts, and digests of ids and labels."""
+def _make_sample(cost: BlockCost, rows: Iterable[LabelledRow], tokenizer: Any) -> Sample:
+    """Return the cost, with counts of the rows and digests of their ids and labels as facts."""
     stop = tokenizer.convert_tokens_to_ids(STOP)
     newline = tokenizer.encode(NEWLINE, add_special_tokens=False)[-1]
     kept = list(rows)
@@ -277,7 +296,7 @@ def _describe_labels(
 
 
 def _unlearn_newlines(ids: Array, labels: Array, stop: int, newline: int) -> Array:
-    """The labels without those newlines that follow a stop token at once."""
+    """Return the labels without the newlines that directly follow a stop token."""
     follows_stop = np.concatenate([[False], ids[:-1] == stop])
     return np.where(follows_stop & (labels == newline), IGNORED_LABEL, labels)
 
@@ -287,7 +306,7 @@ def _count_learned(labels: Array) -> int:
 
 
 def _hash(rows: Sequence[Array]) -> str:
-    """One digest of all labelled rows, whatever their order."""
+    """Return one digest of all rows that does not depend on their order."""
     digests = sorted(hashlib.sha256(row.astype(np.int64).tobytes()).digest() for row in rows)
     return hashlib.sha256(b"".join(digests)).hexdigest()[:16]
 

@@ -1,9 +1,10 @@
-"""Does memory stay flat when rows grow from 10 thousand to a million, and is it quick again?
+"""Measure data preparation with 10 thousand, 100 thousand and a million rows.
 
-Short questions and answers, with the tokenizer of the quickstart's base, so that a million rows
-take minutes. `load_or_build_corpus` prepares them on all cores, then finds them again; then they
-are packed into rows of 2,048 tokens. Each size has a process of its own, and the peak is that
-process's: those that it forks have their own, bounded by the same batches.
+It shows whether memory grows with the rows, and whether a second preparation is fast. The rows are
+short questions and answers, with the tokenizer of the quickstart's base, so that a million rows
+take only minutes. They are prepared on all cores, then found again in the cache, then packed into
+rows of 2,048 tokens. Each size runs in a separate process. The peak memory is that of this process.
+The processes that it forks are not counted: their memory is bounded by the same batches.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ LIMIT_SECONDS = 1_800
 
 
 def measure(toy: bool) -> Iterator[Case]:
-    """lora-sft at each size, once: it is the sizes that are compared."""
+    """Measure lora-sft once at each size. The sizes are compared with each other."""
     for size in TOY_SIZES if toy else SIZES:
         usage = run_measured(
             [sys.executable, "-m", "benchmarks.cpu.data_scale_worker", size],
@@ -31,7 +32,7 @@ def measure(toy: bool) -> Iterator[Case]:
         )
         subject = f"{size:,} rows"
         if usage.exit_code != 0:
-            yield Case(subject, OURS, "ours", status="failed", reason=usage.last_words)
+            yield Case(subject, OURS, "ours", status="failed", reason=usage.last_lines)
             continue
         answer = json.loads(usage.stdout.splitlines()[-1])
         measurements = {

@@ -1,4 +1,4 @@
-"""One size of `data_scale`: `python -m benchmarks.cpu.data_scale_worker NUM_ROWS`."""
+"""Measure one size of `data_scale`: `python -m benchmarks.cpu.data_scale_worker NUM_ROWS`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.cpu.own_cost import OwnCost
+from benchmarks.cpu.block_cost import BlockCost
 
 MAX_LENGTH_TOKENS = 2_048
 WORDS = ("the", "one", "of", "to", "and", "in", "is", "it", "for", "on", "with", "as", "was", "at")
@@ -19,7 +19,7 @@ SEED = 0
 
 
 def main(num_rows: int) -> None:
-    """Prepare, prepare again, pack; print what each cost."""
+    """Write the rows, prepare them twice, pack them and print the costs."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LORA_SFT_CACHE"] = str(Path(folder) / "cache")
         path = Path(folder) / "rows.jsonl"
@@ -28,7 +28,7 @@ def main(num_rows: int) -> None:
 
 
 def write_rows(path: Path, num_rows: int) -> None:
-    """Question and answer of seeded lengths and words."""
+    """Write rows of one question and one answer, with lengths and words drawn from a seed."""
     draw = random.Random(SEED)
     with path.open("w") as file:
         for row in range(num_rows):
@@ -46,7 +46,7 @@ def _make_text(draw: random.Random) -> str:
 
 
 def prepare(path: Path, folder: Path) -> dict[str, dict[str, float]]:
-    """The values and facts of one size."""
+    """Prepare the rows twice and pack them. Return the values and the facts."""
     from lora_sft.data.corpus.loading import prepare_data
     from lora_sft.data.corpus.packing import count_tokens, lay_out_documents, pack_documents
     from lora_sft.recipe import read_recipe
@@ -58,12 +58,12 @@ def prepare(path: Path, folder: Path) -> dict[str, dict[str, float]]:
         "output_dir": str(folder / "run"),
     }
     recipe_path.write_text(json.dumps(recipe))  # JSON is YAML
-    with OwnCost() as cost:
+    with BlockCost() as cost:
         corpus = prepare_data(read_recipe(recipe_path)).corpus
     started = time.perf_counter()
     again = prepare_data(read_recipe(recipe_path))
     second_seconds = time.perf_counter() - started
-    assert again.is_hit, "the second preparation finds the first"
+    assert again.is_hit, "the second preparation must find the rows in the cache"
     started = time.perf_counter()
     layout = lay_out_documents(count_tokens(corpus.train), MAX_LENGTH_TOKENS)
     pack_documents(corpus.train, layout)

@@ -1,8 +1,8 @@
-"""Where the time of lora-sft's data preparation goes: reading, rendering, tokenising, ...
+"""Measure the share of each stage in the CPU time of lora-sft's data preparation.
 
-The rows and settings are those of `data_preparation`; one process, one thread. "rate of bare
-tokenizer" is how fast the whole is beside the tokenizer alone on the same texts, which ran just
-before and just after it in the same process.
+The rows and the settings are those of `data_preparation`, on one thread. "rate of bare tokenizer"
+is the CPU time of the tokenizer divided by that of the whole preparation, for the same texts. The
+tokenizer runs directly before and after the preparation, in the same process.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ REPEATS = 5
 
 
 def measure(toy: bool) -> Iterator[Case]:
-    """lora-sft alone; skipped, with its reason, where the data folder is missing."""
+    """Measure lora-sft. Without the data folder, all cases are skipped with that reason."""
     data = find_data_folder()
     if data is None:
         for subject in (CHATS, QUESTIONS, REWRITTEN):

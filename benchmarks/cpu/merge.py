@@ -1,10 +1,10 @@
-"""What it costs to merge an adapter into its base: whole processes, from files to files.
+"""Measure the merge of an adapter into its base, as a whole process that reads and writes files.
 
-The base is a random Llama in bf16, in three shards; the adapter is r=16 on every linear layer.
-lora-sft is run without its verification, which PEFT has none of; `merge_large` (and the toy) runs
-it with verification too, in columns of their own. That both did the same work is in the facts: the
-outputs are compared tensor by tensor, beside how far the adapter moved the base. The limit is a
-copy of the base's files, page cache warm.
+The base is a random Llama in bf16, in three shards. The adapter has rank 16 on all linear layers.
+lora-sft runs without its verification, because PEFT has no verification. `merge_large` and the toy
+size also run it with verification, in separate columns. The facts show that both do the same work:
+they hold the largest difference between the two outputs, and between an output and the base. The
+limit is a copy of the base's files, which are in the page cache.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from benchmarks.cpu.sampling import (
     Contestant,
     CouldNotRun,
     Sample,
-    run_whole,
+    make_process_sample,
+    run_on_one_thread,
     run_worker,
-    sample_whole,
     take_turns,
 )
 from benchmarks.record import Case, Role
@@ -40,7 +40,7 @@ REPEATS = 3
 
 
 def measure(toy: bool) -> Iterator[Case]:
-    """Make base and adapter, merge them in turn, and compare what came of it."""
+    """Make a base and an adapter, merge them with each contestant, and compare the outputs."""
     if toy:
         yield from measure_size("toy", 1, verified=True)
     else:
@@ -48,23 +48,28 @@ def measure(toy: bool) -> Iterator[Case]:
 
 
 def measure_size(
-    size: str, repeats: int, *, verified: bool = False, alone: bool = False
+    size: str, repeats: int, *, verified: bool = False, with_peft: bool = True
 ) -> Iterator[Case]:
-    """One size of base; `verified`: ours with verification too; `alone`: only ours and the copy."""
+    """Measure one size of base.
+
+    Args:
+        verified: Run lora-sft with verification too.
+        with_peft: Run PEFT too, and compare the outputs.
+    """
     subject = SUBJECTS[size]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         facts = run_worker("merge_worker", "make", size, folder)
-        contestants = _list_contestants(subject, folder, verified=verified, alone=alone)
+        contestants = _list_contestants(subject, folder, verified=verified, with_peft=with_peft)
         cases = list(take_turns(contestants, repeats))
-        agreement = {} if alone else _compare(cases, folder)
+        agreement = _compare(cases, folder) if with_peft else {}
     for case in cases:
         compared = {} if case.role == "limit" else agreement
         yield replace(case, facts={**case.facts, **facts, **compared})
 
 
 def _list_contestants(
-    subject: str, folder: Path, *, verified: bool, alone: bool
+    subject: str, folder: Path, *, verified: bool, with_peft: bool
 ) -> Sequence[Contestant]:
     base, adapter = folder / "base", folder / "adapter"
     ours, peft, copy = folder / "lora-sft", folder / "peft", folder / "copy"
@@ -82,7 +87,7 @@ def _list_contestants(
         Contestant("lora-sft", "ours", (subject,), run),
         make("copy of the base", "limit", ["cp", "-R", base, copy], copy),
     ]
-    if not alone:
+    if with_peft:
         contestants.insert(1, make("PEFT", "peer", peer, peft))
     return tuple(contestants)
 
@@ -93,11 +98,11 @@ def _make_verified_run(
     run: Callable[[], Mapping[str, Sample]],
     output: Path,
 ) -> Callable[[], Mapping[str, Sample]]:
-    """The merge as it is by default, verified, and then without: both in one sample."""
+    """Return a function that merges with verification, then without: both make one sample."""
 
     def run_both() -> Mapping[str, Sample]:
         shutil.rmtree(output, ignore_errors=True)
-        verified = run_whole(command)
+        verified = run_on_one_thread(command)
         sample = run()[subject]
         more = {
             "verified_cpu_seconds": verified.cpu_seconds,
@@ -112,12 +117,12 @@ def _make_verified_run(
 def _make_run(
     subject: str, command: Sequence[object], output: Path
 ) -> Callable[[], Mapping[str, Sample]]:
-    """Run into an empty place; the last output stays, to be compared."""
+    """Return a function that removes the old output and merges. The last output stays on disk."""
 
     def run() -> Mapping[str, Sample]:
         shutil.rmtree(output, ignore_errors=True)
-        usage = run_whole(command)
-        return {subject: sample_whole(usage, output_bytes=_count_weight_bytes(output))}
+        usage = run_on_one_thread(command)
+        return {subject: make_process_sample(usage, output_bytes=_count_weight_bytes(output))}
 
     return run
 
@@ -125,12 +130,12 @@ def _make_run(
 def _count_weight_bytes(folder: Path) -> int:
     sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
     if not sizes:
-        raise CouldNotRun(f"no weights were written to {folder.name}")
+        raise CouldNotRun(f"the merge wrote no weights to {folder.name}")
     return sum(sizes)
 
 
 def _compare(cases: Sequence[Case], folder: Path) -> Mapping[str, Any]:
-    """What tells whether lora-sft and PEFT made the same model; nothing where one failed."""
+    """Compare the outputs of lora-sft and PEFT. Return {} if one of the merges failed."""
     if any(case.status != "measured" for case in cases):
         return {}
     answer: Mapping[str, Any] = run_worker(

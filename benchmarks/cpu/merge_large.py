@@ -1,7 +1,7 @@
-"""Merging models of 1.2 B and 3.2 B parameters: what `make bench` has no time for.
+"""Measure the merge of models with 1.2 B and 3.2 B parameters.
 
-`python -m benchmarks.cpu merge_large`. The larger one is merged by lora-sft alone, to show whether
-memory grows with the model.
+`make bench` leaves it out, because it takes too long. Run `python -m benchmarks.cpu merge_large`.
+The larger model is merged only by lora-sft, to show whether memory grows with the model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ REPEATS = 3
 
 
 def measure(toy: bool) -> Iterator[Case]:
-    """Both sizes, or the toy twice."""
+    """Measure both sizes, or only the toy size."""
     yield from measure_size("toy" if toy else "1.2 B", 1 if toy else REPEATS, verified=True)
     if not toy:
-        yield from measure_size("3.2 B", 1, alone=True)
+        yield from measure_size("3.2 B", 1, with_peft=False)

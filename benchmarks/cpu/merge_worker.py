@@ -1,9 +1,13 @@
-"""Make a base and an adapter, merge them with PEFT alone, and compare two merged models.
+"""Make a base and an adapter, merge them with PEFT, and compare two merged models.
 
-`python -m benchmarks.cpu.merge_worker make SIZE FOLDER` writes `base` and `adapter` there, a shard
-at a time, so that making a model takes no more memory than merging one may;
-`peft BASE ADAPTER OUTPUT` is what a script of PEFT's own calls does; `compare OURS PEFT BASE`
-reads the three models tensor by tensor. The last line of `make` and `compare` is JSON.
+`python -m benchmarks.cpu.merge_worker COMMAND`:
+
+make SIZE FOLDER            write `FOLDER/base` and `FOLDER/adapter`, one shard at a time, so that
+                            making a model needs no more memory than merging it
+peft BASE ADAPTER OUTPUT    merge with PEFT's documented calls
+compare OURS PEFT BASE      compare the three models, one tensor at a time
+
+`make` and `compare` print JSON on their last line.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-TOKENIZER = "lora_sft/quickstart/base"  # small, and in the source tree
+TOKENIZER = "lora_sft/quickstart/base"  # a small tokenizer in the source tree
 SIZES: Mapping[str, dict[str, Any]] = {
     "0.32 B": {
         "hidden_size": 1024,
@@ -29,7 +33,7 @@ SIZES: Mapping[str, dict[str, Any]] = {
         "num_key_value_heads": 4,
         "vocab_size": 32_000,
     },
-    # Llama-3.2-1B's and -3B's shapes
+    # The shapes of Llama-3.2-1B and Llama-3.2-3B
     "1.2 B": {
         "hidden_size": 2048,
         "intermediate_size": 8192,
@@ -61,12 +65,12 @@ NUM_SHARDS = 3
 RANK, ALPHA = 16, 32
 SEED = 0
 BASE_STANDARD_DEVIATION = 0.02
-# With PEFT's own A, this moves a weight by about a tenth of its size.
+# With PEFT's initialisation of A, this changes a weight by about a tenth of its size.
 B_STANDARD_DEVIATION = 0.01
 
 
 def make(size: str, folder: str) -> None:
-    """A random base in bf16 with a tokenizer, in three shards, and an adapter that changes it."""
+    """Write a random base in bf16 with three shards and a tokenizer, and an adapter for it."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     base, adapter = Path(folder) / "base", Path(folder) / "adapter"
@@ -77,7 +81,7 @@ def make(size: str, folder: str) -> None:
     config.architectures = ["LlamaForCausalLM"]
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
-    parameters = dict(model.named_parameters())  # a tied head is the embedding, and comes once
+    parameters = dict(model.named_parameters())  # a tied head is not listed: it is the embedding
     _write_shards(parameters, base)
     config.save_pretrained(base)
     AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(base)
@@ -115,14 +119,17 @@ def _make_weight(shape: torch.Size) -> torch.Tensor:
 
 
 def _write_adapter(model: torch.nn.Module, folder: Path) -> int:
-    """In PEFT's format: r=16 on every linear layer but the head. The number of modules."""
+    """Write an adapter in PEFT's format, on all linear layers except the output head.
+
+    Returns: The number of adapted modules.
+    """
     from peft import LoraConfig
 
     tensors, names = {}, set()
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and name != "lm_head":
             a = torch.empty(RANK, module.in_features)
-            torch.nn.init.kaiming_uniform_(a, a=5**0.5)  # PEFT's own
+            torch.nn.init.kaiming_uniform_(a, a=5**0.5)  # as PEFT initialises it
             b = torch.empty(module.out_features, RANK).normal_(std=B_STANDARD_DEVIATION)
             tensors[f"base_model.model.{name}.lora_A.weight"] = a
             tensors[f"base_model.model.{name}.lora_B.weight"] = b
@@ -136,7 +143,7 @@ def _write_adapter(model: torch.nn.Module, folder: Path) -> int:
 
 
 def merge_with_peft(base: str, adapter: str, output: str) -> None:
-    """Load in bf16, attach, merge, save: PEFT's documented way."""
+    """Load the base in bf16, merge the adapter and save the model, as PEFT's documentation does."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -147,15 +154,21 @@ def merge_with_peft(base: str, adapter: str, output: str) -> None:
 
 
 def compare(ours: str, peft: str, base: str) -> None:
-    """The largest differences over all tensors, one tensor of each model in memory at a time."""
+    """Print the largest differences between the models.
+
+    Only one tensor of each model is in memory at a time.
+    """
     apart, moved = 0.0, 0.0
     with open_tensors(ours) as left, open_tensors(peft) as right, open_tensors(base) as before:
         if not set(left) == set(right) == set(before):
-            raise SystemExit("the outputs do not hold the same tensors")
+            raise SystemExit(f"{ours}, {peft} and {base} do not hold the same tensors")
         for name in sorted(left):
             our, their, old = (each[name].get_tensor(name) for each in (left, right, before))
             if not our.dtype == their.dtype == old.dtype:
-                raise SystemExit(f"{name} is {our.dtype} here and {their.dtype} there")
+                raise SystemExit(
+                    f"{name} is {our.dtype} in {ours}, {their.dtype} in {peft} and {old.dtype} in "
+                    f"{base}"
+                )
             apart = max(apart, _find_largest_difference(our, their))
             moved = max(moved, _find_largest_difference(our, old))
         tensors = len(left)
@@ -169,13 +182,14 @@ def compare(ours: str, peft: str, base: str) -> None:
 
 @contextmanager
 def open_tensors(folder: str) -> Iterator[Mapping[str, Any]]:
-    """Tensor name -> the open file that holds it."""
+    """Open the weight files of a folder, and yield the open file of each tensor name."""
     with ExitStack() as stack:
         files = [
             stack.enter_context(safe_open(str(path), framework="pt"))
             for path in sorted(Path(folder).glob("*.safetensors"))
         ]
-        yield {name: file for file in files for name in file.keys()}  # noqa: SIM118 (no mapping)
+        # `safe_open` returns no mapping, so its names come only from `keys`.
+        yield {name: file for file in files for name in file.keys()}  # noqa: SIM118
 
 
 def _find_largest_difference(left: torch.Tensor, right: torch.Tensor) -> float:

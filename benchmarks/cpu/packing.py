@@ -1,13 +1,14 @@
-"""How many token slots hold a real token once documents are packed into rows, and what that costs.
+"""Measure packing: the share of token slots that hold a real token, and the CPU time.
 
-Packed rows are of one length, the cap; a padded batch is as wide as its longest document. Every
-set is 10,000 seeded documents of log-normal length; one longer than the cap is cut there, and its
-cut part counts for nobody. lora-sft packs the whole set at once, from documents that its data stage
-has cut, into rows in memory. TRL packs as `SFTTrainer` does (`pack_dataset`, best fit decreasing,
-in groups of 1,000 rows, `input_ids` and `labels` copied into a new data set on disk). Both read
-documents that lie on disk, and their CPU seconds hold all that they do with them. Padding is
-decided while training and costs nothing before it. The limit is the least number of rows that
-holds the tokens.
+All packed rows have one length, the cap. A padded batch is as wide as its longest document. Each
+set has 10,000 documents, with log-normal lengths drawn from a seed. A document longer than the cap
+is cut, and the tokens that are cut off do not count for any contestant.
+
+lora-sft's data stage has already cut the documents. Its packing handles the whole set at once and
+makes rows in memory. TRL packs as `SFTTrainer` does: `pack_dataset` with best fit decreasing, in
+groups of 1,000 rows, copies `input_ids` and `labels` into a new data set on disk. Both read the
+documents from disk, and their CPU seconds cover all of this work. Padding happens during training
+and costs nothing before it. The limit is the smallest number of rows that can hold the tokens.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ REPEATS = 3
 
 
 def name_subject(name: str, cap: int) -> str:
-    """A set of documents in packed rows of one length."""
+    """Return the subject's name: a set of documents, and the length of the packed rows."""
     return f"{name} (mean {MEAN_TOKENS[name]} tokens), rows of {cap}"
 
 
 def measure(toy: bool) -> Iterator[Case]:
-    """Every set at every cap; `toy` packs a few documents once."""
+    """Measure every set at every cap. With `toy`, pack few documents, only once."""
     subjects = tuple(name_subject(name, cap) for name in MEAN_TOKENS for cap in CAPS_TOKENS)
     num_documents = NUM_TOY_DOCUMENTS if toy else NUM_DOCUMENTS
 

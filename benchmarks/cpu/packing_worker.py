@@ -1,7 +1,7 @@
-"""One contestant's packed rows for every set of documents, measured inside its own process.
+"""Pack every set of documents with one contestant, and measure it in this process.
 
 `python -m benchmarks.cpu.packing_worker lora-sft|trl|padding|least-rows NUM_DOCUMENTS` prints
-`{subject: {"values": ..., "facts": ...}}`. Only lengths matter, so every token is the same.
+`{subject: {"values": ..., "facts": ...}}`. Only the lengths matter, so all tokens have the same id.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from benchmarks.cpu.own_cost import OwnCost
+from benchmarks.cpu.block_cost import BlockCost
 from benchmarks.cpu.packing import CAPS_TOKENS, MEAN_TOKENS, name_subject
 from benchmarks.cpu.sampling import Sample
 from benchmarks.documents import DocumentSet
 
-SIGMA = 0.726  # as the chat documents of the GPU lanes
+SIGMA = 0.726  # as for the chat documents of the GPU lanes
 SEED = 0
 BATCH_ROWS = 8
 NO_CAP = 2**31
@@ -32,7 +32,7 @@ Lengths: TypeAlias = Sequence[int]
 
 
 def main(kind: str, num_documents: int) -> None:
-    """Put the documents of every set into packed rows of every cap and print what came of it."""
+    """Pack the documents of every set into rows of every cap, and print the results."""
     makers: dict[str, Callable[[Lengths], list[Sample]]] = {
         "lora-sft": pack_with_lora_sft,
         "trl": pack_with_trl,
@@ -41,7 +41,7 @@ def main(kind: str, num_documents: int) -> None:
     }
     answer = {}
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["HF_DATASETS_CACHE"] = folder  # before `datasets` is imported: nothing is kept
+        os.environ["HF_DATASETS_CACHE"] = folder  # `datasets` reads it when it is imported
         makers[kind](WARM_UP_LENGTHS)
         for name, mean in MEAN_TOKENS.items():
             lengths = DocumentSet(name, mean, NO_CAP, SIGMA).draw_lengths(num_documents, SEED)
@@ -52,7 +52,7 @@ def main(kind: str, num_documents: int) -> None:
 
 
 def pack_with_lora_sft(lengths: Lengths) -> list[Sample]:
-    """lora-sft's packing of a data set whose documents its length policy has cut."""
+    """Pack with lora-sft, from a data set whose documents are already cut."""
     from lora_sft.data.corpus.packing import count_tokens, lay_out_documents, pack_documents
 
     def pack(documents: Any, cap: int) -> Any:
@@ -66,7 +66,7 @@ def pack_with_lora_sft(lengths: Lengths) -> list[Sample]:
 
 
 def pack_with_trl(lengths: Lengths) -> list[Sample]:
-    """TRL's packing of a data set that lies on disk, as `SFTTrainer`'s does when it packs."""
+    """Pack with TRL, from a data set on disk, with the call that `SFTTrainer` makes."""
     from trl import pack_dataset
 
     def pack(documents: Any, cap: int) -> Any:
@@ -78,7 +78,7 @@ def pack_with_trl(lengths: Lengths) -> list[Sample]:
 
 @contextmanager
 def _on_disk(lengths: Lengths, label_type: Any) -> Iterator[Any]:
-    """A data set of these documents, read from disk while it lasts."""
+    """Save documents of these lengths to disk, and yield the data set that reads them."""
     from datasets import load_from_disk
 
     with tempfile.TemporaryDirectory() as folder:
@@ -89,10 +89,10 @@ def _on_disk(lengths: Lengths, label_type: Any) -> Iterator[Any]:
 def _pack_once(
     pack: Callable[[Any, int], Any], documents: Any, lengths: Lengths, cap: int
 ) -> Sample:
-    with OwnCost() as cost:
+    with BlockCost() as cost:
         packed = pack(documents, cap)
     packed_row_lengths = [sum(row) for row in packed["seq_lengths"]]
-    assert sum(packed_row_lengths) == _count_kept(lengths, cap), "no token is lost or doubled"
+    assert sum(packed_row_lengths) == _count_kept(lengths, cap), "tokens were lost or repeated"
     per_100k = cost.values["cpu_seconds"] * 100_000 / len(lengths)
     values = {**cost.values, "cpu_seconds_per_100k_documents": per_100k}
     used = sum(packed_row_lengths) / (len(packed_row_lengths) * cap)
@@ -100,7 +100,7 @@ def _pack_once(
 
 
 def pad(lengths: Lengths, cap: int) -> Sample:
-    """Random batches, each document padded to the longest of its batch."""
+    """Make random batches, and pad each document to the longest document of its batch."""
     kept = np.minimum(lengths, cap)
     shuffled = np.random.default_rng(SEED).permutation(kept)
     batches = np.array_split(shuffled, math.ceil(len(kept) / BATCH_ROWS))
@@ -109,14 +109,14 @@ def pad(lengths: Lengths, cap: int) -> Sample:
 
 
 def count_least_rows(lengths: Lengths, cap: int) -> Sample:
-    """No way of packing needs fewer packed rows than this (it may need more)."""
+    """Compute a lower bound for the number of packed rows. A real packing may need more."""
     tokens = _count_kept(lengths, cap)
     rows = math.ceil(tokens / cap)
     return Sample({"utilisation": tokens / (rows * cap)}, {"rows": rows})
 
 
 def _make_dataset(lengths: Lengths, label_type: Any) -> Any:
-    """`input_ids` and `labels` in the types that the packer's own preparation gives them."""
+    """Make `input_ids` and `labels` with the types that the contestant's own preparation uses."""
     import pyarrow as pa
     from datasets import Dataset
 

@@ -1,7 +1,7 @@
-"""Run contestants in turns and make Cases of their samples.
+"""Run the contestants in turns and make cases from their samples.
 
-In turns (A B C, A B C, ...), because a machine's speed drifts: whatever happens to it then happens
-to all. Every contestant has one thread, so that CPU seconds compare.
+They run in turns (A B C, A B C, ...) because a machine's speed changes over time. So a slow period
+affects all of them. Every contestant uses one thread, so that CPU seconds can be compared.
 """
 
 from __future__ import annotations
@@ -51,12 +51,17 @@ LIMIT_SECONDS = 900
 
 
 class CouldNotRun(Exception):
-    """A contestant ended otherwise than it must; the text is the reason of a failed Case."""
+    """A contestant failed. The text becomes the reason of its failed case."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One contestant doing one thing once: numbers by quantity, and what explains them."""
+    """The result of one run of one contestant for one subject.
+
+    Attributes:
+        values: The measured number of each quantity.
+        facts: Other information that explains the numbers.
+    """
 
     values: Mapping[str, float]
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -64,9 +69,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Contestant:
-    """Who does which subjects, and how: `run` does all of them once and gives a sample for each.
+    """One contestant of a measure, and its subjects.
 
-    `skipped` says, by subject, why this contestant has no number there.
+    Attributes:
+        run: Runs all subjects once and returns a sample for each.
+        skipped: The subjects that this contestant cannot run, with the reasons.
     """
 
     name: str
@@ -77,7 +84,7 @@ class Contestant:
 
 
 def take_turns(contestants: Sequence[Contestant], repeats: int) -> Iterator[Case]:
-    """Every contestant once, then every one again; a Case for each of their subjects."""
+    """Run all contestants `repeats` times in turns. Yield a case per contestant and subject."""
     samples: dict[tuple[str, str], list[Sample]] = {}
     failures: dict[str, str] = {}
     for _ in range(repeats):
@@ -103,7 +110,7 @@ def take_turns(contestants: Sequence[Contestant], repeats: int) -> Iterator[Case
 
 
 def make_case(subject: str, contestant: Contestant, samples: Sequence[Sample]) -> Case:
-    """The Case of all samples; the facts are the last one's."""
+    """Make a case from all samples. Its facts are those of the last sample."""
     measurements = {
         name: Measurement(unit, tuple(each.values[name] for each in samples), better)
         for name, (unit, better) in QUANTITIES.items()
@@ -113,19 +120,19 @@ def make_case(subject: str, contestant: Contestant, samples: Sequence[Sample]) -
     return Case(subject, contestant.name, contestant.role, measurements, facts=facts)
 
 
-def run_whole(command: Sequence[object], *, exit_code: int = 0) -> Usage:
-    """Run a command with one thread.
+def run_on_one_thread(command: Sequence[object], *, exit_code: int = 0) -> Usage:
+    """Run a command on one thread and return its cost.
 
-    Raises: CouldNotRun where it ends with another exit code.
+    Raises: CouldNotRun if its exit code is not `exit_code`.
     """
     usage = run_measured(command, environment=ONE_THREAD, timeout_seconds=LIMIT_SECONDS)
     if usage.exit_code != exit_code:
-        raise CouldNotRun(f"exit code {usage.exit_code}, not {exit_code}: {usage.last_words}")
+        raise CouldNotRun(f"exit code {usage.exit_code}, not {exit_code}: {usage.last_lines}")
     return usage
 
 
-def sample_whole(usage: Usage, **facts: Any) -> Sample:
-    """The cost of a whole process, start and end included."""
+def make_process_sample(usage: Usage, **facts: Any) -> Sample:
+    """Make a sample from the cost of a whole process, including its start and its end."""
     values = {
         "cpu_seconds": usage.cpu_seconds,
         "wall_seconds": usage.wall_seconds,
@@ -135,15 +142,18 @@ def sample_whole(usage: Usage, **facts: Any) -> Sample:
 
 
 def run_worker(worker: str, *arguments: object) -> Any:
-    """Run one of this package's workers with one thread; what its last line says, as JSON.
+    """Run a worker of this package on one thread. Return the JSON value of its last line.
 
-    Raises: CouldNotRun where it fails.
+    Raises: CouldNotRun if it fails.
     """
-    usage = run_whole([sys.executable, "-m", f"benchmarks.cpu.{worker}", *arguments])
+    usage = run_on_one_thread([sys.executable, "-m", f"benchmarks.cpu.{worker}", *arguments])
     return json.loads(usage.stdout.splitlines()[-1])
 
 
 def run_sampling_worker(worker: str, *arguments: object) -> dict[str, Sample]:
-    """Run a worker that measures inside itself: `{subject: {"values": ..., "facts": ...}}`."""
+    """Run a worker that measures itself. Return a sample for each subject that it prints.
+
+    The worker prints `{subject: {"values": ..., "facts": ...}}`.
+    """
     answer = run_worker(worker, *arguments)
     return {subject: Sample(**fields) for subject, fields in answer.items()}

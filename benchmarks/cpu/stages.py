@@ -1,10 +1,10 @@
-"""Where the CPU time of one block goes, by the file whose code it is spent in.
+"""Measure how the CPU time of a block divides into stages, by the source files that run.
 
-A timer interrupts the process every few milliseconds of CPU time; the time since the last interrupt
-is booked on the innermost function whose file is known. A long call into C holds the interrupt
-back until it ends and is then booked whole; what is left when the block ends is booked where it
-ends. So the stages add up to the whole, and the block runs at its own speed, but a stage shorter
-than the system's clock tick (up to 10 ms) may not be seen.
+A timer interrupts the process every few milliseconds of CPU time. The time since the last interrupt
+is added to the stage of the innermost function whose file belongs to a stage. During a long call
+into C the interrupt waits, and then the whole call is added. The last interval ends with the block.
+So the stages add up to the whole time, and the block runs at normal speed. A stage that is shorter
+than the system's clock tick (up to 10 ms) may be missed.
 """
 
 from __future__ import annotations
@@ -22,14 +22,21 @@ OTHER = "other"
 
 
 class StageClock:
-    """`with StageClock({"rendering.py": "render"}) as clock: ...`, then `clock.cpu_seconds`."""
+    """A context manager that measures its block: `with StageClock(stage_of_file) as clock: ...`.
+
+    Args:
+        stage_of_file: The stage of each file name, for example {"rendering.py": "render"}.
+
+    Attributes:
+        cpu_seconds: After the block, the CPU seconds of each stage.
+    """
 
     def __init__(self, stage_of_file: Mapping[str, str]) -> None:
         self._stage_of_file = stage_of_file
         self.cpu_seconds: defaultdict[str, float] = defaultdict(float)
 
     def __enter__(self) -> StageClock:
-        self._before = signal.signal(signal.SIGPROF, self._book)
+        self._before = signal.signal(signal.SIGPROF, self._add_interval)
         self._last = time.process_time()
         signal.setitimer(signal.ITIMER_PROF, INTERVAL_SECONDS, INTERVAL_SECONDS)
         return self
@@ -42,15 +49,15 @@ class StageClock:
     ) -> None:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, self._before)
-        self._book(signal.SIGPROF, sys._getframe(1))
+        self._add_interval(signal.SIGPROF, sys._getframe(1))
 
     @property
     def shares(self) -> dict[str, float]:
-        """The share of each stage that was seen."""
+        """The share of each stage in the CPU time. Stages that took no time are missing."""
         total = sum(self.cpu_seconds.values()) or 1.0
         return {stage: seconds / total for stage, seconds in self.cpu_seconds.items()}
 
-    def _book(self, _: int, frame: FrameType | None) -> None:
+    def _add_interval(self, _: int, frame: FrameType | None) -> None:
         now = time.process_time()
         self.cpu_seconds[self._find_stage(frame)] += now - self._last
         self._last = now

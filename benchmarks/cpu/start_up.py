@@ -1,8 +1,8 @@
-"""How long a user waits before anything happens: help, version, and a recipe with mistakes.
+"""Measure short commands: `--help`, `--version`, and `train` with a recipe that has faults.
 
-Whole processes are counted, interpreter included. TRL has no recipe that it could check before it
-is imported, so beside our refusal of a faulty recipe stands the import of its trainer: what a
-training script pays before it can complain of anything.
+Whole processes are measured, with the start of the interpreter. TRL cannot check a recipe before
+its import. So lora-sft's check of a faulty recipe is compared with the import of TRL's trainer: a
+training script needs that time before it can report an error.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from benchmarks.cpu.sampling import (
     Contestant,
     CouldNotRun,
     Sample,
-    run_whole,
-    sample_whole,
+    make_process_sample,
+    run_on_one_thread,
     take_turns,
 )
 from benchmarks.record import Case
@@ -46,12 +46,12 @@ data:
     - path: nowhere.jsonl
 output_dir: run
 """
-# Where a peer imports everything, a sample takes ten seconds, and fewer will do.
+# In the last two, TRL imports everything. A sample then takes ten seconds, so there are fewer.
 REPEATS = {HELP: 5, VERSION: 5, TRAIN_HELP: 3, FAULTY: 3}
 
 
 def measure(toy: bool) -> Iterator[Case]:
-    """Every subject in turn; `toy` leaves out the slowest of them and repeats nothing."""
+    """Measure all subjects. With `toy`, leave out the slowest subject and repeat nothing."""
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder) / "faulty.yaml"
         recipe.write_text(FAULTY_RECIPE)
@@ -64,7 +64,7 @@ def measure(toy: bool) -> Iterator[Case]:
 
 
 def _list_contestants(recipe: Path) -> Mapping[str, Sequence[Contestant]]:
-    no_version = {VERSION: "TRL's command line has no --version"}
+    no_version = {VERSION: "TRL's command line has no option --version"}
     return {
         HELP: (
             _ours(HELP, "--help"),
@@ -103,19 +103,24 @@ def _floor(subject: str) -> Contestant:
 
 def _make_run(subject: str, command: Sequence[str]) -> Callable[[], Mapping[str, Sample]]:
     shown = " ".join(["python", *command[1:]])
-    return lambda: {subject: sample_whole(run_whole(command), command=shown)}
+    return lambda: {subject: make_process_sample(run_on_one_thread(command), command=shown)}
 
 
 def _refuse(recipe: Path) -> Sample:
-    """Raises: CouldNotRun where not all faults are named at once."""
-    usage = run_whole([*LORA_SFT, "train", recipe], exit_code=EXIT_FAULTY)
+    """Run lora-sft with the faulty recipe.
+
+    Raises: CouldNotRun if lora-sft does not report all faults together.
+    """
+    usage = run_on_one_thread([*LORA_SFT, "train", recipe], exit_code=EXIT_FAULTY)
     named = sum(line.startswith("error:") for line in usage.stderr.splitlines())
     if named != NUM_FAULTS:
-        raise CouldNotRun(f"{named} of {NUM_FAULTS} faults named: {usage.last_words}")
-    return sample_whole(usage, command="python -m lora_sft train faulty.yaml", faults_named=named)
+        raise CouldNotRun(f"{named} of {NUM_FAULTS} faults were reported: {usage.last_lines}")
+    return make_process_sample(
+        usage, command="python -m lora_sft train faulty.yaml", faults_named=named
+    )
 
 
 def _warm_up(contestants: Sequence[Contestant]) -> None:
-    """Once each before anything counts, where a cold page cache would be most of a sample."""
+    """Run each contestant once. In such short commands, reading from disk would dominate."""
     for _ in take_turns(contestants, 1):
         pass

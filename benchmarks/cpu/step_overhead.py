@@ -1,8 +1,9 @@
-"""What the trainer itself costs: CPU time of an optimizer step on a deep and very narrow model.
+"""Measure the trainer's own cost: the CPU time of an optimizer step on a deep and narrow model.
 
-32 layers of width 64 with 224 adapted layers, one row of 16 tokens: the arithmetic is next to
-nothing, so the time is that of Python around it. A GPU waits for this time where its own work is
-shorter. The plain loop is the limit: no trainer can do less than it.
+The model has 32 layers of width 64 and 224 adapted modules. A step trains one row of 16 tokens. So
+the arithmetic takes almost no time, and the measured time is that of the Python code around it. A
+GPU waits for this code if its own work is shorter. The limit is the plain PEFT loop, which has no
+trainer.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ TOKENS = 16
 WARMUP_STEPS, STEPS = 10, 60
 REPEATS = 3
 
-# The same work for each: float32, nothing recomputed, one row a step.
+# All do the same work: float32, no recomputation, one row per step.
 ENTRIES: dict[str, tuple[Role, dict[str, Any]]] = {
     LORA_SFT.name: (
         "ours",
@@ -51,7 +52,7 @@ ENTRIES: dict[str, tuple[Role, dict[str, Any]]] = {
 
 
 def measure(toy: bool) -> Iterator[Case]:
-    """The contestants in turn, several times, each in a process of its own."""
+    """Measure the contestants in turns, each in a separate process."""
     found: dict[str, Case] = {}
     for _ in range(1 if toy else REPEATS):
         for name, (role, options) in ENTRIES.items():
@@ -61,24 +62,24 @@ def measure(toy: bool) -> Iterator[Case]:
 
 
 def _measure_once(name: str, role: Role, options: dict[str, Any], toy: bool) -> Case:
-    question = json.dumps([name, options, toy])
-    asked = run_measured(
-        [sys.executable, "-m", "benchmarks.cpu.step_overhead", question],
+    arguments = json.dumps([name, options, toy])
+    usage = run_measured(
+        [sys.executable, "-m", "benchmarks.cpu.step_overhead", arguments],
         environment=ONE_THREAD,
     )
-    if asked.exit_code:
-        return Case(SUBJECT, name, role, status="failed", reason=asked.last_words)
-    seconds = json.loads(asked.stdout.splitlines()[-1])
+    if usage.exit_code:
+        return Case(SUBJECT, name, role, status="failed", reason=usage.last_lines)
+    seconds = json.loads(usage.stdout.splitlines()[-1])
     measured = {
         "cpu_seconds": Measurement("CPU s", (seconds["cpu"],)),
         "wall_seconds": Measurement("s", (seconds["wall"],)),
-        "peak_rss_bytes": Measurement("B", (float(asked.peak_rss_bytes),)),
+        "peak_rss_bytes": Measurement("B", (float(usage.peak_rss_bytes),)),
     }
     return Case(SUBJECT, name, role, measured, facts={"options": options, "threads": 1})
 
 
 def time_steps(contestant: str, options: dict[str, Any], toy: bool) -> dict[str, float]:
-    """CPU and wall seconds of one optimizer step, the mean over those after the warm-up."""
+    """Return the mean CPU and wall seconds of an optimizer step after the warm-up."""
     from benchmarks.contestants.job import Job
     from benchmarks.documents import DocumentSet, make_documents
     from benchmarks.meters import StepClock

@@ -1,8 +1,9 @@
-"""Launches, element-wise bytes and kept activations of a training step, for one decoder layer.
+"""Count the launches, element-wise bytes and kept activations of one decoder layer in a step.
 
-Models of the real width with one and with two layers, rows of two lengths: the differences leave
-what one more layer costs, and what one more token costs in it; embedding, head, optimizer and the
-casts of weights fall out. The counts have no spread: they do not depend on the machine.
+The step is counted for models with one and with two layers, and for rows of two lengths. The
+difference between the models is the cost of one layer. The difference between the lengths is the
+cost of one token in it. Embedding, output head, optimizer and casts of weights cancel out. The
+counts do not depend on the machine, so they have no spread.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ MEASURE = "step_traffic"
 SUBJECT = "Llama-3.2-1B"
 VOCABULARY = 1024
 TOKENS = (32, 64)
-COUNTED_STEP = 2  # the first one makes the optimizer's state
+COUNTED_STEP = 2  # step 1 also makes the optimizer's state
 ONE_ROW = {"train.per_device_train_batch_size": 1, "train.global_batch_size": 1}
 
-# name in the table, contestant, options: the same work with and without recomputation
+# The name in the table, the contestant and its options: one row, with or without recomputation.
 ENTRIES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("lora-sft", LORA_SFT.name, ONE_ROW),
     (
@@ -47,20 +48,20 @@ ENTRIES: tuple[tuple[str, str, dict[str, Any]], ...] = (
 
 
 def measure(toy: bool) -> Iterator[Case]:
-    """One case an entry, each counted in a process of its own."""
+    """Yield one case per entry, each counted in a separate process."""
     subject = "toy" if toy else SUBJECT
     for name, contestant, options in ENTRIES[:1] if toy else ENTRIES:
-        question = json.dumps([subject, contestant, options])
-        asked = run_measured(
-            [sys.executable, "-m", "benchmarks.cpu.step_traffic", question],
+        arguments = json.dumps([subject, contestant, options])
+        usage = run_measured(
+            [sys.executable, "-m", "benchmarks.cpu.step_traffic", arguments],
             environment=ONE_THREAD,
         )
         role = CONTESTANTS[contestant].role
-        if asked.exit_code:
-            reason = asked.last_words
+        if usage.exit_code:
+            reason = usage.last_lines
             yield Case(subject, name, role, status="failed", reason=reason)
             continue
-        counts = json.loads(asked.stdout.splitlines()[-1])
+        counts = json.loads(usage.stdout.splitlines()[-1])
         measured = {
             "launches_per_layer": Measurement("launches", (counts["launches"],)),
             "element_wise_kib_per_token": Measurement("KiB", (counts["element_wise"] / 1024,)),
@@ -71,7 +72,11 @@ def measure(toy: bool) -> Iterator[Case]:
 
 
 def count_layer(shape: ModelShape, contestant: str, options: dict[str, Any]) -> dict[str, float]:
-    """Launches of one layer; bytes of one token in it; synchronisations of the whole step."""
+    """Return the counts of one decoder layer in a step.
+
+    Returns: "launches" of one layer, "element_wise" and "saved" bytes per token of one layer, and
+        "synchronisations" of the whole step.
+    """
     counts = {}
     for layers in (1, 2):
         with tempfile.TemporaryDirectory() as folder:
@@ -81,24 +86,27 @@ def count_layer(shape: ModelShape, contestant: str, options: dict[str, Any]) -> 
                 counts[layers, tokens] = count_step(model_folder, tokens, contestant, options)
     few, many = TOKENS
     per_token = {
-        name: (_a_layer(counts, many, name) - _a_layer(counts, few, name)) / (many - few)
+        name: (_count_per_layer(counts, many, name) - _count_per_layer(counts, few, name))
+        / (many - few)
         for name in ("element_wise", "saved")
     }
     return {
         **per_token,
-        "launches": _a_layer(counts, many, "launches"),
+        "launches": _count_per_layer(counts, many, "launches"),
         "synchronisations": counts[1, many]["synchronisations"],
     }
 
 
-def _a_layer(counts: dict[tuple[int, int], dict[str, float]], tokens: int, name: str) -> float:
+def _count_per_layer(
+    counts: dict[tuple[int, int], dict[str, float]], tokens: int, name: str
+) -> float:
     return counts[2, tokens][name] - counts[1, tokens][name]
 
 
 def count_step(
     model_folder: Path, tokens: int, contestant: str, options: dict[str, Any]
 ) -> dict[str, float]:
-    """The counts of one whole step of one row."""
+    """Return the counts of a whole step that trains one row."""
     from benchmarks.contestants.job import Job
     from benchmarks.documents import DocumentSet, make_documents
     from benchmarks.traffic import CountedStep

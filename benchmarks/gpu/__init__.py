@@ -1,1 +1,4 @@
-"""The lanes that a GPU host runs (see tools/gpu/run.py); toy shapes run on any machine."""
+"""The lanes: groups of measurements for a GPU host. `tools/gpu/run.py` runs them.
+
+With toy shapes they also run on a machine without a GPU.
+"""

@@ -1,6 +1,6 @@
-"""What each setting of lora-sft is worth: its defaults with one thing changed at a time.
+"""Measure lora-sft with its defaults and with one setting changed at a time.
 
-A setting is an override of the recipe, so whatever a user may write can be a line here.
+A changed setting is an override of the recipe, so any recipe field can be measured.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.shapes import SHAPES, build_random_model
 
 MEASURE = "ablation"
 
-SWITCHES: tuple[dict[str, str], ...] = (
+CHANGES: tuple[dict[str, str], ...] = (
     {},
     {"train.activation_checkpointing": "false"},
     {"data.packing": "false"},
@@ -36,35 +36,35 @@ SWITCHES: tuple[dict[str, str], ...] = (
     {"train.torch_compile": "true"},
     {"quantization": "nf4"},
 )
-TOY_SWITCHES = (*SWITCHES[:2], {"train.optim": "paged_adamw_8bit"})
+TOY_CHANGES = (*CHANGES[:2], {"train.optim": "paged_adamw_8bit"})
 CUDA_ONLY = ("train.torch_compile", "paged_adamw_8bit")
 
 
 def list_tasks(scale: Scale) -> Iterator[Task]:
-    """One task a switch and repeat; the small model first."""
+    """Yield one task per changed setting and repetition, the small model first."""
     subjects = TOY_SUBJECTS[:1] if scale.is_toy else FIRST
-    switches = TOY_SWITCHES if scale.is_toy else SWITCHES
+    changes = TOY_CHANGES if scale.is_toy else CHANGES
     for subject in subjects:
         for repeat in range(scale.repeats):
-            for switch in switches:
+            for change in changes:
                 yield Task(
                     subject.name,
-                    name_switch(switch),
-                    "ours" if not switch else "peer",
+                    name_change(change),
+                    "ours" if not change else "peer",
                     repeat,
                     seconds=180,
-                    needs_cuda=any(word in name_switch(switch) for word in CUDA_ONLY),
-                    options=switch,
+                    needs_cuda=any(word in name_change(change) for word in CUDA_ONLY),
+                    options=change,
                 )
 
 
-def name_switch(switch: dict[str, str]) -> str:
-    """`lora-sft` for the defaults, else what is changed."""
-    return " ".join(f"{name}={value}" for name, value in switch.items()) or LORA_SFT.name
+def name_change(change: dict[str, str]) -> str:
+    """Return the overrides as text, or "lora-sft" if nothing is changed."""
+    return " ".join(f"{name}={value}" for name, value in change.items()) or LORA_SFT.name
 
 
 def perform(task: Task, place: Place) -> Case:
-    """Measure lora-sft with one switch."""
+    """Measure lora-sft with one setting changed."""
     subject = Subject.parse(task.subject)
     shape = SHAPES[subject.shape]
     build_random_model(shape, place.models / shape.name)

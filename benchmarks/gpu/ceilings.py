@@ -1,8 +1,8 @@
-"""What this device can do at best: the limits that every other lane is held against.
+"""Measure the limits of the device: the best rates that training could reach.
 
-Matrix product rate, copy bandwidth, NF4 dequantisation bandwidth and the rate of attention over
-packed documents. Random data (zeros run faster), sizes that fill the chip, medians of repetitions
-timed with device events.
+The limits are the rate of matrix products, the bandwidth of copies, the bandwidth of NF4
+dequantisation and the rate of attention over packed documents. The data is random, because zeros
+run faster. The sizes use the whole device. Each repetition is timed with device events.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ MEASURE = "ceilings"
 
 WARMUPS = 3
 REPETITIONS = 10
-HEADS, HEAD_DIM = 32, 128  # Llama-3.1-8B's queries; keys and values repeated
-CAUSAL = (-1, 0)  # all of what came before, nothing after
+HEADS, HEAD_DIM = 32, 128  # as the queries of Llama-3.1-8B; keys and values have as many heads
+CAUSAL = (-1, 0)  # attend to all earlier tokens and to no later token
 
 
 def list_tasks(scale: Scale) -> Iterator[Task]:
-    """One task a ceiling."""
+    """Yield one task per limit."""
     for subject, measure in CEILINGS.items():
         yield Task(
             subject,
@@ -38,14 +38,14 @@ def list_tasks(scale: Scale) -> Iterator[Task]:
 
 
 def perform(task: Task, place: Place) -> Case:
-    """Measure one ceiling."""
+    """Measure one limit."""
     name, unit, samples = CEILINGS[task.subject](place.scale.is_toy)
     measured = {name: Measurement(unit, tuple(samples), "higher")}
     return Case(task.subject, task.contestant, "limit", measured)
 
 
 def time_repeatedly(work: Callable[[], Any], repetitions: int = REPETITIONS) -> list[float]:
-    """Seconds of each repetition after a few that are not counted."""
+    """Return the seconds of each repetition. A few repetitions before them warm up the device."""
     for _ in range(WARMUPS):
         work()
     if not torch.cuda.is_available():
@@ -72,19 +72,19 @@ def _find_device() -> str:
 
 
 def measure_matmul_rate(toy: bool) -> float:
-    """FLOP/s of a bfloat16 square matrix product, median of ten."""
+    """Return the median rate of a square bfloat16 matrix product, in FLOP/s."""
     return statistics.median(measure_matmul(toy)[2])
 
 
 def measure_matmul(toy: bool) -> tuple[str, str, list[float]]:
-    """bfloat16 n x n x n: 2 n^3 operations."""
+    """Measure a bfloat16 product of two n x n matrices: 2 n^3 operations."""
     n = 128 if toy else 8192
     a, b = (torch.randn(n, n, device=_find_device(), dtype=torch.bfloat16) for _ in range(2))
     return "flops_per_second", "FLOP/s", [2 * n**3 / s for s in time_repeatedly(lambda: a @ b)]
 
 
 def measure_copy(toy: bool) -> tuple[str, str, list[float]]:
-    """A device-to-device copy; bytes read and written both count."""
+    """Measure a device-to-device copy. Read bytes and written bytes both count."""
     size = 2**20 if toy else 4 * 2**30
     source = torch.randint(0, 255, (size,), device=_find_device(), dtype=torch.uint8)
     target = torch.empty_like(source)
@@ -93,9 +93,10 @@ def measure_copy(toy: bool) -> tuple[str, str, list[float]]:
 
 
 def measure_nf4_dequantisation(toy: bool) -> tuple[str, str, list[float]]:
-    """NF4 with double quantisation to bfloat16: 2.516 bytes of traffic a weight.
+    """Measure the conversion of NF4 codes with double quantisation to bfloat16.
 
-    Read 1/2 byte of code, 1/64 of a first-level and 4/16384 of a second-level scale; write 2.
+    The traffic is 2.516 bytes per weight. Read are 1/2 byte of code, 1/64 byte of a first-level
+    scale and 4/16384 byte of a second-level scale. Written are 2 bytes.
     """
     import bitsandbytes.functional as bnb
 
@@ -108,9 +109,9 @@ def measure_nf4_dequantisation(toy: bool) -> tuple[str, str, list[float]]:
 
 
 def measure_varlen_attention(toy: bool) -> tuple[str, str, list[float]]:
-    """Causal attention, forward and backward, over 16 packed documents of 1,024 tokens.
+    """Measure causal attention, forward and backward, over 16 packed documents of 1,024 tokens.
 
-    7 S d operations a token (2 forward, 5 backward), as in benchmarks/flops.py.
+    As in benchmarks/flops.py it needs 7 S d operations per token: 2 forward and 5 backward.
     """
     from torch.nn.attention.varlen import varlen_attn
 

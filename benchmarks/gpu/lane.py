@@ -1,8 +1,8 @@
-"""What a lane is: a list of small tasks, each done in a process of its own.
+"""The interface of a lane: a list of small tasks, each run in a separate process.
 
-Small, because a GPU host is lent for minutes: what is done is on disk, what is not is done next
-time. A process of its own, because peaks of memory, patched libraries and crashes must not leak
-from one contestant into the next.
+Tasks are small because a GPU host may be available for only a few minutes. Finished tasks are on
+disk, and a later visit runs the others. The processes are separate, so that memory peaks, patched
+libraries and crashes of one contestant do not affect the next.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from benchmarks.record import Case, Record, Role
 
 @dataclass(frozen=True)
 class Scale:
-    """The sizes of a visit: real ones, or toy ones that a CPU does in seconds."""
+    """The sizes of all tasks: full sizes for a GPU, or toy sizes that a CPU runs in seconds."""
 
     name: str
     steps: int
@@ -30,7 +30,7 @@ class Scale:
         return self.name == "toy"
 
 
-# Steps 6 to 25 are timed: allocators, autotuners and caches have settled by then.
+# Steps 6 to 25 are timed. The first five warm up allocators, autotuners and caches.
 FULL = Scale("full", steps=25, warmup_steps=5, tokens_per_step=16_384, repeats=3)
 TOY = Scale("toy", steps=3, warmup_steps=1, tokens_per_step=192, repeats=1)
 SCALES = {scale.name: scale for scale in (FULL, TOY)}
@@ -38,7 +38,13 @@ SCALES = {scale.name: scale for scale in (FULL, TOY)}
 
 @dataclass(frozen=True)
 class Task:
-    """One process's work: a sample of one case. `seconds` is what it may take at most."""
+    """The work of one process: it measures one sample of a case.
+
+    Attributes:
+        seconds: The time limit.
+        tree: The set of packed wheels that the process uses.
+        options: Settings of the contestant, or of the lane.
+    """
 
     subject: str
     contestant: str
@@ -50,14 +56,19 @@ class Task:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON for the process that does it."""
+        """Return the fields, to be sent as JSON to the task's process."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a task works: the record so far (to read only), the models of all tasks, and a
-    folder of its own that is gone afterwards."""
+    """The record and the folders that a task works with.
+
+    Attributes:
+        record: The cases measured so far. The task only reads it.
+        models: The folder of random models, shared by all tasks.
+        work_folder: A folder for this task only, removed after it.
+    """
 
     record: Record
     models: Path
@@ -66,10 +77,13 @@ class Place:
 
 
 class Lane(Protocol):
-    """A module of this package with these two functions, and `judge(record)` if it has gates."""
+    """A module of this package with these two functions.
+
+    A lane with gates also has a function `judge(record)`, which applies them.
+    """
 
     def list_tasks(self, scale: Scale) -> Iterator[Task]:
-        """The tasks, the most wanted first."""
+        """Yield the tasks, the most important first."""
 
     def perform(self, task: Task, place: Place) -> Case:
-        """Do one task in this process."""
+        """Run one task in this process and return its case."""

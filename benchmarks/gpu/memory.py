@@ -1,8 +1,8 @@
-"""Peak memory of a training step, over tokens a micro-batch and recomputation.
+"""Measure the peak memory of training steps, by tokens per micro-batch and recomputation.
 
-One row of exactly T tokens a step, three steps (the optimizer's state exists from the first on).
-Allocated: what torch handed out; reserved: what it took from the driver; driver: all that is in
-use on the device, the CUDA context included.
+Each run trains three steps of one row with exactly T tokens. The optimizer's state exists after the
+first step. "Allocated" is the memory of torch's tensors. "Reserved" is the memory that torch took
+from the driver. "Driver" is all memory in use on the device, with the CUDA context.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TOKENS = (2048, 8192, 16384)
 
 
 def list_tasks(scale: Scale) -> Iterator[Task]:
-    """Every shape, method, length and recomputation, for lora-sft and TRL."""
+    """Yield one task per shape, method, length and recomputation, for lora-sft and for TRL."""
     shapes = ("toy",) if scale.is_toy else SHAPES_MEASURED
     lengths = (64,) if scale.is_toy else TOKENS
     for shape in shapes:
@@ -51,7 +51,7 @@ def _make_task(
 
 
 def perform(task: Task, place: Place) -> Case:
-    """Train three steps and read the peaks."""
+    """Train three steps and return the memory peaks."""
     shape = SHAPES[task.options["shape"]]
     tokens = task.options["tokens"]
     contestant = CONTESTANTS[task.contestant]

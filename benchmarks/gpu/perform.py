@@ -1,8 +1,8 @@
-"""One lane's work in a process that has the libraries; called by tools/gpu/run.py.
+"""Run one command of a lane. `tools/gpu/run.py` starts it in a process with the right libraries.
 
---list    the lane's tasks, as JSON on the last line
+--list    print the lane's tasks as JSON on the last line
 --judge   apply the lane's gates to its record
---task    do one task and leave its case in --answer
+--task    run one task and write its case to the file --answer
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from benchmarks.record import Record
 
 
 def load_lane(name: str) -> Lane:
-    """The lane's module."""
+    """Import and return the lane's module."""
     lane: Lane = importlib.import_module(f"benchmarks.gpu.{name}")
     return lane
 
 
 def main() -> None:
-    """Read the arguments and do what they ask."""
+    """Read the arguments and run the command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lane", required=True)
     parser.add_argument("--scale", choices=SCALES, default="full")
@@ -36,7 +36,7 @@ def main() -> None:
     for name in ("record", "models", "work", "answer"):
         parser.add_argument(f"--{name}", type=Path)
     given = parser.parse_args()
-    _patch_first(given.task, given.work)
+    _import_unsloth_first(given.task, given.work)
     lane = load_lane(given.lane)
     if given.list:
         print(json.dumps([task.to_dict() for task in lane.list_tasks(SCALES[given.scale])]))
@@ -48,8 +48,8 @@ def main() -> None:
         _perform(lane, given)
 
 
-def _patch_first(task: dict[str, Any] | None, work_folder: Path) -> None:
-    """Where a task runs with unsloth's libraries: import it before all that it patches."""
+def _import_unsloth_first(task: dict[str, Any] | None, work_folder: Path) -> None:
+    """If the task uses unsloth's libraries, import unsloth before the libraries that it patches."""
     if task is not None and task["tree"] == "unsloth":
         os.environ["UNSLOTH_COMPILE_LOCATION"] = str(work_folder / "unsloth_compiled")
         importlib.import_module("unsloth")

@@ -1,7 +1,7 @@
-"""Where the time of a step goes: its kernels by time, how many launches, how busy the device is.
+"""Profile one training step: its kernels by time, the launches, and the device's busy share.
 
-One step after the warm-up is profiled. Busy is the union of the kernels' intervals over the
-step's wall time: what is missing is the processor not launching fast enough, or waiting.
+The profiled step comes after the warm-up. The busy share is the time in which at least one kernel
+runs, divided by the step's wall time. In the rest of the time the device waits for the CPU.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NAME_CHARACTERS = 160
 
 
 def list_tasks(scale: Scale) -> Iterator[Task]:
-    """lora-sft and TRL on the two main models, LoRA."""
+    """Yield one task per contestant for the two main models with LoRA."""
     subjects = TOY_SUBJECTS[:1] if scale.is_toy else FIRST
     for subject in subjects:
         for each in (LORA_SFT,) if scale.is_toy else (LORA_SFT, TRL_TUNED, TRL_DEFAULT):
@@ -42,7 +42,7 @@ def list_tasks(scale: Scale) -> Iterator[Task]:
 
 
 def perform(task: Task, place: Place) -> Case:
-    """Train to the profiled step and read what the profiler saw."""
+    """Train up to the profiled step and return the profiler's results."""
     subject = Subject.parse(task.subject)
     shape = SHAPES[subject.shape]
     build_random_model(shape, place.models / shape.name)
@@ -63,14 +63,14 @@ def perform(task: Task, place: Place) -> Case:
 
 @dataclass
 class ProfiledStep:
-    """Profiles one optimizer step."""
+    """An observer that profiles one optimizer step."""
 
     step: int
     _profile: Any = None
     _spans: list[tuple[str, float, float]] = field(default_factory=list)
 
     def start_step(self, step: int) -> None:
-        """Begin before the wanted step."""
+        """Start the profiler if this is the wanted step."""
         if step == self.step:
             activities = [ProfilerActivity.CPU]
             if torch.cuda.is_available():
@@ -80,13 +80,16 @@ class ProfiledStep:
             self._profile.start()
 
     def end_step(self, step: int) -> None:
-        """End after it, with all of its work done."""
+        """Stop the profiler after the wanted step, when the GPU has finished its work."""
         if step == self.step:
             synchronize()
             self._profile.stop()
 
     def make_table(self) -> dict[str, Any]:
-        """Kernels (on a CPU: operators) by time, launches, busy share, wall time."""
+        """Return the wall time, the busy share, the launches and the slowest kernels.
+
+        On a CPU, operators are counted in place of kernels.
+        """
         on_gpu = torch.cuda.is_available()
         events = self._profile.events()
         wanted = "CUDA" if on_gpu else "CPU"
@@ -106,7 +109,7 @@ class ProfiledStep:
 
 
 def measure_union(intervals: Iterable[tuple[float, float]]) -> float:
-    """Length of the union of intervals: overlapping kernels count once."""
+    """Return the length of the union of intervals, so that overlapping kernels count once."""
     total, reached = 0.0, float("-inf")
     for start, end in sorted(intervals):
         total += max(0.0, end - max(start, reached))

@@ -1,6 +1,6 @@
-"""The project's own GPU tests, as one lane: what they say comes back as a record.
+"""Run the project's GPU tests as a lane, so that their results come back in a record.
 
-On toy scale they run on the CPU, so that none of them is debugged on GPU time.
+With toy sizes they run on the CPU, so that they can be debugged without a GPU.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ MESSAGE_CHARACTERS = 1500
 
 
 def list_tasks(scale: Scale) -> Iterator[Task]:
-    """All of them in one task; on toy scale a few."""
+    """Yield one task with all GPU tests, or with a few of them at toy size."""
     options = {"-k": "lora_trains"} if scale.is_toy else {}
     yield Task("pytest -m gpu", "lora-sft", "ours", seconds=480, options=options)
 
 
 def perform(task: Task, place: Place) -> Case:
-    """Run pytest and read its report.
+    """Run pytest and return the counts and the outcome of each test.
 
-    Raises: RuntimeError where pytest left no report.
+    Raises: RuntimeError if pytest wrote no report.
     """
     report = place.work_folder / "report.xml"
     arguments = ["-m", "gpu", FOLDER, "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
@@ -45,7 +45,7 @@ def perform(task: Task, place: Place) -> Case:
     )
     if not report.exists():
         raise RuntimeError(
-            f"pytest left no report: {finished.stdout[-800:]}{finished.stderr[-800:]}"
+            f"pytest wrote no report: {finished.stdout[-800:]}{finished.stderr[-800:]}"
         )
     outcomes = read_report(report)
     counts = {
@@ -60,7 +60,7 @@ def perform(task: Task, place: Place) -> Case:
 
 
 def read_report(path: Path) -> list[dict[str, Any]]:
-    """Each test's name, outcome, seconds and, where it did not pass, what it said."""
+    """Return each test's name, outcome and seconds, and the message of a test that did not pass."""
     outcomes = []
     for test in ElementTree.parse(path).getroot().iter("testcase"):
         outcome, message = "passed", ""

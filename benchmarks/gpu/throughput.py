@@ -1,9 +1,9 @@
-"""Tokens a second of LoRA training, contestants side by side, with the gates that make it count.
+"""Measure the tokens per second of LoRA training, for all contestants in the same run.
 
-Real shapes, random weights, seeded documents of which 40 % is learned. Non-padding tokens are
-counted by a hook on the embedding over the steps after the warm-up, with a synchronisation at both
-ends. The bfloat16 matrix product's rate is measured in the same process, so that the share of it
-that the training reached does not depend on a datasheet.
+The models have real shapes and random weights. In each document 40 % of the tokens are learned. A
+hook on the embedding counts the non-padding tokens of the steps after the warm-up. The same process
+measures the rate of a bfloat16 matrix product, and the training's rate is given as a share of it.
+So the share does not depend on a datasheet. The gates of benchmarks/gates.py check every run.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ from benchmarks.shapes import SHAPES, ModelShape, build_random_model
 
 MEASURE = "throughput"
 
-# Candidates of the sweep for TRL's best settings: packed rows a micro-batch, recomputation.
+# The settings among which the fastest is chosen for tuned TRL. `rows`: packed rows per micro-batch.
 SWEEP = [
     {"rows": rows, "activation_checkpointing": checkpointing}
     for checkpointing in (False, True)
     for rows in (1, 2, 4, 8)
 ]
-LARGEST_STEP_ROWS = 16  # lora-sft's default step, of packed rows as long as the longest document
+LARGEST_STEP_ROWS = 16  # lora-sft's default: 16 packed rows, each as long as the longest document
 SWEEP_STEPS = 5
 SWEEP_WARMUP_STEPS = 2
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is trained: a model shape, a method, a set of documents."""
+    """A training task: a model shape, a method ("lora" or "qlora") and a set of documents."""
 
     shape: str
     method: str
@@ -66,7 +66,7 @@ class Subject:
 
     @classmethod
     def parse(cls, name: str) -> Subject:
-        """Back from its name."""
+        """Return the subject with this name."""
         shape, method, documents = name.split(", ")
         return cls(shape, method, documents)
 
@@ -85,7 +85,7 @@ judge = judge_record
 
 
 def list_tasks(scale: Scale) -> Iterator[Task]:
-    """All contestants once on the most wanted subjects, then again, then the other subjects."""
+    """Yield tasks for all contestants: first the main subjects in rounds, then the others."""
     if scale.is_toy:
         yield from _list_round(TOY_SUBJECTS[:1], 0)
         yield from _list_round(TOY_SUBJECTS[1:], 0, (LORA_SFT,))
@@ -116,7 +116,7 @@ def _list_round(
 
 
 def perform(task: Task, place: Place) -> Case:
-    """Measure one contestant once, or the float32 losses that its first step is held against."""
+    """Measure one contestant once, or the float32 losses with which the gates compare step 1."""
     subject = Subject.parse(task.subject)
     shape = SHAPES[subject.shape]
     build_random_model(shape, place.models / shape.name)
@@ -137,7 +137,7 @@ def perform(task: Task, place: Place) -> Case:
 
 
 def make_subject_documents(subject: Subject, scale: Scale) -> Documents:
-    """The documents of a subject: enough that no contestant begins a second pass."""
+    """Make so many documents for a subject that no contestant needs a document twice."""
     document_set = DOCUMENT_SETS[subject.documents]
     total = scale.steps * max(scale.tokens_per_step, LARGEST_STEP_ROWS * document_set.cap_tokens)
     return make_documents(document_set, SHAPES[subject.shape].vocabulary, total)
@@ -146,7 +146,7 @@ def make_subject_documents(subject: Subject, scale: Scale) -> Documents:
 def make_job(
     subject: Subject, documents: Documents, place: Place, options: Mapping[str, Any]
 ) -> Job:
-    """The job that every contestant of a subject gets."""
+    """Make the job for a contestant. Only the options differ between contestants."""
     return Job(
         model_folder=place.models / subject.shape,
         method=subject.method,
@@ -162,10 +162,10 @@ def make_job(
 def measure_run(
     contestant: Contestant, job: Job, shape: ModelShape, scale: Scale
 ) -> tuple[dict[str, Measurement], dict[str, Any]]:
-    """Train once; what was measured, and the facts that the gates and readers need."""
+    """Train once. Return the measurements, and the facts that the gates need."""
     reset_peak_memory()
     measured, facts = _train_once(contestant, job, scale.warmup_steps)
-    _free_memory()  # the model is out of scope: the matrix product has the device for itself
+    _free_memory()  # the model is no longer used; free it before the matrix product is timed
     ceiling = measure_matmul_rate(toy=scale.is_toy)
     needed = count_flops_per_token(shape, job.documents.mean_attention_span, LORA_RANK)
     flops = measured["tokens_per_second"].median * needed
@@ -213,7 +213,7 @@ def _train_once(
 
 
 def _count_documents(meter: TokenMeter, documents: Documents) -> dict[str, int]:
-    """What the gate "every token once" needs, over the whole run."""
+    """Count the documents and tokens of the whole run, for the gate "once"."""
     seen = meter.find_documents(documents, 0, len(meter.batches))
     return {
         "documents_seen": len(seen),
@@ -226,9 +226,12 @@ def _count_documents(meter: TokenMeter, documents: Documents) -> dict[str, int]:
 def _find_best_options(
     task: Task, contestant: Contestant, job: Job, place: Place
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The fastest of the candidates: swept once, then known from the record."""
+    """Return the fastest settings for tuned TRL, and the facts of the search.
+
+    The search runs once per environment. Later repetitions take its result from the record.
+    """
     known = place.record.cases.get((task.subject, task.contestant))
-    here = read_environment().key  # other versions may have another best
+    here = read_environment().key
     if known is not None and known.environment == here and "sweep" in known.facts:
         return dict(known.facts["options"]), {"sweep": known.facts["sweep"]}
     tried = []
@@ -238,7 +241,7 @@ def _find_best_options(
         tried.append({**options, **_try_options(contestant, job, options)})
     worked = [each for each in tried if "tokens_per_second" in each]
     if not worked:
-        raise RuntimeError(f"no candidate of the sweep ran: {tried}")
+        raise RuntimeError(f"all settings of the search failed: {tried}")
     best = max(worked, key=lambda each: each["tokens_per_second"])
     chosen = {name: best[name] for name in ("rows", "activation_checkpointing")}
     return chosen, {"sweep": tried}

@@ -12,7 +12,6 @@ import logging
 import os
 import select
 import sys
-import traceback
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -39,7 +38,7 @@ from lora_sft.errors import (
     Fault,
     LoraSftError,
 )
-from lora_sft.log import ignore_stderr_failures, is_main_process
+from lora_sft.log import format_traceback, ignore_stderr_failures, is_main_process
 from lora_sft.processes.stop_signal import Stopped, StopRequest
 from lora_sft.versions import __version__
 
@@ -120,7 +119,7 @@ def run(arguments: list[str], *, ends_process: bool = False) -> int:
     except Exception as error:  # a defect: print the whole traceback for a bug report
         if _ignore_closed_stdout(error, parsed):
             return EXIT_DONE
-        traceback.print_exc()
+        print(format_traceback(), file=sys.stderr)
         what = f"unexpected {type(error).__name__}: {error}"
         fix = "please report this error with the traceback above"
         print(Fault(what, "see the traceback above", fix), file=sys.stderr)

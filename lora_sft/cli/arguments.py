@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lora_sft.shown_text import escape_json
+
 Commands = Any  # the type of `add_subparsers`' result, which is private in argparse
 Run = Callable[[argparse.Namespace], int]
 
@@ -68,6 +70,31 @@ def add_json(parser: Parser) -> None:
     )
 
 
+def add_trust(parser: Parser) -> None:
+    """Add the option `--trust-remote-code`."""
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run the Python files that come with the base model, with your rights; their names "
+        "are printed; the model must be a local folder or have a fixed revision",
+    )
+
+
+def add_trust_checkpoint(parser: Parser) -> None:
+    """Add the option `--trust-checkpoint`."""
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="continue from DeepSpeed states that you did not write; they are pickles, which can "
+        "run code with your rights",
+    )
+
+
+def list_trust_overrides(arguments: argparse.Namespace) -> list[str]:
+    """Return the recipe override that `--trust-remote-code` stands for, or nothing."""
+    return ["model.trust_remote_code=true"] if arguments.trust_remote_code else []
+
+
 def add_model_folder(parser: Parser) -> None:
     """Add the argument RUN|MODEL, the folder of the model to use."""
     parser.add_argument(
@@ -93,4 +120,4 @@ def positive_integer(text: str) -> int:
 
 def print_json(document: Any) -> None:
     """Print one JSON document on stdout."""
-    print(json.dumps(document, indent=2, ensure_ascii=False))
+    print(escape_json(json.dumps(document, indent=2, ensure_ascii=False)))

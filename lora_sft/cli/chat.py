@@ -7,8 +7,15 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from lora_sft.cli.arguments import Commands, add_command, add_model_folder, positive_integer
+from lora_sft.cli.arguments import (
+    Commands,
+    add_command,
+    add_model_folder,
+    add_trust,
+    positive_integer,
+)
 from lora_sft.errors import EXIT_DONE, ModelError
+from lora_sft.log import print_result
 from lora_sft.processes.held_signals import signals_held
 
 if TYPE_CHECKING:
@@ -32,6 +39,7 @@ def add_parser(commands: Commands) -> None:
         "stdin is not a terminal, each of its lines is one user message.",
     )
     add_model_folder(parser)
+    add_trust(parser)
     parser.add_argument(
         "--message",
         metavar="TEXT",
@@ -77,7 +85,9 @@ def run(arguments: argparse.Namespace) -> int:
     from lora_sft.serve.loaded_model import Sampling, find_model_folder, load_model
 
     sampling = Sampling(arguments.max_new_tokens, arguments.temperature, arguments.top_p)
-    model = load_model(find_model_folder(arguments.folder))
+    model = load_model(
+        find_model_folder(arguments.folder, trust_remote_code=arguments.trust_remote_code)
+    )
     if arguments.seed is not None:
         set_seed(arguments.seed)
     chat = Chat(model, sampling, arguments.chat_template_kwargs, arguments.system)
@@ -123,7 +133,7 @@ class Chat:
         with signals_held(meanwhile=stream.stop):
             try:
                 for piece in stream:
-                    print(piece, end="", flush=True)
+                    print_result(piece, end="")
                     pieces.append(piece)
             finally:
                 print(flush=True)

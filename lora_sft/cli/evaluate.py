@@ -10,6 +10,8 @@ from lora_sft.cli.arguments import (
     add_command,
     add_json,
     add_model_folder,
+    add_trust,
+    list_trust_overrides,
     positive_integer,
     print_json,
 )
@@ -41,15 +43,22 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--rows", type=positive_integer, metavar="N", help="score only the first N rows"
     )
+    add_trust(parser)
     add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Score the rows and print the scores."""
+    """Score the base model and the adapter (or the model), print the scores, and return 0."""
     from lora_sft.evaluate.run_evaluation import run_evaluation
     from lora_sft.log import make_result_console
 
-    evaluation = run_evaluation(arguments.folder, arguments.recipe, arguments.split, arguments.rows)
+    evaluation = run_evaluation(
+        arguments.folder,
+        arguments.recipe,
+        arguments.split,
+        arguments.rows,
+        overrides=list_trust_overrides(arguments),
+    )
     if arguments.json:
         print_json(evaluation.to_dict())
     else:

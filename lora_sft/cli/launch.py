@@ -11,8 +11,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_sft.cli.arguments import Commands, add_command, add_recipe, positive_integer
+from lora_sft.cli.arguments import (
+    Commands,
+    add_command,
+    add_recipe,
+    add_trust,
+    add_trust_checkpoint,
+    list_trust_overrides,
+    positive_integer,
+)
 from lora_sft.errors import CapabilityError, RecipeError
+from lora_sft.log import print_result
 from lora_sft.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -86,6 +95,8 @@ def add_parser(commands: Commands) -> None:
         "--resume", metavar="WHERE", default="auto", help="see lora-sft train --help"
     )
     parser.add_argument("--overwrite", action="store_true", help="see lora-sft train --help")
+    add_trust(parser)
+    add_trust_checkpoint(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -107,6 +118,7 @@ def _launch(arguments: argparse.Namespace) -> int:
     from lora_sft.recipe import read_recipe
 
     _check_no_option_is_ignored(arguments)
+    arguments.overrides += list_trust_overrides(arguments)
     recipe = read_recipe(arguments.recipe, arguments.overrides)
     hosts = read_hostfile(arguments.hostfile) if arguments.hostfile is not None else {}
     world = World(arguments.nodes or len(hosts) or 1, arguments.gpus or _count_gpus())
@@ -117,7 +129,7 @@ def _launch(arguments: argparse.Namespace) -> int:
         names = [host for host in arguments.hosts.split(",") if host]
         files = write_launch_files(folder, world, Path(arguments.recipe), train, names)
         if arguments.write is not None:
-            print("\n".join(str(file) for file in files))
+            print_result("\n".join(str(file) for file in files))
             return 0
         return _submit(files[0])
     run = RunDirectory(Path(recipe.output_dir))
@@ -180,9 +192,13 @@ def _start(
     from lora_sft.launch.commands import make_deepspeed_command, make_torchrun_command
     from lora_sft.launch.hostfile import check_programs, check_room
     from lora_sft.launch.supervision import supervise
-    from lora_sft.processes.world import ASKED_FOR
+    from lora_sft.processes.world import EXPECTED_WORLD_SIZE
+    from lora_sft.user_key import KEY_FILE_VARIABLE
 
-    asked_for = {ASKED_FOR: str(world.processes)}
+    asked_for = {EXPECTED_WORLD_SIZE: str(world.processes)}
+    key_file = os.environ.get(KEY_FILE_VARIABLE)
+    if key_file:  # every process must find the key; ssh passes on no variables
+        asked_for[KEY_FILE_VARIABLE] = str(Path(key_file).absolute())
     if arguments.hostfile is not None:
         check_room(hosts, world, arguments.hostfile)
         check_programs()
@@ -204,6 +220,7 @@ def _list_train_arguments(arguments: argparse.Namespace) -> list[str]:
     """Return the arguments of `lora-sft train`: the recipe, the overrides and the options."""
     options = [] if arguments.resume == "auto" else ["--resume", arguments.resume]
     options += ["--overwrite"] if arguments.overwrite else []
+    options += ["--trust-checkpoint"] if arguments.trust_checkpoint else []
     return [str(arguments.recipe), *arguments.overrides, *options]
 
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_sft.cli.arguments import Commands, add_command, add_json, print_json
+from lora_sft.cli.arguments import Commands, add_command, add_json, add_trust, print_json
 from lora_sft.errors import EXIT_DONE
+from lora_sft.log import print_result
 
 
 def add_parser(commands: Commands) -> None:
@@ -74,6 +75,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="print the plan of the merge and write nothing"
     )
+    add_trust(parser)
     add_json(parser)
 
 
@@ -92,12 +94,13 @@ def run(arguments: argparse.Namespace) -> int:
         others=arguments.others,
         trained_on=arguments.trained_on,
         allow_other_base=arguments.allow_other_base,
+        trust_remote_code=arguments.trust_remote_code,
     )
     report = describe_merge_plan(plan) if arguments.dry_run else merge(plan)
     if arguments.json:
         print_json(report)
     else:
-        print(format_report(report))
+        print_result(format_report(report))
     return EXIT_DONE
 
 

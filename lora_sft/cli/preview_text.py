@@ -16,8 +16,8 @@ from lora_sft.data.preview.shown_rows import (
     PreviewSummary,
     Segment,
     TokenizerFacts,
-    excerpt_values,
-    find_lever,
+    excerpt_row,
+    find_fix,
     find_segments,
 )
 from lora_sft.data.preview.token_pieces import TokenPieces, make_visible
@@ -84,8 +84,8 @@ class PreviewPrinter:
             self._console.print(self._make_token_table(row.labelled, pieces))
 
     def _print_dropped(self, row: PreviewRow) -> None:
-        fix = find_lever(row.outcome, self._preview.data.max_length)
-        excerpt = excerpt_values(row.outcome.source_row.values, EXCERPT_CHARACTERS)
+        fix = find_fix(row.outcome, self._preview.data.max_length)
+        excerpt = excerpt_row(row.outcome.source_row, EXCERPT_CHARACTERS)
         self._print_line(Text(make_visible(excerpt), style=UNLEARNED_STYLE))
         self._print_line(Text(f"fix: {fix}\n"))
 

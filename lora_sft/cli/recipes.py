@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import asdict
 
 from lora_sft.cli.arguments import Commands, Parser, add_command, add_json, print_json
 from lora_sft.errors import EXIT_DONE
+from lora_sft.log import print_result, say
 
 
 def add_parser(commands: Commands) -> None:
@@ -34,7 +34,7 @@ def print_recipes(arguments: argparse.Namespace) -> int:
         return EXIT_DONE
     width = max((len(entry.name) for entry in recipes), default=0)
     for entry in recipes:
-        print(f"{entry.name:<{width}}  {entry.method:<10} {entry.model}  ({entry.hardware})")
+        print_result(f"{entry.name:<{width}}  {entry.method:<10} {entry.model}  ({entry.hardware})")
     return EXIT_DONE
 
 
@@ -43,5 +43,5 @@ def copy_shipped_recipe(arguments: argparse.Namespace) -> int:
     from lora_sft.recipe.catalogue import copy_recipe
 
     file = copy_recipe(arguments.name, arguments.file)
-    print(f"edit {file}, then run: lora-sft train {file}", file=sys.stderr)
+    say(f"edit {file}, then run: lora-sft train {file}")
     return EXIT_DONE

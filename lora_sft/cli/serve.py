@@ -8,9 +8,9 @@ import os
 import shlex
 from typing import TYPE_CHECKING
 
-from lora_sft.cli.arguments import Commands, add_command, add_model_folder
+from lora_sft.cli.arguments import Commands, add_command, add_model_folder, add_trust
 from lora_sft.errors import EXIT_DONE, CapabilityError
-from lora_sft.log import say
+from lora_sft.log import print_result, say
 
 if TYPE_CHECKING:
     from lora_sft.serve.loaded_model import ModelFolder
@@ -29,6 +29,7 @@ def add_parser(commands: Commands) -> None:
         "If vLLM is installed, it runs the server. Otherwise transformers answers in this process.",
     )
     add_model_folder(parser)
+    add_trust(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1)"
     )
@@ -61,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve the model until a signal stops the server."""
     from lora_sft.serve.loaded_model import find_model_folder
 
-    model = find_model_folder(arguments.folder)
+    model = find_model_folder(arguments.folder, trust_remote_code=arguments.trust_remote_code)
     if arguments.name:
         model = dataclasses.replace(model, name=arguments.name)
     key = arguments.api_key or os.environ.get(API_KEY_VARIABLE)
@@ -97,7 +98,7 @@ def _serve_with_vllm(arguments: argparse.Namespace, model: ModelFolder, key: str
 
     command = make_vllm_command(model, arguments.host, arguments.port)
     if arguments.dry_run:
-        print(shlex.join(command))
+        print_result(shlex.join(command))
         return EXIT_DONE
     say(shlex.join(command))
     replace_process_with_vllm(command, key)

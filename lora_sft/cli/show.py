@@ -13,6 +13,7 @@ from lora_sft.cli.arguments import (
     print_json,
 )
 from lora_sft.errors import EXIT_DONE
+from lora_sft.log import print_result
 
 
 def add_parser(commands: Commands) -> None:
@@ -45,5 +46,5 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"recipe": recipe.to_dict(), "origins": recipe.origins})
     else:
-        print(recipe.annotated_text())
+        print_result(recipe.annotated_text())
     return EXIT_DONE

@@ -5,11 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import traceback
 from typing import TYPE_CHECKING
 
-from lora_sft.cli.arguments import Commands, add_command, add_recipe
+from lora_sft.cli.arguments import (
+    Commands,
+    add_command,
+    add_recipe,
+    add_trust,
+    add_trust_checkpoint,
+    list_trust_overrides,
+)
 from lora_sft.errors import EXIT_UNEXPECTED, LoraSftError
+from lora_sft.log import format_traceback
 
 if TYPE_CHECKING:
     from lora_sft.processes.stop_signal import StopRequest
@@ -38,6 +45,8 @@ def add_parser(commands: Commands) -> None:
         action="store_true",
         help="delete the run in output_dir and train from step 0",
     )
+    add_trust(parser)
+    add_trust_checkpoint(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -59,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise
         except Exception:
             leave_outcome(os.environ, EXIT_UNEXPECTED)
-            _exit_at_once_if_distributed(EXIT_UNEXPECTED, traceback.format_exc())
+            _exit_at_once_if_distributed(EXIT_UNEXPECTED, format_traceback())
             raise
         leave_outcome(os.environ, code)
         return code
@@ -90,7 +99,8 @@ def _run(arguments: argparse.Namespace, request: StopRequest) -> int:
     from lora_sft.recipe import read_recipe
 
     check_world(os.environ)
-    recipe = read_recipe(arguments.recipe, arguments.overrides)
+    overrides = [*arguments.overrides, *list_trust_overrides(arguments)]
+    recipe = read_recipe(arguments.recipe, overrides)
 
     # Imported late because these import torch. An error in the recipe must appear at once.
     from lora_sft.pipeline import run_training
@@ -101,6 +111,7 @@ def _run(arguments: argparse.Namespace, request: StopRequest) -> int:
         Processes.from_environment(),
         resume=arguments.resume,
         overwrite=arguments.overwrite,
+        trust_checkpoint=arguments.trust_checkpoint,
         request=request,
     )
     return result.exit_code

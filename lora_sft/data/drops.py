@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lora_sft.data.one_line import make_one_line
+from lora_sft.shown_text import make_one_line
+
+# The most bytes that a source row may have in its file, in MiB and in bytes. Its tokens need up to
+# 360 times the memory.
+LARGEST_ROW_MIB = 4
+LARGEST_ROW_BYTES = LARGEST_ROW_MIB * 2**20
 
 # The fix for each reason. `{longest}` and `{max_length}` are filled in before it is shown.
 FIXES = {
     "malformed": "correct the rows, or choose another format or rename_columns",
+    "too_large": f"shorten the rows or remove them: a row may have at most {LARGEST_ROW_MIB} MiB",
     "template_refused": "correct the rows that the template refuses, or name another "
     "data.chat_template",
     "special_tokens": "remove the special tokens from the rows, or set "
@@ -33,6 +39,9 @@ class Drop:
 
     reason: str
     detail: str = ""
+
+
+TOO_LARGE = Drop("too_large", f"more than {LARGEST_ROW_BYTES:,} bytes")
 
 
 class RowDropped(ValueError):

@@ -1,1 +1,1 @@
-"""What a model answers, and how good the answers are."""
+"""Generate a model's answers and score them."""

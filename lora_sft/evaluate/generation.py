@@ -1,4 +1,4 @@
-"""Let a model speak: greedy answers to many prompts, or one answer as it comes."""
+"""Generate answers: greedy answers to many prompts, or one answer piece by piece."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ def make_generation_config(
     temperature: float = 0.0,
     top_p: float = 1.0,
 ) -> GenerationConfig:
-    """Decoding that ends at any of the stop tokens: greedy, or sampled from a temperature on."""
+    """Return a config for answers that end at any stop token.
+
+    With a temperature of 0 the answer is greedy, else it is sampled.
+    """
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
     return GenerationConfig(
         do_sample=bool(temperature),
@@ -44,10 +47,10 @@ def generate_answers(
     config: GenerationConfig,
     batch_size: int,
 ) -> list[list[int]]:
-    """Greedy continuations of tokenised prompts, without the prompt, stop token included.
+    """Return the greedy answers to tokenised prompts, in the order of the prompts.
 
-    Prompts of like length share a batch, padded on the left with an attention mask; the order
-    of the answers is the order of the prompts.
+    An answer does not contain the prompt, and it contains its stop token. Prompts of similar length
+    share a batch. They are padded on the left, with an attention mask.
     """
     answers: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
@@ -71,7 +74,7 @@ def generate_answers(
 
 
 def cut_at_stop(ids: list[int], config: GenerationConfig) -> list[int]:
-    """Drop the padding that follows the first stop token."""
+    """Return the token ids up to the first stop token. The rest is padding."""
     stops = set(config.eos_token_id or ())
     for position, token in enumerate(ids):
         if token in stops:
@@ -80,12 +83,15 @@ def cut_at_stop(ids: list[int], config: GenerationConfig) -> list[int]:
 
 
 class AnswerStream:
-    """The answer to one prompt, piece by piece as it is made, on a thread of its own.
+    """The answer to one prompt, piece by piece, generated in a thread.
 
-    Whoever stops reading stops the generation at its next token, and so does `stop`, which a
-    signal's handler may call. A handler that raises would not do: between two lines of the queue
-    that the pieces come by, its lock is never given back, and the thread waits for it for ever.
-    `was_cut` says, once all is read, that the answer ended at the token limit.
+    If the reader stops reading, or if `stop` is called, generation ends at the next token. A signal
+    handler may call `stop`. It must not raise an exception instead. An exception could interrupt
+    the queue of the pieces while the queue holds its lock. Then the thread would wait forever.
+
+    Attributes:
+        was_cut: After the last piece: whether the answer ended at the token limit.
+        is_stopped: Whether `stop` was called.
     """
 
     was_cut = False
@@ -110,7 +116,7 @@ class AnswerStream:
         def generate() -> None:
             try:
                 self._generate(streamer)
-            except BaseException as error:  # carried to the reader, who would wait for ever
+            except BaseException as error:  # raised in the reader, which would wait forever
                 failures.append(error)
                 streamer.end()
 
@@ -126,7 +132,7 @@ class AnswerStream:
 
     def stop(self) -> None:
         """End the answer at its next token."""
-        self.is_stopped = True  # no lock: this may interrupt any line
+        self.is_stopped = True  # without a lock: a signal handler can interrupt any line
 
     def _generate(self, streamer: TextIteratorStreamer) -> None:
         ids_BT = torch.tensor([self._prompt_ids], device=self._model.device)
@@ -135,21 +141,21 @@ class AnswerStream:
             attention_mask=torch.ones_like(ids_BT),
             generation_config=self._config,
             streamer=streamer,
-            stopping_criteria=StoppingCriteriaList([_StopsWith(self)]),
+            stopping_criteria=StoppingCriteriaList([_StopOnRequest(self)]),
         )
         answer = output_BT[0, len(self._prompt_ids) :].tolist()
         stops = set(self._config.eos_token_id or ())
         self.was_cut = len(answer) >= self._config.max_new_tokens and answer[-1] not in stops
 
 
-class _StopsWith(StoppingCriteria):
-    """Ends a generation once its reader wants no more of it."""
+class _StopOnRequest(StoppingCriteria):
+    """Ends a generation after `AnswerStream.stop` was called."""
 
     def __init__(self, stream: AnswerStream) -> None:
         self._stream = stream
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
-        """One flag a sequence (B,)."""
+        """Return one flag per sequence, shape (B,)."""
         return torch.full(
             (input_ids.shape[0],),
             self._stream.is_stopped,

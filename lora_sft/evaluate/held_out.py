@@ -1,8 +1,8 @@
-"""Prompts and reference answers out of tokenised rows.
+"""Make prompts and reference answers from labelled rows.
 
-A row's labels say where the model must speak (`labels[i] != IGNORED_LABEL`), so the prompt of an
-answer is everything before it and the reference is the learned span itself: evaluation asks exactly
-what training taught, with no second rendering that could differ.
+The labels of a row show where the model must answer (`labels[i] != IGNORED_LABEL`). The tokens
+before a learned span are the prompt, and the span is the reference. So evaluation tests exactly
+what training taught. The row is not rendered a second time, which could give other tokens.
 """
 
 from __future__ import annotations
@@ -16,14 +16,19 @@ from lora_sft.data.labelled_row import IGNORED_LABEL
 
 @dataclass(frozen=True)
 class Question:
-    """One answer to give: the ids before it and the ids that were learned (stop included)."""
+    """One answer to give.
+
+    Attributes:
+        prompt_ids: The token ids before the answer.
+        reference_ids: The learned token ids of the answer, with the stop token.
+    """
 
     prompt_ids: tuple[int, ...]
     reference_ids: tuple[int, ...]
 
 
 def find_learned_spans(labels: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """(start, end) of each run of learned tokens, `end` exclusive."""
+    """Yield the (start, end) of each span of learned tokens. `end` is exclusive."""
     start = None
     for position, label in enumerate([*labels, IGNORED_LABEL]):
         if label != IGNORED_LABEL and start is None:
@@ -34,7 +39,7 @@ def find_learned_spans(labels: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def make_questions(rows: Iterable[Mapping[str, Any]]) -> list[Question]:
-    """One question for each learned span of each row."""
+    """Return one question per learned span of each row."""
     return [
         Question(tuple(row["input_ids"][:start]), tuple(row["input_ids"][start:end]))
         for row in rows

@@ -1,7 +1,8 @@
-"""Evaluate a run's adapter beside its base, or a model on a recipe's held-out rows."""
+"""Evaluate a run's adapter and its base, or a model, on the held-out rows of a recipe."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from datasets import Dataset
@@ -17,20 +18,26 @@ from lora_sft.run_directory import RunDirectory, is_run
 
 
 def run_evaluation(
-    path: Path, recipe_path: Path | None, split: str | None, max_rows: int | None = None
+    path: Path,
+    recipe_path: Path | None,
+    split: str | None,
+    max_rows: int | None = None,
+    *,
+    overrides: Sequence[str] = (),
 ) -> Evaluation:
-    """Score what `path` holds on a split of a recipe's data.
+    """Score the model in `path` on one split of a recipe's data.
 
     Args:
         path: A run directory or a model folder.
-        recipe_path: Whose data and metrics to use; None: the run's own recipe.
+        recipe_path: The recipe with the data and the metrics; None: the run's own recipe.
         split: `train`, `validation` or `test`; None: `test` if the recipe has one, else
             `validation`.
         max_rows: Score only this many rows, the first of the split.
+        overrides: Settings over those of the recipe, as `section.field=value`.
 
-    Raises: RecipeError if the recipe has no such split, or if a model comes without a recipe.
+    Raises: RecipeError if the recipe has no such split, or if a model is given without a recipe.
     """
-    recipe = read_recipe(recipe_path or _find_recipe(path))
+    recipe = read_recipe(recipe_path or _find_recipe(path), overrides)
     split = split or ("validation" if recipe.data.test is None else "test")
     tokenizer, corpus = load_data(recipe, RunDirectory(path).read_template_date())
     rows = _select_rows(recipe, corpus, split, max_rows)
@@ -43,9 +50,9 @@ def _find_recipe(path: Path) -> Path:
     if is_run(path):
         return RunDirectory(path).recipe
     raise RecipeError(
-        "a model alone has no held-out rows",
+        "this folder is a model and not a run, so it names no held-out rows",
         str(path),
-        "add --recipe RECIPE, whose data to use",
+        "add --recipe RECIPE with the data to use",
     )
 
 
@@ -55,7 +62,7 @@ def _select_rows(recipe: Recipe, corpus: Corpus, split: str, max_rows: int | Non
         raise RecipeError(
             f"the recipe has no {split} split",
             recipe.where(f"data.{split}"),
-            f"add data.{split}: {{fraction: 0.05}} or {{datasets: [...]}}",
+            f"write data.{split}: {{fraction: 0.05}} or {{datasets: [...]}}",
         )
     return rows if max_rows is None or max_rows >= len(rows) else rows.select(range(max_rows))
 

@@ -1,4 +1,4 @@
-"""Score a model on a held-out split, and the base beside it: what did training change?"""
+"""Score a model on a held-out split. An adapter is compared with its base."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Scores = dict[str, float]
 
 @dataclass(frozen=True)
 class Sample:
-    """One held-out question with its reference and what each contestant answered."""
+    """One held-out question with its reference and the answer of each model."""
 
     prompt: str
     reference: str
@@ -31,7 +31,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores by contestant (`base` and `adapter`, or `model` alone) on one split."""
+    """The scores on one split, by model: `base` and `adapter`, or only `model`."""
 
     split: str
     rows: int
@@ -39,7 +39,7 @@ class Evaluation:
     samples: Sequence[Sample]
 
     def to_dict(self) -> dict[str, Any]:
-        """The evaluation as the command line's JSON document."""
+        """Return the evaluation as the JSON document of the command line."""
         samples = [
             {"prompt": sample.prompt, "reference": sample.reference, **sample.answers}
             for sample in self.samples
@@ -47,7 +47,7 @@ class Evaluation:
         return {"split": self.split, "rows": self.rows, **self.scores, "samples": samples}
 
     def to_table(self) -> Table:
-        """One line a metric, one column a contestant."""
+        """Return a table with one line per metric and one column per model."""
         table = Table(title=f"{self.split}: {self.rows} held-out rows", title_justify="left")
         table.add_column("metric")
         for name in self.scores:
@@ -70,7 +70,7 @@ def evaluate_split(
     section: EvaluateSection,
     stop_token_ids: Sequence[int],
 ) -> Evaluation:
-    """Score `model` on tokenised `rows`; an adapter is scored beside its own base."""
+    """Score `model` on labelled `rows`. If it has an adapter, its base is scored too."""
     metrics = {key: load_metric(key) for key in section.metrics}
     questions = make_questions(rows)
     references = _decode(tokenizer, [question.reference_ids for question in questions])
@@ -79,7 +79,7 @@ def evaluate_split(
     for name in ("base", "adapter") if hasattr(model, "disable_adapter") else ("model",):
         with model.disable_adapter() if name == "base" else nullcontext():
             loss = compute_loss(model, rows, section.batch_size, tokenizer.pad_token_id or 0)
-            answers[name] = _answer(model, tokenizer, questions, section, stop_token_ids)
+            answers[name] = _answer_questions(model, tokenizer, questions, section, stop_token_ids)
         task = {key: metric(answers[name], references) for key, metric in metrics.items()}
         scores[name] = {"loss": loss, **task}
     return Evaluation(
@@ -90,14 +90,17 @@ def evaluate_split(
     )
 
 
-def _answer(
+def _answer_questions(
     model: CausalModel,
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Question],
     section: EvaluateSection,
     stop_token_ids: Sequence[int],
 ) -> list[str]:
-    """Generated text for every question, or for the shown samples alone where no metric asks."""
+    """Return generated answers to all questions.
+
+    Without metrics, only the questions that are shown as samples are answered.
+    """
     asked = questions if section.metrics else questions[: section.num_samples]
     config = make_generation_config(tokenizer, stop_token_ids, section.max_new_tokens)
     prompts = [question.prompt_ids for question in asked]

@@ -1,4 +1,4 @@
-"""The loss of a model on the learned tokens of held-out rows."""
+"""Compute the loss of a model on the learned tokens of held-out rows."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from lora_sft.model.base_model import CausalModel
 def compute_loss(
     model: CausalModel, rows: Sequence[Mapping[str, Any]], batch_size: int, pad_id: int
 ) -> float:
-    """Return the mean cross-entropy in nats over every learned token of `rows`.
+    """Return the mean cross-entropy in nats over all learned tokens of `rows`.
 
-    Weighted by tokens, not by rows or batches, so it does not depend on `batch_size`.
+    Every token has the same weight, so the result does not depend on `batch_size`.
     """
     total_nats, total_tokens = 0.0, 0
     ordered = sorted(rows, key=lambda row: len(row["input_ids"]))

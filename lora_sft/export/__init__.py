@@ -1,1 +1,1 @@
-"""What leaves the run: the adapter folder, the merged model, and the proof that they agree."""
+"""Export a run: write the adapter folder, merge it into the base model, verify, and push it."""

@@ -1,8 +1,8 @@
-"""The adapter folder: PEFT's layout, the tokenizer, the card, and where the adapter comes from.
+"""Write the adapter folder: PEFT's files, the tokenizer, the model card and `lora_sft.json`.
 
-`lora_sft.json` beside the weights says what PEFT's own config does not: the dtype and the
-quantisation that the base had while the adapter was trained, and the tokens that end a turn.
-The merge reads it; an adapter trained elsewhere has none and is merged all the same.
+`lora_sft.json` records facts that PEFT's config does not have: the base model's dtype and
+quantisation in training, and the tokens that end a turn. A merge reads it. An adapter that was
+trained with another tool has no such file and can still be merged.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def write_adapter_folder(
     folder: Path,
     origin: AdapterOrigin,
 ) -> None:
-    """Write everything that a user of the adapter needs, and read the weights' header back.
+    """Write all files that a user of the adapter needs, and check the saved weights.
 
-    Raises: ExportError where the file on disk is not what was trained.
+    Raises: ExportError if `check_adapter_file` finds a fault.
     """
     from lora_sft.export.serving.serving_files import write_adapter_serving_files
 
@@ -45,13 +45,13 @@ def write_adapter_folder(
     _sort_adapter_config(folder / ADAPTER_CONFIG_FILE)
     write_json(folder / ORIGIN_FILE, asdict(origin))
     check_adapter_file(folder / ADAPTER_WEIGHTS_FILE)
-    let_others_read(folder)
+    apply_umask(folder)
 
 
 def write_validation_sample(run: RunDirectory, rows: Dataset | None) -> None:
-    """Keep the first validation rows as tokens, for a merge to compare answers on.
+    """Save the tokens of the first validation rows. A merge uses them to compare answers.
 
-    They stay in the run directory: an adapter folder is given to others, and holds no data.
+    The file is in the run directory. The adapter folder is given to others and must hold no data.
     """
     if rows is None:
         return
@@ -63,11 +63,11 @@ def write_validation_sample(run: RunDirectory, rows: Dataset | None) -> None:
     write_json(run.validation_sample, {"rows": sample})
 
 
-def let_others_read(folder: Path) -> None:
-    """Give every file the mode that the user's umask allows.
+def apply_umask(folder: Path) -> None:
+    """Set the mode of every file to the mode that the user's umask allows.
 
-    safetensors writes its files for the owner alone (0600), and a server under another user could
-    then read everything but the weights.
+    safetensors writes its files with mode 0600. A server that runs as another user could then read
+    all files except the weights.
     """
     umask = os.umask(0)
     os.umask(umask)
@@ -77,10 +77,12 @@ def let_others_read(folder: Path) -> None:
 
 
 def check_adapter_file(path: Path) -> None:
-    """Refuse an adapter with an empty tensor, or one whose B matrices never left zero.
+    """Check that no tensor of a saved adapter is empty, and that not all B matrices are zero.
 
-    Raises: ExportError naming the first such tensor. (Sharded training setups save zero-sized
-    tensors without an error; an adapter at zero is the base.)
+    Sharded training can save tensors without elements and raise no error. An adapter with only zero
+    B matrices does not change the base model.
+
+    Raises: ExportError if a check fails.
     """
     from safetensors import safe_open
 
@@ -94,18 +96,22 @@ def check_adapter_file(path: Path) -> None:
         raise ExportError(
             f"the saved adapter is empty{f' ({empty[0]} has no elements)' if empty else ''}",
             str(path),
-            "this is a fault of the saving, not of the recipe; the last checkpoint is intact",
+            "saving went wrong, the recipe is not the cause; the last checkpoint is complete",
         )
     if learned_nothing:
         raise ExportError(
             "every lora_B of the saved adapter is zero: nothing was learned",
             str(path),
-            "train for more steps, or with train.warmup_steps: 0 (a warm-up begins at rate zero)",
+            "train for more steps. In a short run also write train.warmup_steps: 0, because a "
+            "warm-up begins with learning rate 0",
         )
 
 
 def _sort_adapter_config(path: Path) -> None:
-    """PEFT writes target names in set order; sorted, two equal runs give equal bytes."""
+    """Sort the lists in the adapter's config, so that two equal runs write equal bytes.
+
+    PEFT writes the target names in the order of a set, which differs between processes.
+    """
     config = json.loads(path.read_text(encoding="utf-8"))
     for name, value in config.items():
         if isinstance(value, list) and all(isinstance(item, str) for item in value):

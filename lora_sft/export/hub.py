@@ -1,8 +1,8 @@
-"""Push an exported folder to the Hugging Face hub: private unless the person made it otherwise.
+"""Push an exported folder to the Hugging Face hub. A new repository is private.
 
-Asked before training, because a token that is missing is better known then than hours later. What
-is uploaded names no path of this machine: the few JSON files that do are uploaded with each such
-path cut to its last name. The token is read by huggingface_hub and is never looked at here.
+Access to the hub is checked before training, so that a missing token is found early.
+The upload names no path of this machine: in JSON files that hold paths, each path is cut to its
+last part. This module checks that there is a token; only huggingface_hub reads it.
 """
 
 from __future__ import annotations
@@ -21,24 +21,29 @@ from lora_sft.export.public_text import make_public
 from lora_sft.file_names import ADAPTER_CONFIG_FILE, MERGE_REPORT_FILE, ORIGIN_FILE
 from lora_sft.log import say
 
-WITH_LOCAL_PATHS = (ORIGIN_FILE, MERGE_REPORT_FILE, ADAPTER_CONFIG_FILE)
+FILES_WITH_LOCAL_PATHS = (ORIGIN_FILE, MERGE_REPORT_FILE, ADAPTER_CONFIG_FILE)
 
 
 def check_can_push(repo_id: str, where: str) -> None:
-    """Ask the hub who we are, before anything is trained.
+    """Check that the name of a repository is valid and that the hub accepts the token.
 
-    Raises: ExportError for a name that no repository can have; CapabilityError where there is no
-    token, the hub is out of reach, or it refuses the token.
+    Args:
+        repo_id: The repository's name.
+        where: The place in the recipe that an error names.
+
+    Raises:
+        ExportError: If no repository can have this name.
+        CapabilityError: If there is no token, or the hub cannot be reached or refuses the token.
     """
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise ExportError(
-            f"{repo_id!r} is no name of a repository", where, "write it as owner/name"
+            f"{repo_id!r} is not a valid name of a repository", where, "write it as owner/name"
         ) from error
     if constants.is_offline_mode():
         raise CapabilityError(
-            "the hub is switched off in this environment (HF_HUB_OFFLINE)",
+            "the environment variable HF_HUB_OFFLINE switches the hub off",
             where,
             "unset HF_HUB_OFFLINE, or set export.push_to_hub: null",
         )
@@ -46,20 +51,22 @@ def check_can_push(repo_id: str, where: str) -> None:
         raise CapabilityError(
             "there is no token for the hub", where, "run `hf auth login`, or set HF_TOKEN"
         )
-    with _as_error(CapabilityError, where, "check the network and the token (`hf auth whoami`)"):
+    with _convert_errors(
+        CapabilityError, where, "check the network and the token (`hf auth whoami`)"
+    ):
         HfApi().whoami()
 
 
 def push_folder(folder: Path, repo_id: str) -> str:
-    """Upload a folder and return the repository's address.
+    """Upload a folder and return the URL of its repository.
 
-    A repository that does not exist is made, private; one that does keeps what its owner chose.
+    A new repository is private. An existing repository keeps its visibility.
 
-    Raises: ExportError where the hub refuses; the folder stays as it is.
+    Raises: ExportError if the hub refuses the upload. The folder stays unchanged.
     """
     command = f"hf upload {repo_id} {folder} --private --exclude '.*'"
-    again = f"the folder is complete; upload it later: {command}"
-    with _as_error(ExportError, str(folder), again):
+    again = f"the folder is complete; upload it later with: {command}"
+    with _convert_errors(ExportError, str(folder), again):
         api = HfApi()
         url = api.create_repo(repo_id, private=True, exist_ok=True)
         if not api.repo_info(repo_id).private:
@@ -77,19 +84,19 @@ def _list_uploads(folder: Path) -> Iterator[CommitOperationAdd]:
         if not path.is_file() or name.startswith("."):
             continue
         content: Path | bytes = path
-        if name in WITH_LOCAL_PATHS:
+        if name in FILES_WITH_LOCAL_PATHS:
             document = make_public(json.loads(path.read_text(encoding="utf-8")))
             content = (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
         yield CommitOperationAdd(name, content)
 
 
 @contextmanager
-def _as_error(
+def _convert_errors(
     kind: type[CapabilityError] | type[ExportError], where: str, fix: str
 ) -> Iterator[None]:
-    """What the hub or the network answers, as one of our errors."""
+    """Raise an error of the hub or of the network as `kind`."""
     try:
         yield
     except (HTTPError, OSError) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise kind(f"the hub does not take it: {first_line}", where, fix) from error
+        raise kind(f"the request to the hub failed: {first_line}", where, fix) from error

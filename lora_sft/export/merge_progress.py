@@ -1,4 +1,4 @@
-"""How far a merge is: a bar with MB/s for a person at a terminal, silence for a log."""
+"""Show the progress of a merge: a bar with MB/s on a terminal, nothing in a log."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lora_sft.log import is_main_process, make_console
 
 @contextmanager
 def byte_progress(title: str, total_bytes: int) -> Iterator[Callable[[int], object]]:
-    """Yields what is to be called with every number of bytes that are done."""
+    """Yield a function that moves the progress bar by a number of bytes."""
     if not (sys.stderr.isatty() and is_main_process()):
         yield lambda _: None
         return

@@ -1,11 +1,12 @@
-"""Merge adapters into their base, file by file, and prove that the result answers the same.
+"""Merge adapters into their base model, file by file, and verify the merged model.
 
-    headers -> plan of every tensor -> files in a hidden folder -> verified -> renamed
+    read headers -> plan every tensor -> write to a hidden folder -> verify -> rename the folder
 
-The base is never whole in memory. Each merged tensor is computed in float32 and rounded once to
-the dtype of the export; what the adapter does not touch is copied byte by byte. A QLoRA adapter
-learned against the dequantised base, so that is what it is merged onto by default; merging into
-packed 4-bit weights and packing again loses most and is not offered.
+The base model is never completely in memory. Changed tensors are computed in float32 and rounded
+once to the dtype of the export. Unchanged tensors are copied byte by byte.
+
+A QLoRA adapter was trained on the dequantised base model, so it is merged onto that by default.
+Merging into packed 4-bit weights is not offered, because packing them again loses most precision.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from lora_sft.errors import CapabilityError, VerificationError
-from lora_sft.export.adapter_files import let_others_read
+from lora_sft.export.adapter_files import apply_umask
 from lora_sft.export.merge_plan import MergePlan, PreparedMerge, prepare_merge
 from lora_sft.export.merge_progress import byte_progress
-from lora_sft.export.proof.check_summary import AGAINST
+from lora_sft.export.proof.check_summary import REFERENCE_NAME
 from lora_sft.export.proof.tensor_check import TensorDifference, compare_tensors
 from lora_sft.export.staging import (
-    mark_as_made_by,
-    put_in_place,
-    staged_output,
+    move_into_place,
+    open_staging_folder,
+    write_owner_file,
 )
 from lora_sft.export.weights.shard_writing import ShardWriter
 from lora_sft.file_names import MERGE_REPORT_FILE, MODEL_CONFIG_FILE, TOKENIZER_CONFIG_FILE
@@ -36,30 +37,31 @@ from lora_sft.log import say
 from lora_sft.run_directory import write_json
 
 
-class Verified(TypedDict, total=False):
-    """What the verification of a merge found; empty if there was none.
+class VerificationReport(TypedDict, total=False):
+    """The result of a merge's verification; empty after `--verify none`.
 
     Attributes:
-        correctness: The merged model against base and adapter; it decides the exit code.
-        shift: What the choice of base costs against the model as it was trained.
+        correctness: The merged model compared with base model + adapter. It decides the exit code.
+        shift: The merged model compared with the model as it was trained. It shows what the choice
+            of `onto` costs.
     """
 
     correctness: dict[str, Any]
     shift: dict[str, Any]
 
 
-class MergeReport(Verified, total=False):
-    """What a merge did: the document of `merge --json` and of `merge_report.json`.
+class MergeReport(VerificationReport, total=False):
+    """The report of a merge, as in `merge --json` and `merge_report.json`.
 
     Attributes:
         output: The folder that was written.
-        onto: The form of the base, `dequantized` or `original`.
+        onto: The form of the base model, `dequantized` or `original`.
         dtype: The dtype of the merged weights.
-        tensors_merged: How many tensors of the base were changed.
-        adapter_tensors_used: How many tensors of the adapters went into them.
-        adapter_tensors_total: How many tensors the adapters hold.
-        seconds: How long the merge took, verification included.
-        peak_rss_bytes: The largest memory of this process.
+        tensors_merged: The number of changed tensors in the output.
+        adapter_tensors_used: The number of adapter tensors that were merged.
+        adapter_tensors_total: The number of tensors in the adapters.
+        seconds: The duration of the merge, including its verification.
+        peak_rss_bytes: The peak memory of this process.
     """
 
     output: str
@@ -73,21 +75,22 @@ class MergeReport(Verified, total=False):
 
 
 def merge(plan: MergePlan) -> MergeReport:
-    """Write the merged model to `plan.output` and return the report (also a file in it).
+    """Write the merged model to `plan.output` and return the report, which is also saved there.
 
-    The folder is made beside its place and renamed when it is complete and verified; one that
-    fails the verification is kept as `OUTPUT.failed`, so that nobody serves it by mistake.
+    The model is written to a hidden folder beside the output, which is renamed after the
+    verification. If the verification fails, the folder is renamed to `OUTPUT.failed`, so that it is
+    not served by mistake.
 
-    Raises: VerificationError past the tolerance; and as `prepare_merge`.
+    Raises: VerificationError if a difference exceeds its tolerance; all errors of `prepare_merge`.
     """
     started = time.monotonic()
     plan, prepared = prepare_merge(plan)
-    with staged_output(plan.output) as staged:
+    with open_staging_folder(plan.output) as staged:
         with byte_progress("merging", prepared.num_bytes) as advance:
             ShardWriter(staged, prepared.form, advance).write(prepared.files)
         seconds = time.monotonic() - started
         say(f"{prepared.num_bytes / 1e6:,.1f} MB written in {seconds:.1f} s")
-        write_companions(plan, prepared, staged)
+        write_files_beside_weights(plan, prepared, staged)
         verified = _verify(plan, prepared, staged)
         report: MergeReport = {
             "output": str(plan.output),
@@ -100,16 +103,16 @@ def merge(plan: MergePlan) -> MergeReport:
             "seconds": round(time.monotonic() - started, 2),
             "peak_rss_bytes": measure_peak_rss(),
         }
-        finish_companions(plan, report, staged)
+        write_report_and_card(plan, report, staged)
         if plan.owner is not None:
-            mark_as_made_by(staged, plan.owner)
-        let_others_read(staged)
-        _judge_and_place(plan, staged, report)
+            write_owner_file(staged, plan.owner)
+        apply_umask(staged)
+        _move_to_final_folder(plan, staged, report)
     return report
 
 
-def write_companions(plan: MergePlan, prepared: PreparedMerge, folder: Path) -> None:
-    """What makes a folder of weights a model that servers read."""
+def write_files_beside_weights(plan: MergePlan, prepared: PreparedMerge, folder: Path) -> None:
+    """Write the config, the tokenizer and the other files that servers need beside the weights."""
     from lora_sft.data.templates.tokenizer import load_saved_tokenizer
     from lora_sft.export.serving.serving_files import write_serving_files
 
@@ -118,15 +121,15 @@ def write_companions(plan: MergePlan, prepared: PreparedMerge, folder: Path) -> 
         tokenizer = load_saved_tokenizer(plan.adapter)
     else:
         tokenizer = load_saved_tokenizer(
-            origin.model_name_or_path, origin.revision, trust_remote_code=origin.trust_remote_code
+            origin.model_name_or_path, origin.revision, trust_remote_code=plan.trust_remote_code
         )
     config = make_config(prepared.base.config, plan.dtype, prepared.weights.config_changes)
     write_json(folder / MODEL_CONFIG_FILE, config)
     write_serving_files(folder, tokenizer, origin)
 
 
-def finish_companions(plan: MergePlan, report: Mapping[str, Any], folder: Path) -> None:
-    """What tells of the verification: the report and the card."""
+def write_report_and_card(plan: MergePlan, report: Mapping[str, Any], folder: Path) -> None:
+    """Write the files that show the result of the verification: the report and the model card."""
     from lora_sft.export.serving.serving_files import write_merged_card
 
     write_json(folder / MERGE_REPORT_FILE, report)
@@ -136,7 +139,10 @@ def finish_companions(plan: MergePlan, report: Mapping[str, Any], folder: Path) 
 def make_config(
     config: Mapping[str, Any], dtype: str, changes: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The base's config.json as the merged weights need it, also inside `text_config`."""
+    """Return the base model's config.json, adapted to the merged weights.
+
+    A `text_config` inside it gets the dtype and those of `changes` that it already has.
+    """
     made = {name: value for name, value in config.items() if name != "quantization_config"}
     dtype_names = [name for name in ("dtype", "torch_dtype") if name in made] or ["dtype"]
     made.update(dict.fromkeys(dtype_names, dtype))
@@ -149,8 +155,8 @@ def make_config(
     return made
 
 
-def _verify(plan: MergePlan, prepared: PreparedMerge, staged: Path) -> Verified:
-    """The report's `correctness` and `shift`."""
+def _verify(plan: MergePlan, prepared: PreparedMerge, staged: Path) -> VerificationReport:
+    """Verify the hidden folder and return the report's `correctness` and `shift`."""
     if plan.verify == "none":
         return {}
     tensors: TensorDifference | None = None
@@ -162,7 +168,7 @@ def _verify(plan: MergePlan, prepared: PreparedMerge, staged: Path) -> Verified:
         return {"correctness": describe_tensor_check(tensors)}
     from lora_sft.export.proof.answer_check import compare_answers
 
-    # inside the staging folder, so that a killed merge leaves nothing else behind
+    # Inside the hidden folder: if this merge is killed, the next one deletes both.
     with tempfile.TemporaryDirectory(dir=staged, prefix=".work-") as name:
         report = compare_answers(plan, prepared, staged, Path(name))
     if isinstance(report, str):
@@ -174,13 +180,13 @@ def _verify(plan: MergePlan, prepared: PreparedMerge, staged: Path) -> Verified:
         checked = report["correctness"]
         checked["tensors"] = tensors.to_dict()
         checked["passed"] = checked["passed"] and tensors.passed
-    return cast(Verified, report)
+    return cast(VerificationReport, report)
 
 
 def describe_tensor_check(tensors: TensorDifference) -> dict[str, Any]:
-    """The report's `correctness` where only tensors were compared."""
+    """Return the report's `correctness` for a merge whose answers were not compared."""
     return {
-        "against": AGAINST,
+        "against": REFERENCE_NAME,
         "method": "tensors",
         "prompts": 0,
         "max_abs_logit_difference": None,
@@ -192,38 +198,46 @@ def describe_tensor_check(tensors: TensorDifference) -> dict[str, Any]:
     }
 
 
-def _judge_and_place(plan: MergePlan, staged: Path, report: Mapping[str, Any]) -> None:
-    judged = report.get("correctness")
-    if judged is None or judged["passed"]:
-        put_in_place(staged, plan.output, plan.owner)
+def _move_to_final_folder(plan: MergePlan, staged: Path, report: Mapping[str, Any]) -> None:
+    """Rename the hidden folder to the output, or to `OUTPUT.failed` if the verification failed.
+
+    Raises: VerificationError if the verification failed.
+    """
+    correctness = report.get("correctness")
+    if correctness is None or correctness["passed"]:
+        move_into_place(staged, plan.output, plan.owner)
         return
     failed = plan.output.with_name(f"{plan.output.name}.failed")
     shutil.rmtree(failed, ignore_errors=True)
-    put_in_place(staged, failed)
+    move_into_place(staged, failed)
     raise VerificationError(
-        f"the merged model is not {AGAINST}: {describe_failure(judged)}",
+        f"the merged model differs from {REFERENCE_NAME}: {describe_failure(correctness)}",
         str(failed),
-        f"the report is in {failed / MERGE_REPORT_FILE}; "
-        "try --dtype float32 to tell rounding from error",
+        f"read {failed / MERGE_REPORT_FILE}. Merge again with --dtype float32: if that passes, the "
+        "difference was rounding, and you can use the float32 model",
     )
 
 
-def describe_failure(judged: Mapping[str, Any]) -> str:
-    """What of a verification is past its tolerance."""
-    tensors = judged.get("tensors")
+def describe_failure(correctness: Mapping[str, Any]) -> str:
+    """Return a text that says which results exceed their tolerance."""
+    tensors = correctness.get("tensors")
     if tensors and tensors["differing"]:
         return (
             f"{tensors['differing']} of {tensors['compared']} tensors differ (first: "
             f"{tensors['first_differing']}; by {tensors['max_abs_weight_difference']:.2e} at most)"
         )
     return (
-        f"mean KL {judged['mean_kl']:.2e} nats (at most {judged['tolerance']['mean_kl']:.1e}), "
-        f"top-1 agreement {judged['top1_agreement']:.4f} (at least "
-        f"{judged['tolerance']['top1_agreement']})"
+        f"mean KL {correctness['mean_kl']:.2e} nats (at most "
+        f"{correctness['tolerance']['mean_kl']:.1e}), "
+        f"top-1 agreement {correctness['top1_agreement']:.4f} (at least "
+        f"{correctness['tolerance']['top1_agreement']})"
     )
 
 
 def measure_peak_rss() -> int:
-    """Peak resident memory of this process in bytes (Linux counts KiB, macOS bytes)."""
+    """Return the peak resident memory of this process in bytes.
+
+    Source: getrusage(2). Linux counts KiB, macOS bytes.
+    """
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

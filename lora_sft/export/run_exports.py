@@ -1,4 +1,4 @@
-"""Do what a recipe's `export` section asks for when its training is complete: merge, and push."""
+"""Run the `export` section of a recipe after its training: merge the adapter and push it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from lora_sft.run_directory import RunDirectory
 
 
 def check_exports(recipe: Recipe, run: RunDirectory, run_id: str, processes: Processes) -> None:
-    """Check before training that the exports can be made: a fault must not show after hours.
+    """Check before training that the exports are possible, so that they do not fail hours later.
 
     Args:
-        recipe: Its `export` section is checked.
-        run: The run that exports; it may replace its own older merge.
-        run_id: What the run's own merge is known by.
-        processes: Only the main process asks the hub.
+        recipe: The recipe whose `export` section is checked.
+        run: The run that will export. It may replace its own earlier merge.
+        run_id: The id that a merge of this run has.
+        processes: Only the main process contacts the hub.
 
-    Raises: ExportError if the merge's output is in use, or the hub refuses the upload.
+    Raises:
+        ExportError: If the merge's output exists, or the repository name is not valid.
+        CapabilityError: If the hub cannot be reached or refuses the token.
     """
     wanted = recipe.export
     if wanted.merge is not None:
@@ -32,9 +34,15 @@ def check_exports(recipe: Recipe, run: RunDirectory, run_id: str, processes: Pro
 
 
 def export_run(recipe: Recipe, run: RunDirectory, run_id: str) -> None:
-    """Merge the adapter into its base and push it to the hub (private), where asked for."""
+    """Merge the adapter into its base model and push the result, if the recipe asks for it."""
     wanted = recipe.export
     if wanted.merge is not None:
-        merge(make_merge_plan(run.path, Path(wanted.merge), owner=Owner(run_id, run.path)))
+        plan = make_merge_plan(
+            run.path,
+            Path(wanted.merge),
+            owner=Owner(run_id, run.path),
+            trust_remote_code=recipe.model.trust_remote_code,
+        )
+        merge(plan)
     if wanted.push_to_hub is not None:
         push_folder(Path(wanted.merge) if wanted.merge else run.adapter, wanted.push_to_hub)

@@ -1,12 +1,13 @@
-"""An output folder that appears whole or not at all.
+"""Write an output folder so that it is complete as soon as it exists.
 
-Everything is written into a hidden folder beside the output, which is renamed at the very end; a
-killed merge leaves that folder, which has no config.json before its weights are whole, and the
-next start deletes it. Two merges into one place are told from each other by a lock.
+All files are written to a hidden folder beside the output, which is renamed at the end. A merge
+that is killed leaves the hidden folder, and the next merge deletes it. The hidden folder gets its
+config.json only after its weights, so an incomplete model cannot be loaded. A lock stops two merges
+from writing to the same output.
 
-What a run merged by itself it may replace, when it goes on: the folder names the run, where the run
-lies, and every file that was written. Any other folder, one with a file that was added or changed
-since, and one that belongs to a copy of the run, is left alone.
+A run may replace its own earlier merge. For this, the folder records the id and the path of the
+run, and every file that was written. A folder is never replaced if a file in it was added or
+changed, or if another run or a copy of the run wrote it.
 """
 
 from __future__ import annotations
@@ -26,80 +27,96 @@ from lora_sft.errors import ExportError
 from lora_sft.log import say
 from lora_sft.run_directory import RunDirectory, write_json
 
-OWNER_FILE = ".lora_sft_run.json"  # hidden: nothing that begins with a dot is uploaded
+OWNER_FILE = ".lora_sft_run.json"  # hidden, because hidden files are not uploaded
 
 
 @dataclass(frozen=True)
 class Owner:
-    """The run that merges by itself: its id, which a copy of it has too, and its folder."""
+    """A run that merges in its own `export` and may replace its earlier merge.
+
+    Attributes:
+        run_id: The run's id. A copy of the run has the same id.
+        path: The run directory.
+    """
 
     run_id: str
     path: Path
 
 
 def check_output_is_free(output: Path, owner: Owner | None = None) -> None:
-    """`owner`: a run, whose own earlier merge is not in its way as long as nobody touched it.
+    """Check that a merge may write to `output`.
 
-    What a start that was killed had moved aside, to replace it, is put back first.
+    If an earlier merge was killed between its two renames, first restore the folder that it
+    renamed.
 
-    Raises: ExportError where something else is at `output` already.
+    Args:
+        output: The folder to write.
+        owner: A run that may replace its own earlier merge, if no file in it was changed.
+
+    Raises: ExportError if `output` has any other content.
     """
-    output = output.resolve()  # of a link: what it points to, on that disk
-    _put_back(output)
+    output = output.resolve()  # follow a link: the hidden folders are on the output's disk
+    _restore_replaced_merge(output)
     if not _is_taken(output):
         return
     if owner is None or not output.is_dir():
         raise ExportError("the output exists already", str(output), "give another folder")
-    if problem := _find_problem(output, owner):
+    if problem := _explain_refusal(output, owner):
         raise ExportError(
-            f"the output exists already, and {problem}",
+            f"the output exists already: {problem}",
             str(output),
-            "move it away, or give another folder (for a run that was begun: move it)",
+            "move it away, or give another folder (if the run has started already, move it)",
         )
 
 
-def _find_problem(output: Path, owner: Owner) -> str:
-    """Why `output` is not the owner's to replace; empty where it is."""
+def _explain_refusal(output: Path, owner: Owner) -> str:
+    """Return why `owner` may not replace `output`; empty if it may."""
     record = _read_record(output)
     if record.get("run") != owner.run_id:
-        return "is no merge that this run made"
-    if _has_another(record, owner):
-        return f"is the merge of the run in {record['path']}, which this one was copied from or to"
+        return "this run did not write it"
+    if _belongs_to_another_run(record, owner):
+        return (
+            f"the run in {record['path']} wrote it, and one of the two runs is a copy of the other"
+        )
     written = record.get("files")
     written = written if isinstance(written, dict) else {}
     for name, state in sorted(_list_files(output).items()):
         if name not in written:
-            return f"holds what the merge did not write: {name}"
+            return f"the merge did not write {name}"
         if state != written[name]:
-            return f"was changed since the merge: {name}"
+            return f"{name} was changed after the merge"
     return ""
 
 
-def _has_another(record: Mapping[str, Any], owner: Owner) -> bool:
-    """Whether the run that made it still lies where it was, and is not `owner`, moved since."""
+def _belongs_to_another_run(record: Mapping[str, Any], owner: Owner) -> bool:
+    """Return whether another directory than `owner.path` holds the run that wrote the merge.
+
+    If the recorded directory does not hold the run any more, the run was moved to `owner.path`.
+    """
     maker = RunDirectory(Path(str(record.get("path"))))
     try:
         if not maker.manifest.exists() or maker.path.samefile(owner.path):
             return False
         return (maker.read_json(maker.manifest) or {}).get("id") == owner.run_id
-    except PermissionError:  # it may well lie there
+    except PermissionError:  # the directory may hold the run, but cannot be read
         return True
 
 
-def mark_as_made_by(folder: Path, owner: Owner) -> None:
-    """Let the run that merges into `folder` know it as its own later."""
+def write_owner_file(folder: Path, owner: Owner) -> None:
+    """Record in `folder` which run wrote it, and every file that was written."""
     files = _list_files(folder)
     path = str(owner.path.resolve())
     write_json(folder / OWNER_FILE, {"run": owner.run_id, "path": path, "files": files})
 
 
-def _put_back(output: Path) -> None:
-    aside = name_aside(output)
-    if _is_taken(output) or not (aside / OWNER_FILE).exists():
+def _restore_replaced_merge(output: Path) -> None:
+    """Restore the earlier merge if the merge that should replace it was killed."""
+    replaced = name_replaced_folder(output)
+    if _is_taken(output) or not (replaced / OWNER_FILE).exists():
         return
-    with suppress(FileNotFoundError):  # another process of this start was faster
-        aside.rename(output)
-        say(f"{output}: put back the earlier merge, which a start that was killed had moved aside")
+    with suppress(FileNotFoundError):  # another process of this run has restored it
+        replaced.rename(output)
+        say(f"{output}: restored the earlier merge, because the merge that replaced it was killed")
 
 
 def _is_taken(output: Path) -> bool:
@@ -107,10 +124,11 @@ def _is_taken(output: Path) -> bool:
 
 
 def _list_files(folder: Path) -> dict[str, list[int] | None]:
-    """All that is below `folder`: files with size and time of change, folders by name alone.
+    """Return all files and folders below `folder`: size and time of a file, None for a folder.
 
-    Not by hash: this is asked at every start, and may be of hundreds of gigabytes. A copy with new
-    times counts as changed, which costs a refusal; what is taken for unchanged is deleted.
+    Files are not hashed, because every start calls this and a model can have hundreds of gigabytes.
+    A copied file with a new modification time counts as changed. That is safe: then the merge is
+    refused, and nothing is deleted.
     """
     files: dict[str, list[int] | None] = {}
     for path in sorted(folder.rglob("*")):
@@ -131,21 +149,21 @@ def _read_record(folder: Path) -> dict[str, Any]:
 
 
 def name_staging_folder(output: Path) -> Path:
-    """Where the output is made: beside its place, on the same file system."""
+    """Return the hidden folder in which the output is written, on the same file system."""
     return output.with_name(f".{output.name}.merging")
 
 
-def name_aside(output: Path) -> Path:
-    """Where the run's earlier merge lies while the new one takes its place."""
+def name_replaced_folder(output: Path) -> Path:
+    """Return the hidden folder to which the run's earlier merge is renamed before it is deleted."""
     return output.with_name(f".{output.name}.replaced")
 
 
 @contextmanager
-def staged_output(output: Path) -> Iterator[Path]:
-    """An empty folder to write into, for this process alone; deleted where an error leaves it.
+def open_staging_folder(output: Path) -> Iterator[Path]:
+    """Yield an empty hidden folder that only this process writes to. Delete it after an error.
 
-    Raises: ExportError where another merge is writing there now, or an earlier one that was moved
-    aside cannot be deleted.
+    Raises: ExportError if another merge is writing to this output, or if a replaced merge cannot be
+    deleted.
     """
     staged = name_staging_folder(output)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -153,9 +171,9 @@ def staged_output(output: Path) -> Iterator[Path]:
     lock = os.open(staged, os.O_RDONLY)
     try:
         _lock(lock, output)
-        _empty(staged)
-        _put_back(output)
-        _delete(name_aside(output))
+        _delete_contents(staged)
+        _restore_replaced_merge(output)
+        _delete_replaced_merge(name_replaced_folder(output))
         try:
             yield staged
         except BaseException:
@@ -172,12 +190,12 @@ def _lock(descriptor: int, output: Path) -> None:
         raise ExportError(
             "another merge is writing to this output now",
             str(output),
-            "wait for it, or give another output",
+            "wait until it has ended, or give another output",
         ) from error
 
 
-def _empty(folder: Path) -> None:
-    """Delete what a killed merge left there."""
+def _delete_contents(folder: Path) -> None:
+    """Delete the files that a killed merge left in a folder."""
     for leftover in folder.iterdir():
         if leftover.is_dir():
             shutil.rmtree(leftover)
@@ -185,24 +203,25 @@ def _empty(folder: Path) -> None:
             leftover.unlink()
 
 
-def put_in_place(staged: Path, place: Path, owner: Owner | None = None) -> None:
-    """Rename the finished folder, and make the rename last.
+def move_into_place(staged: Path, place: Path, owner: Owner | None = None) -> None:
+    """Rename the finished folder to `place`, and flush the rename to the disk.
 
-    What is there may be an empty folder, or `owner`'s own merge of before, which is moved aside
-    first and deleted when the new one stands: whatever loads at `place` is whole at any moment.
-    Between the two renames nothing does; killed there, the next start puts the earlier one back.
+    `place` may be missing, an empty folder, or `owner`'s earlier merge. An earlier merge is renamed
+    first and deleted last, so that the model at `place` is always complete. Between the two renames
+    there is no model at `place`. If the process is killed then, the next start restores the earlier
+    merge.
 
-    Raises: ExportError where something else is there.
+    Raises: ExportError if `place` has any other content.
     """
     check_output_is_free(place, owner)
-    before = name_aside(place)
+    replaced = name_replaced_folder(place)
     if _is_taken(place):
-        place.rename(before)
+        place.rename(replaced)
     try:
         staged.rename(place)
     except OSError:
-        if before.exists():
-            before.rename(place)
+        if replaced.exists():
+            replaced.rename(place)
         raise
     parent = os.open(place.absolute().parent, os.O_RDONLY)
     try:
@@ -210,20 +229,21 @@ def put_in_place(staged: Path, place: Path, owner: Owner | None = None) -> None:
     finally:
         os.close(parent)
     try:
-        _delete(before)
+        _delete_replaced_merge(replaced)
     except ExportError as error:
-        say(f"warning: {error.faults[0].what}: {before}")
+        say(f"warning: {error.faults[0].what}: {replaced}")
 
 
-def _delete(aside: Path) -> None:
-    if not aside.exists():
+def _delete_replaced_merge(replaced: Path) -> None:
+    if not replaced.exists():
         return
     try:
-        (aside / OWNER_FILE).unlink(missing_ok=True)  # first: half of one is never put back
-        shutil.rmtree(aside)
+        # First the owner file: without it, a partly deleted merge is never restored.
+        (replaced / OWNER_FILE).unlink(missing_ok=True)
+        shutil.rmtree(replaced)
     except OSError as error:
         raise ExportError(
             f"the earlier merge cannot be deleted: {error.strerror}",
-            str(aside),
-            "end what still reads it, delete that folder, and start again",
+            str(replaced),
+            "stop the program that reads it, delete this folder, and start again",
         ) from error

@@ -1,1 +1,1 @@
-"""Start a run on several GPUs and machines: the commands, the files, and what came of them."""
+"""Start a run on several GPUs and machines: commands, files, and the launcher's supervision."""

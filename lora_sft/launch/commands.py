@@ -1,4 +1,4 @@
-"""The command lines that start a run's processes. Starting them is the launchers' own work."""
+"""Make the command lines of torchrun and of DeepSpeed's launcher."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lora_sft.errors import RecipeError
 
 @dataclass(frozen=True)
 class World:
-    """How many machines, and how many processes (one a GPU) on each."""
+    """The machines of a run, and the processes on each (one per GPU)."""
 
     nodes: int
     gpus: int
@@ -29,25 +29,28 @@ class World:
 def make_torchrun_command(
     world: World, train: Sequence[str], rendezvous: str | None = None, address: str | None = None
 ) -> list[str]:
-    """torchrun for this machine's share of the processes.
+    """Return the torchrun command that starts the processes of this machine.
 
-    `train`: what follows `lora-sft`. `rendezvous`: HOST:PORT of one of the machines, the same on
-    all of them; on a single machine torchrun finds a free port. `address`: of this machine, where
-    the others do not find it by its host name.
+    Args:
+        world: The machines, and the processes on each.
+        train: The arguments of `lora-sft`.
+        rendezvous: HOST:PORT of one of the machines, equal on all of them. None on a single
+            machine: torchrun then finds a free port.
+        address: The address of this machine, if the others do not find it by its host name.
 
-    Raises: RecipeError where `rendezvous` has no port.
+    Raises: RecipeError if `rendezvous` is not HOST:PORT.
     """
-    meeting = ["--standalone"]
+    options = ["--standalone"]
     if rendezvous is not None:
         host = _read_host(rendezvous)
         name = hashlib.sha256(" ".join([rendezvous, *train]).encode()).hexdigest()[:12]
-        meeting = [f"--nnodes={world.nodes}", "--rdzv-backend=c10d"]
-        meeting += [f"--rdzv-endpoint={rendezvous}", f"--rdzv-id={name}"]
+        options = [f"--nnodes={world.nodes}", "--rdzv-backend=c10d"]
+        options += [f"--rdzv-endpoint={rendezvous}", f"--rdzv-id={name}"]
         if address is not None:
-            meeting += [f"--local-addr={address}"]
+            options += [f"--local-addr={address}"]
             if _find_addresses(host) & _find_addresses(address):
-                meeting += ["--rdzv-conf=is_host=1"]
-    head = [sys.executable, "-m", "torch.distributed.run", *meeting]
+                options += ["--rdzv-conf=is_host=1"]
+    head = [sys.executable, "-m", "torch.distributed.run", *options]
     return [*head, f"--nproc-per-node={world.gpus}", "-m", "lora_sft", *train]
 
 
@@ -63,10 +66,11 @@ def _read_host(rendezvous: str) -> str:
 
 
 def _find_addresses(host: str) -> set[str]:
-    """Its name and whatever it resolves to.
+    """Return a host name and the addresses that it resolves to.
 
-    torch takes a given `is_host` at its word and otherwise compares with this machine's own name.
-    So it is given only where it is certain: a difference of names says nothing.
+    torch does not check the option `is_host`. Without it, torch compares the rendezvous with this
+    machine's own name. So the option is given only if an address is equal: two different names can
+    still be the same machine.
     """
     try:
         found = socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)
@@ -78,11 +82,17 @@ def _find_addresses(host: str) -> set[str]:
 def make_deepspeed_command(
     world: World, train: Sequence[str], hostfile: Path, variables: Mapping[str, str]
 ) -> list[str]:
-    """DeepSpeed's launcher, which reaches the first machines of a hostfile over ssh.
+    """Return the command of DeepSpeed's launcher, which reaches other machines over ssh.
 
-    `--force_multi`: else it takes a hostfile of one machine, or `--num_nodes=1`, for this machine.
-    `variables`: for the processes; of the environment it takes only the names that it knows
-    (PYTHON*, NCCL* and the like) to other machines, so `env` sets them there.
+    It uses the first machines of the hostfile. Without `--force_multi` it would start the processes
+    on this machine if the hostfile has one line, or with `--num_nodes=1`.
+
+    Args:
+        world: The machines, and the processes on each.
+        train: The arguments of `lora-sft`.
+        hostfile: The path of the hostfile.
+        variables: Environment variables for the processes. The command `env` sets them on each
+            machine, because the launcher passes on only some variables (PYTHON*, NCCL* and so on).
     """
     head = [sys.executable, "-m", "deepspeed.launcher.runner", f"--hostfile={hostfile}"]
     size = [f"--num_nodes={world.nodes}", f"--num_gpus={world.gpus}"]
@@ -93,10 +103,10 @@ def make_deepspeed_command(
 
 
 def _quote_for_pdsh(word: str) -> str:
-    """A word as the remote shell shall read it: pdsh joins them with spaces.
+    """Quote one word for the remote shell, to which pdsh passes all words as one line.
 
-    DeepSpeed (`PDSHRunner.parse_user_args`) itself puts words with a space in double quotes and
-    escapes those that they hold; what else means something inside is left to us.
+    DeepSpeed (`PDSHRunner.parse_user_args`) puts a word with a space into double quotes and escapes
+    the double quotes in it. It does not escape `\\`, `$` and backquotes, so this function does.
     """
     if " " in word:
         return re.sub(r"([\\$`])", r"\\\1", word)

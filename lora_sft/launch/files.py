@@ -1,4 +1,4 @@
-"""Files that start a run elsewhere: an sbatch script, a hostfile, an accelerate configuration."""
+"""Write the files for other launchers: an sbatch script, a hostfile, an accelerate file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lora_sft.launch.commands import World
+from lora_sft.run_directory import write_recorded_text
 
 SBATCH = """\
 #!/bin/bash
@@ -21,14 +22,14 @@ SBATCH = """\
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@180
-# Three minutes before the time limit SLURM sends USR1: the run saves and ends with 75, and the job
-# is queued again; the same command goes on from the checkpoint. Add --partition, --account,
-# --time and --cpus-per-task as your cluster asks for them.
+# Three minutes before the time limit SLURM sends USR1. The run then saves its state and ends with
+# exit code 75, and this script queues the job again. The same command continues from the
+# checkpoint. Add --partition, --account, --time and --cpus-per-task if your cluster needs them.
 set -uo pipefail
 
 head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 20000))
-# Since SLURM 22.05 srun does not take --cpus-per-task from the job.
+# Since SLURM 22.05 srun does not read --cpus-per-task of the job.
 if [ -n "${{SLURM_CPUS_PER_TASK:-}}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
 
 srun --kill-on-bad-exit=0 {command} --rendezvous "$head_node:$port" &
@@ -36,7 +37,7 @@ step=$!
 trap 'scancel --signal=USR1 "$SLURM_JOB_ID"' USR1
 trap 'scancel --signal=TERM "$SLURM_JOB_ID"' TERM
 wait "$step"; code=$?
-# A trapped signal ends the wait, not the step.
+# A trapped signal ends the wait, but the step still runs.
 while [ "$code" -gt 128 ] && kill -0 "$step" 2>/dev/null; do wait "$step"; code=$?; done
 
 if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
@@ -62,10 +63,15 @@ use_cpu: false
 def write_launch_files(
     folder: Path, world: World, recipe: Path, train: Sequence[str], hosts: Sequence[str]
 ) -> list[Path]:
-    """Write `job.sbatch`, `hostfile` and `accelerate.yaml`; returns their paths.
+    """Write `job.sbatch`, `hostfile` and `accelerate.yaml`, and return their paths.
 
-    `train`: recipe and overrides as given on the command line. `hosts`: names of the machines;
-    missing ones are called node-1, node-2 and so on, to be replaced.
+    Args:
+        folder: The folder to write to.
+        world: The machines, and the processes on each.
+        recipe: The path of the recipe; its name becomes part of the job's name.
+        train: The recipe and the overrides, as given on the command line.
+        hosts: The names of the machines. A missing name becomes node-1, node-2 and so on, for the
+            user to replace.
     """
     names = [*hosts, *(f"node-{number + 1}" for number in range(len(hosts), world.nodes))]
     launch = ["launch", *train, f"--nodes={world.nodes}", f"--gpus={world.gpus}"]
@@ -73,7 +79,7 @@ def write_launch_files(
     texts = {
         "job.sbatch": SBATCH.format(
             name=shlex.quote(f"lora-sft-{recipe.stem}"),
-            folder=shlex.quote(str(Path.cwd())),  # paths of the command line are relative to it
+            folder=shlex.quote(str(Path.cwd())),  # the command line may have paths relative to it
             nodes=world.nodes,
             gpus=world.gpus,
             command=command,
@@ -88,5 +94,5 @@ def write_launch_files(
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        write_recorded_text(folder / name, text)
     return [folder / name for name in texts]

@@ -1,4 +1,4 @@
-"""What DeepSpeed's launcher needs before it starts: a hostfile that it reads, and its programs."""
+"""Check what DeepSpeed's launcher needs: a valid hostfile, and the programs that it runs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ LINE = re.compile(r"(\S+)\s+slots=(\d+)")  # as deepspeed.launcher.runner reads 
 
 
 def read_hostfile(path: Path) -> dict[str, int]:
-    """Its machines in order, and how many processes each has room for.
+    """Return the machines of a hostfile in order, and the number of slots of each.
 
-    Raises: RecipeError with the file and line.
+    Raises: RecipeError with the file and line if a line cannot be read.
     """
     slots: dict[str, int] = {}
     try:
@@ -30,10 +30,10 @@ def read_hostfile(path: Path) -> dict[str, int]:
             continue
         found, where = LINE.match(line), f"{path}:{number}"
         if found is None:
-            raise _refuse(f"{line!r} is not a machine and its slots", where)
+            raise _refuse(f"{line!r} is not a machine name and its slots", where)
         name, count = found[1], int(found[2])
         if name in slots:
-            raise _refuse(f"{name} is there twice", where)
+            raise _refuse(f"{name} is listed twice", where)
         slots[name] = count
     if not slots:
         raise _refuse("the hostfile names no machine", str(path))
@@ -41,35 +41,40 @@ def read_hostfile(path: Path) -> dict[str, int]:
 
 
 def check_room(slots: Mapping[str, int], world: World, path: Path) -> None:
-    """Are the machines of a hostfile enough, and the first of them large enough?
+    """Check that a hostfile has enough machines and slots.
 
-    Raises: RecipeError with the file.
+    Raises: RecipeError with the file if it has too few.
     """
     if len(slots) < world.nodes:
-        raise _refuse(f"{len(slots)} machines for --nodes {world.nodes}", str(path))
+        what = f"the hostfile has fewer machines ({len(slots)}) than --nodes ({world.nodes})"
+        raise _refuse(what, str(path))
     for name, count in islice(slots.items(), world.nodes):
         if count < world.gpus:
-            raise _refuse(f"{name} has slots={count}, and --gpus is {world.gpus}", str(path))
+            raise _refuse(f"{name} has slots={count}, but --gpus is {world.gpus}", str(path))
 
 
 def check_programs() -> None:
-    """Raises: CapabilityError where DeepSpeed, ssh or pdsh is missing."""
+    """Check that DeepSpeed, ssh and pdsh are installed.
+
+    Raises: CapabilityError if one of them is missing.
+    """
     if importlib.util.find_spec("deepspeed") is None:
         raise CapabilityError(
-            "DeepSpeed, whose launcher reads the hostfile, is not installed",
+            "--hostfile needs DeepSpeed's launcher, and DeepSpeed is not installed",
             "lora-sft launch --hostfile",
-            "DS_BUILD_OPS=0 pip install 'lora-sft[deepspeed]', or run it on each machine with "
-            "--rendezvous HOST:PORT",
+            "install it: DS_BUILD_OPS=0 pip install 'lora-sft[deepspeed]'; or run lora-sft launch "
+            "on each machine with --rendezvous HOST:PORT",
         )
     for program in ("ssh", "pdsh"):
         if shutil.which(program) is None:
             raise CapabilityError(
-                f"DeepSpeed's launcher needs {program}, and it is not on this machine",
+                f"DeepSpeed's launcher needs {program}, which is not installed on this machine",
                 "lora-sft launch --hostfile",
-                f"install {program}, or run it on each machine with --rendezvous HOST:PORT",
+                f"install {program}, or run lora-sft launch on each machine with "
+                "--rendezvous HOST:PORT",
             )
 
 
 def _refuse(what: str, where: str) -> RecipeError:
-    fix = "one line for each machine, such as: node1 slots=8 (lora-sft launch --write makes one)"
+    fix = "write one line per machine, such as: node1 slots=8 (lora-sft launch --write makes one)"
     return RecipeError(what, where, fix)

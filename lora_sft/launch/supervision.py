@@ -1,8 +1,8 @@
-"""Start a launcher, pass signals on to the processes it starts, and return their exit code.
+"""Start a launcher, forward signals to its workers, and return their exit code.
 
-A launcher reports its own exit code and treats a signal as its own end (torchrun kills the
-workers half a minute later, and dies of SIGUSR1 at once). Here signals go to the workers, which
-save and leave, and the code is the one that they left with.
+By itself, a launcher returns its own exit code, and a signal ends it. torchrun kills the workers
+half a minute after SIGTERM, and SIGUSR1 kills torchrun at once. Here the workers receive the
+signals, save their state and end. Their exit code is returned.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from types import FrameType
 from typing import Any
 
 from lora_sft.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_RESUME_ME, EXIT_UNEXPECTED
-from lora_sft.launch.workers import end_orphans, find_workers, is_listening, send
-from lora_sft.processes.outcome import OUTCOME
-from lora_sft.processes.world import PLACE
+from lora_sft.launch.workers import find_workers, handles_signals, kill_orphans, send
+from lora_sft.processes.outcome import OUTCOME_VARIABLE
+from lora_sft.processes.world import RANK_VARIABLES
 from lora_sft.run_directory import RunDirectory
 
-END_FILES = "processes/*/end.json"  # of the run directory
-# What a worker is told for each signal that comes here; it knows nothing of a lost terminal.
-TOLD_AS = {
+END_FILES = "processes/*/end.json"  # in the run directory
+# The signal that a worker receives for each signal that `launch` receives. Workers do not handle
+# SIGHUP, the signal of a closed terminal.
+FORWARDED_AS = {
     signal.SIGTERM: signal.SIGTERM,
     signal.SIGHUP: signal.SIGTERM,
     signal.SIGUSR1: signal.SIGUSR1,
@@ -39,107 +40,115 @@ TOLD_AS = {
 LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1  # prctl(2)
 POLL_SECONDS = 0.2
-END_POLL_SECONDS = 1.0  # the run directory may be on a network
-NO_WORKER_SECONDS = 10.0  # after a signal: then nobody here is to be told but the launcher
-LAUNCHER_SECONDS = 45.0  # that DeepSpeed's gives its workers (30), and some
-LEAVE_SECONDS = 10.0  # after the run's end was said: its processes leave within 4
+END_POLL_SECONDS = 1.0  # longer, because the run directory may be on a network file system
+NO_WORKER_SECONDS = 10.0  # if no worker exists so long after a signal, the launcher receives it
+LAUNCHER_SECONDS = 45.0  # more than the 30 s that DeepSpeed's launcher gives its workers
+LEAVE_SECONDS = 10.0  # more than the 4 s in which workers end after the end of the run
 
 
 @dataclass
 class Received:
-    """A signal that came, and the workers that have had it."""
+    """A signal that `launch` received, and the workers that it was forwarded to."""
 
     number: signal.Signals
     at: float
-    told: set[int] = field(default_factory=set)
+    sent_to: set[int] = field(default_factory=set)
 
 
 def supervise(command: Sequence[str], environment: Mapping[str, str], run: RunDirectory) -> int:
-    """Run a launcher to its end; the exit code of its workers.
+    """Run a launcher until it ends, and return the exit code of its workers.
 
-    `run`: where a worker that could not speak to us may have left its word, or another one of it.
+    Args:
+        command: The launcher's command.
+        environment: Its environment variables.
+        run: The run directory. If the workers on this machine left no exit code, it is read from
+            `end.json` or `status.json` there.
     """
-    with _receiving() as received, tempfile.TemporaryDirectory(prefix="lora-sft-") as folder:
+    with _note_signals() as received, tempfile.TemporaryDirectory(prefix="lora-sft-") as folder:
         outcome = Path(folder) / "exit_code"
-        ends = Ends(run)
+        ends = EndReader(run)
         started = time.time()
-        own = {name: value for name, value in environment.items() if name not in PLACE}
+        own = {name: value for name, value in environment.items() if name not in RANK_VARIABLES}
         process = subprocess.Popen(
             list(command),
-            env={**own, OUTCOME: str(outcome)},
-            start_new_session=True,  # a terminal's Ctrl-C reaches the workers through us alone
-            preexec_fn=_settle_launcher,
+            env={**own, OUTCOME_VARIABLE: str(outcome)},
+            start_new_session=True,  # so that only this process receives the terminal's Ctrl-C
+            preexec_fn=_prepare_launcher,
         )
         launcher = Launcher(process, received, ends)
         while process.poll() is None:
-            launcher.look()
+            launcher.update()
             time.sleep(POLL_SECONDS)
         if process.returncode == EXIT_DONE:
             return EXIT_DONE
         if process.returncode < 0:
-            _end_orphans(-process.returncode, f"{OUTCOME}={outcome}")
-        is_asked = bool(received)
+            _kill_orphans(-process.returncode, f"{OUTCOME_VARIABLE}={outcome}")
+        was_signalled = bool(received)
         return (
-            _read_outcome(outcome, is_asked)
+            _read_outcome(outcome, was_signalled)
             or ends.read_code()
-            or _read_status(run.status, started, is_asked)
+            or _read_status(run.status, started, was_signalled)
             or launcher.stopped_with
             or EXIT_UNEXPECTED
         )
 
 
-class Ends:
-    """Whether the run was said to end, since the launcher was started (see `train.watch`)."""
+class EndReader:
+    """A reader of `end.json`, in which a worker wrote why the run ends (see `processes.watch`).
+
+    Files of earlier starts are ignored.
+    """
 
     def __init__(self, run: RunDirectory) -> None:
         self.run = run
         self._before = set(run.path.glob(END_FILES))
 
     def read_code(self) -> int:
-        """The run's exit code; 0 while there is none."""
+        """Return the exit code of the run; 0 while no worker has ended it."""
         for path in set(self.run.path.glob(END_FILES)) - self._before:
             return _read_code(_read_document(path))
         return EXIT_DONE
 
 
 class Launcher:
-    """A launcher that runs, and what it is due."""
+    """A running launcher: forward signals to its workers, and end it after the run has ended."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], received: list[Received], ends: Ends
+        self, process: subprocess.Popen[bytes], received: list[Received], ends: EndReader
     ) -> None:
         self.process = process
         self.received = received
         self.ends = ends
-        self.stopped_with = EXIT_DONE  # the exit code of a run that ended with the launcher
+        self.stopped_with = EXIT_DONE  # the exit code for the signal that stopped the launcher
         self._stopped_at: float | None = None
         self._ended_at: float | None = None
-        self._looked_at = time.monotonic()
+        self._end_checked_at = time.monotonic()
 
-    def look(self) -> None:
-        """Once every few hundred milliseconds."""
+    def update(self) -> None:
+        """Do what is necessary now; called several times per second."""
         if self.received:
             self._forward()
-        if time.monotonic() - self._looked_at > END_POLL_SECONDS:
-            self._looked_at = time.monotonic()
-            self._leave_after_the_end()
+        if time.monotonic() - self._end_checked_at > END_POLL_SECONDS:
+            self._end_checked_at = time.monotonic()
+            self._kill_after_end()
 
     def _forward(self) -> None:
-        """Tell every worker what came, each as soon as it listens; later ones too."""
+        """Send every received signal to every worker that handles signals by now."""
         workers = find_workers(self.process.pid)
-        for worker in filter(is_listening, workers):
-            for one in self.received:
-                if worker not in one.told:
-                    one.told.add(worker)
-                    send(worker, one.number)
+        for worker in filter(handles_signals, workers):
+            for each in self.received:
+                if worker not in each.sent_to:
+                    each.sent_to.add(worker)
+                    send(worker, each.number)
         if not workers:
-            self._stop()
+            self._stop_launcher()
 
-    def _stop(self) -> None:
-        """No worker is here to be told: they are on other machines, or there are none yet.
+    def _stop_launcher(self) -> None:
+        """Send SIGTERM to the launcher if no worker appears on this machine; kill it later.
 
-        torchrun leaves the rendezvous; DeepSpeed's launcher ends its ssh sessions and sends the
-        remote workers SIGTERM.
+        The workers may be on other machines, or not started yet. torchrun then leaves the
+        rendezvous. DeepSpeed's launcher ends its ssh sessions and sends SIGTERM to the remote
+        workers.
         """
         now, first = time.monotonic(), self.received[0]
         if self._stopped_at is None and now - first.at > NO_WORKER_SECONDS:
@@ -150,10 +159,11 @@ class Launcher:
         elif self._stopped_at is not None and now - self._stopped_at > LAUNCHER_SECONDS:
             self._kill()
 
-    def _leave_after_the_end(self) -> None:
-        """End what lives on after the run's end: a stopped process, and a launcher that waits.
+    def _kill_after_end(self) -> None:
+        """Kill workers that still run after the end of the run, and then the launcher.
 
-        SIGKILL, for whoever could act on SIGTERM has left by itself.
+        A worker may be suspended, and the launcher may wait for it. They are sent SIGKILL: a
+        process that can handle SIGTERM has ended by itself.
         """
         now = time.monotonic()
         if self._ended_at is None:
@@ -165,23 +175,22 @@ class Launcher:
                 send(worker, signal.SIGKILL)
 
     def _kill(self) -> None:
-        for worker in find_workers(self.process.pid):  # torchrun's are in sessions of their own
+        for worker in find_workers(self.process.pid):  # torchrun's are not in its process group
             send(worker, signal.SIGKILL)
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
 
 @contextmanager
-def _receiving() -> Iterator[list[Received]]:
-    """Inside, signals are noted in the list that is given."""
+def _note_signals() -> Iterator[list[Received]]:
+    """Note every signal in the yielded list inside the block."""
     received: list[Received] = []
 
     def receive(number: int, frame: FrameType | None) -> None:
-        received.append(Received(TOLD_AS[signal.Signals(number)], time.monotonic()))
+        received.append(Received(FORWARDED_AS[signal.Signals(number)], time.monotonic()))
 
-    # nohup makes a command deaf to SIGHUP, and so it stays
-    wanted = [number for number in TOLD_AS if not _is_nohup(number)]
-    before = {number: signal.signal(number, receive) for number in wanted}
+    noted = [number for number in FORWARDED_AS if not _is_ignored_by_nohup(number)]
+    before = {number: signal.signal(number, receive) for number in noted}
     try:
         yield received
     finally:
@@ -189,31 +198,34 @@ def _receiving() -> Iterator[list[Received]]:
             signal.signal(number, handler)
 
 
-def _is_nohup(number: signal.Signals) -> bool:
+def _is_ignored_by_nohup(number: signal.Signals) -> bool:
     return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
 
 
-def _settle_launcher() -> None:
-    """Runs in the launcher, before it is one.
+def _prepare_launcher() -> None:
+    """Prepare the new process in which the launcher will run.
 
-    It would die of SIGUSR1; the workers set their own handlers. Where this process is killed, the
-    launcher is sent SIGTERM by the kernel, and ends its workers.
+    The launcher must ignore SIGUSR1, which would kill it; the workers install their own handlers.
+    If `launch` is killed, the kernel sends SIGTERM to the launcher, which then ends its workers.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if sys.platform == "linux":
         LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
-def _end_orphans(number: int, variable: str) -> None:
-    """A launcher that died of a signal could not end its workers."""
-    orphans = end_orphans(variable)
+def _kill_orphans(number: int, variable: str) -> None:
+    """Kill the workers of a launcher that died of a signal: it could not end them itself."""
+    orphans = kill_orphans(variable)
     if orphans:
-        killed = f"killed its processes {', '.join(map(str, orphans))}"
-        print(f"the launcher died of signal {number}: {killed}", file=sys.stderr)
+        ids = ", ".join(map(str, orphans))
+        print(
+            f"the launcher was killed by signal {number}; its processes {ids} were killed too",
+            file=sys.stderr,
+        )
 
 
 def _read_document(path: Path) -> dict[str, Any]:
-    """The JSON object that a file holds; an empty one where it holds none."""
+    """Return the JSON object in a file; an empty dict if the file has no JSON object."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -226,17 +238,21 @@ def _read_code(document: Mapping[str, Any]) -> int:
     return code if isinstance(code, int) else EXIT_DONE
 
 
-def _read_outcome(outcome: Path, is_asked: bool) -> int:
-    """What the first worker to fail left; 0 for one that was told to stop, and not by us."""
+def _read_outcome(outcome: Path, was_signalled: bool) -> int:
+    """Return the exit code that the first failed worker wrote; 0 without a file.
+
+    The code of a worker that a signal ended at once counts only if `launch` received a signal.
+    Otherwise the launcher sent it, because another worker had died.
+    """
     document = _read_document(outcome)
-    return _read_code(document) if is_asked or not document.get("was_told") else EXIT_DONE
+    return _read_code(document) if was_signalled or not document.get("was_told") else EXIT_DONE
 
 
-def _read_status(status: Path, started: float, is_asked: bool) -> int:
-    """The exit code in `status.json`, if this start wrote it.
+def _read_status(status: Path, started: float, was_signalled: bool) -> int:
+    """Return the exit code in `status.json`; 0 if this start did not write it.
 
-    The code of a stopped run (75 or 130) counts where we were asked to stop it, or where it saved
-    its state: a main process that the launcher ended while it loaded leaves the same code.
+    The code of a stopped run (75 or 130) counts only if `launch` received a signal, or if the run
+    saved its state. Rank 0 writes the same code if the launcher ends it while the model loads.
     """
     try:
         is_ours = status.stat().st_mtime >= started
@@ -244,6 +260,6 @@ def _read_status(status: Path, started: float, is_asked: bool) -> int:
         return EXIT_DONE
     document = _read_document(status)
     code = _read_code(document)
-    if code in (EXIT_RESUME_ME, EXIT_INTERRUPTED) and not is_asked:
+    if code in (EXIT_RESUME_ME, EXIT_INTERRUPTED) and not was_signalled:
         is_ours = is_ours and document.get("state_saved") is True
     return code if is_ours else EXIT_DONE

@@ -1,4 +1,4 @@
-"""The run's processes on this machine, as /proc shows them below a launcher."""
+"""Find the worker processes of a launcher on this machine in /proc, and send them signals."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import signal
 import time
 from pathlib import Path
 
-HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # by a worker, all at once
-END_SECONDS = 5.0  # after SIGKILL
+HANDLED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # the signals that a worker handles
+END_SECONDS = 5.0  # how long a killed process may take to end
 
 
 def find_workers(launcher: int) -> list[int]:
-    """Process ids of the run's processes below a launcher (not of their own helpers)."""
+    """Return the process ids of a launcher's workers, without the child processes of workers."""
     children: dict[int, list[int]] = {}
     for process, parent in _read_parents().items():
         children.setdefault(parent, []).append(process)
@@ -26,11 +26,14 @@ def find_workers(launcher: int) -> list[int]:
     return workers
 
 
-def end_orphans(variable: str) -> list[int]:
-    """Kill the run's processes that outlived their launcher; returns their ids.
+def kill_orphans(variable: str) -> list[int]:
+    """Kill the workers that still run after their launcher has died, and return their ids.
 
-    They hang below init then. `variable`: NAME=VALUE of the environment that only those have which
-    this launcher started, so that no other process is taken for one of them.
+    Their parent process is then init.
+
+    Args:
+        variable: NAME=VALUE of an environment variable that only the workers of this launcher have,
+            so that no other process is killed.
     """
     parents = _read_parents()
     found = {process for process in parents if _is_worker(process, variable)}
@@ -39,12 +42,12 @@ def end_orphans(variable: str) -> list[int]:
         send(process, signal.SIGKILL)
     deadline = time.monotonic() + END_SECONDS
     while any(_is_worker(each, variable) for each in orphans) and time.monotonic() < deadline:
-        time.sleep(0.05)  # the next start would find their locks
+        time.sleep(0.05)  # a living worker holds locks that the next start needs
     return sorted(orphans)
 
 
 def _read_parents() -> dict[int, int]:
-    """Process -> its parent, of all on this machine."""
+    """Return the parent of every process on this machine, by process id."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -54,11 +57,11 @@ def _read_parents() -> dict[int, int]:
     return parents
 
 
-def is_listening(process: int) -> bool:
-    """Whether a worker has its signal handlers.
+def handles_signals(process: int) -> bool:
+    """Return whether a worker has installed its handlers for all of `HANDLED`.
 
-    In its first moments SIGTERM would end it with nothing said, SIGUSR1 would be lost (it inherits
-    the launcher's deafness) and SIGINT would be Python's own: all three must be caught.
+    Before that, SIGTERM would end the worker without a message, SIGUSR1 would be ignored (as in the
+    launcher that started it), and SIGINT would raise Python's KeyboardInterrupt.
     """
     try:
         status = Path(f"/proc/{process}/status").read_text()
@@ -69,7 +72,7 @@ def is_listening(process: int) -> bool:
 
 
 def send(process: int, number: signal.Signals) -> None:
-    """Send a signal to a process, which may be gone."""
+    """Send a signal to a process; do nothing if the process has ended."""
     try:
         os.kill(process, number)
     except ProcessLookupError:
@@ -77,7 +80,10 @@ def send(process: int, number: signal.Signals) -> None:
 
 
 def _is_worker(process: int, variable: str = "") -> bool:
-    """Whether it has a rank, and `variable`; a dead process has no environment."""
+    """Return whether a living process has RANK in its environment, and `variable` if it is given.
+
+    A dead process has no environment.
+    """
     try:
         variables = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
     except OSError:

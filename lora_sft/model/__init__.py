@@ -1,1 +1,1 @@
-"""The base model, its quantisation, the adapter on it, and the count of what came of it."""
+"""Load and quantise the base model, put the adapter on it, and count its parameters."""

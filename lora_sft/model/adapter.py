@@ -1,8 +1,8 @@
-"""The LoRA adapter on the base, through PEFT (Hu et al. 2021, arXiv 2106.09685).
+"""The LoRA adapter on the base model, through PEFT (Hu et al. 2021, arXiv 2106.09685).
 
-Every target must match. PEFT accepts `["q_proj", "v_porj"]` without a word as long as one of
-them matches, and trains half of what was asked for; here each name and each pattern is checked
-against the model before anything is wrapped.
+Every target must match a module. If only one of `["q_proj", "v_porj"]` matches, PEFT accepts the
+list silently and trains less than the recipe asks for. So this file checks each name and pattern
+before PEFT changes the model.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ ALL_LINEAR = "all-linear"
 
 
 def add_adapter(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
-    """Wrap the base with the recipe's adapter: a new one, or one to go on from.
+    """Return the base model with the recipe's adapter: a new one, or the one in `init_from`.
 
-    The adapter's weights are float32 whatever the base's dtype (PEFT's
-    `autocast_adapter_dtype`): its updates are too small for bfloat16 to hold.
+    The adapter's weights are float32 even if the base has another dtype (PEFT's
+    `autocast_adapter_dtype`). Updates of an adapter are too small for bfloat16.
 
-    Raises: ModelError where a target matches no module, or `init_from` does not fit.
+    Raises: ModelError if a target matches no module, or if the adapter in `init_from` does not fit.
     """
     if recipe.adapter.init_from is not None:
         return _continue_adapter(model, recipe)
@@ -50,18 +50,22 @@ def add_adapter(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
         raise ModelError(
             f"PEFT refuses this adapter: {' '.join(str(error).split())[:300]}",
             recipe.where("adapter"),
-            "give layers that LoRA can adapt (linear, embedding, convolution), or all-linear",
+            "write adapter.target_modules: all-linear, or name only linear, embedding or "
+            "convolution layers",
         ) from error
 
 
 def check_targets(
     model: torch.nn.Module, targets: Any, recipe: Recipe, field: str = "adapter.target_modules"
 ) -> None:
-    """Refuse a target name that matches no module, with the nearest one that does.
+    """Check that each target name matches a module of the model.
 
-    Raises: ModelError at `field.i`. PEFT's own matching rule is used: a listed
-    name matches a module of that name or one that ends in `.name`; a string is a regular
-    expression over the whole name (peft 0.21 `check_target_module_exists`).
+    This uses PEFT's matching rule (peft 0.21 `check_target_module_exists`). A name in a list
+    matches a module of this name, or one whose name ends in `.name`. A string is a regular
+    expression for the whole name.
+
+    Raises: ModelError at `field.i` if target i matches no module. Its fix names the most similar
+    module.
     """
     if targets is None or targets == ALL_LINEAR:
         return
@@ -96,12 +100,14 @@ def _refuse_target(
     raise ModelError(
         f'"{target}" matches no module of {recipe.model.model_name_or_path}{share}',
         recipe.where(field),
-        f'did you mean "{near[0]}"?' if near else f"linear layers here: {', '.join(linear)}",
+        f'did you mean "{near[0]}"?'
+        if near
+        else f"write linear layers of this model: {', '.join(linear)}",
     )
 
 
 def _sort_targets(fields: dict[str, Any]) -> None:
-    """PEFT keeps target names as a set, whose order would differ between two equal runs."""
+    """Sort the target names. PEFT keeps them as a set, whose order differs between equal runs."""
     if isinstance(fields.get("target_modules"), list):
         fields["target_modules"] = sorted(fields["target_modules"])
 
@@ -118,19 +124,21 @@ def _continue_adapter(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
 def load_adapter(
     model: PreTrainedModel, folder: str | Path, *, is_trainable: bool = False, where: str = ""
 ) -> PeftModel:
-    """Attach a saved adapter, and prove that every saved tensor found its place.
+    """Attach a saved adapter, and check that the model uses every saved tensor.
 
-    Raises: ModelError where the folder has no safetensors adapter, a tensor has another shape,
-    or saved tensors and the model's adapter tensors are not the same set (PEFT only warns, or
-    says nothing: an adapter of a two-layer model loads on a three-layer one).
+    PEFT only warns or reports nothing: it loads an adapter of a two-layer model on a three-layer
+    one.
+
+    Raises: ModelError if the folder has no safetensors adapter, if a tensor has a wrong shape, or
+    if a saved tensor is missing or unknown.
     """
     where = where or str(folder)
     path = Path(folder) / ADAPTER_WEIGHTS_FILE
     if not path.exists():
         raise ModelError(
-            f"no adapter here ({ADAPTER_CONFIG_FILE} with {ADAPTER_WEIGHTS_FILE})",
+            f"this folder has no adapter ({ADAPTER_CONFIG_FILE} and {ADAPTER_WEIGHTS_FILE})",
             where,
-            "give the folder of a PEFT adapter; pickled adapter_model.bin files are not loaded",
+            "name the folder of a PEFT adapter; adapter_model.bin is a pickle and is not loaded",
         )
     try:
         adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
@@ -145,10 +153,11 @@ def load_adapter(
 
 
 def attach_adapters(model: PreTrainedModel, folders: Sequence[str | Path]) -> PeftModel:
-    """Attach saved adapters, all active at once; what a merge of them is compared with.
+    """Attach several saved adapters, all active at once.
 
-    Each is added with its own scale. An adapter that brings a resized embedding gets a base of
-    that size first, as PEFT needs it.
+    The verification of a merge compares the merged model with this one. Each adapter has its own
+    scale. If an adapter has a resized embedding, the base is resized first, because PEFT needs
+    this.
     """
     for folder in folders:
         _resize_for(model, Path(folder))
@@ -162,10 +171,10 @@ def attach_adapters(model: PreTrainedModel, folders: Sequence[str | Path]) -> Pe
 
 
 def attach_adapters_to_layers(model: PreTrainedModel, folders: Sequence[str | Path]) -> PeftModel:
-    """Attach saved adapters to a model whose weights stay on disk, all active at once.
+    """Attach several saved adapters, all active at once, to a model whose weights stay on disk.
 
-    For LoRA on linear layers and embeddings, whose A and B work beside a layer and never look at
-    its weight. (`PeftModel.from_pretrained` would load the base to place the adapter.)
+    This works for LoRA on linear layers and embeddings: their A and B run beside a layer and never
+    read its weight. `PeftModel.from_pretrained` would load the base into memory.
     """
     adapted: Any = None
     names = [f"adapter_{index}" for index in range(len(folders))]
@@ -176,14 +185,17 @@ def attach_adapters_to_layers(model: PreTrainedModel, folders: Sequence[str | Pa
         else:
             adapted.add_adapter(name, config, low_cpu_mem_usage=True)
         state = _read_layer_state(Path(folder), name)
-        strangers = adapted.load_state_dict(state, strict=False, assign=True).unexpected_keys
-        assert not strangers, strangers
+        unexpected = adapted.load_state_dict(state, strict=False, assign=True).unexpected_keys
+        assert not unexpected, unexpected
     adapted.base_model.set_adapter(names)
     return adapted.eval()
 
 
 def _read_layer_state(folder: Path, adapter_name: str) -> dict[str, torch.Tensor]:
-    """A and B by the names that they have in the model; the base's own copies are left out."""
+    """Return the A and B matrices under their names in the model.
+
+    Copies of base weights in the file are left out.
+    """
     state = {}
     with safe_open(str(folder / ADAPTER_WEIGHTS_FILE), framework="pt") as file:
         for key in file.keys():  # noqa: SIM118 (no mapping)
@@ -208,7 +220,7 @@ def _resize_for(model: PreTrainedModel, folder: Path) -> None:
 
 
 def read_adapter_tensor_names(path: Path) -> set[str]:
-    """Names in an adapter file, read from its header only."""
+    """Return the tensor names of an adapter file. Only its header is read."""
     with safe_open(str(path), framework="pt") as file:
         return set(file.keys())
 
@@ -220,7 +232,7 @@ def _check_all_tensors_used(adapted: PeftModel, path: Path, where: str) -> None:
         return
     unused, missing = sorted(saved - expected), sorted(expected - saved)
     detail = [f"{len(unused)} saved tensors match no module (first: {unused[0]})"] if unused else []
-    detail += [f"{len(missing)} modules got no tensor (first: {missing[0]})"] if missing else []
+    detail += [f"{len(missing)} tensors are missing (first: {missing[0]})"] if missing else []
     raise ModelError(
         "the adapter does not fit the base: " + "; ".join(detail),
         where,
@@ -229,7 +241,7 @@ def _check_all_tensors_used(adapted: PeftModel, path: Path, where: str) -> None:
 
 
 def count_adapted_modules(model: torch.nn.Module) -> Mapping[str, int]:
-    """How many modules carry an adapter, by the last part of their name."""
+    """Return the number of modules that have an adapter, by the last part of their name."""
     counts: dict[str, int] = {}
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer) and getattr(module, "lora_A", None):
@@ -239,10 +251,10 @@ def count_adapted_modules(model: torch.nn.Module) -> Mapping[str, int]:
 
 
 def restore_adapter_dtype(model: torch.nn.Module, dtype: torch.dtype = torch.float32) -> None:
-    """Put trainable weights back to float32 before an optimizer sees them.
+    """Cast the trainable weights back to float32 before the optimizer uses them.
 
-    TRL casts them to bfloat16 on every quantised base (trl 1.16 `SFTTrainer.__init__`); with
-    AdamW at the usual LoRA learning rates most updates then round to nothing.
+    On every quantised base, TRL casts them to bfloat16 (trl 1.16 `SFTTrainer.__init__`). At the
+    usual learning rates of LoRA, most updates of AdamW would then round to nothing.
     """
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.is_floating_point():
@@ -250,6 +262,6 @@ def restore_adapter_dtype(model: torch.nn.Module, dtype: torch.dtype = torch.flo
 
 
 def list_adapter_shapes(model: torch.nn.Module) -> dict[str, torch.Size]:
-    """Name and whole shape of every tensor that a saved adapter of this model must hold."""
+    """Return the name and the whole shape of every tensor that a saved adapter must contain."""
     tensors = get_peft_model_state_dict(model)
     return {name: find_shape(tensor) for name, tensor in tensors.items()}

@@ -1,7 +1,8 @@
-"""Load the base model that an adapter is trained on, merged onto or compared with.
+"""Load the base model to train it with an adapter, to merge, or to compare.
 
-Safetensors only, and code from a model repository only where the recipe says so: both are
-passed on every load, because transformers asks at the terminal when they are left open.
+Only safetensors files are loaded. Python code from a model repository runs only if the recipe
+allows it. Every load passes both settings, because transformers asks a question at the terminal if
+they are missing.
 """
 
 from __future__ import annotations
@@ -18,30 +19,32 @@ from transformers import AutoConfig, PreTrainedModel
 from lora_sft.errors import CapabilityError, ModelError
 from lora_sft.file_names import MODEL_CONFIG_FILE
 from lora_sft.model.model_kind import find_model_kind
-from lora_sft.model.partitioning import find_shape, is_partitioned, partitioned_in
+from lora_sft.model.partitioning import find_shape, is_partitioned, partitioning_in
 from lora_sft.model.quantization import (
     is_quantized,
     keep_codes_unpacked,
     make_quantization_config,
 )
+from lora_sft.model_files import remote_code
 from lora_sft.recipe import ModelSection
 
-# A transformers model, or PEFT's wrapper around one, which forwards what it does not know itself.
+# A transformers model, or PEFT's wrapper around it, which has the model's attributes too.
 CausalModel: TypeAlias = Any
 
 
 def parse_dtype(name: str) -> torch.dtype:
-    """`bfloat16` -> torch.bfloat16. The recipe's schema has the names that are allowed."""
+    """Return the torch dtype of a name such as `bfloat16`. The schema lists the allowed names."""
     dtype = getattr(torch, name)
     assert isinstance(dtype, torch.dtype)
     return dtype
 
 
 def find_device() -> torch.device:
-    """This process's device: its own GPU (LOCAL_RANK), or the CPU.
+    """Return the device of this process: its own GPU (by LOCAL_RANK), or the CPU.
 
-    A process that sees one GPU has that, whatever its rank: some launchers show each its own. So
-    does accelerate (1.15 `PartialState.set_device`), which places what is trained.
+    Some launchers show each process only its own GPU. Then the process uses this GPU, whatever its
+    rank is. accelerate, which places the trained model, does the same (1.15
+    `PartialState.set_device`).
     """
     if torch.cuda.is_available():
         rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -57,14 +60,21 @@ def load_base_model(
     device: torch.device | None = None,
     where: str = "model.model_name_or_path",
 ) -> PreTrainedModel:
-    """Load the recipe's base on `device` (this process's own unless given).
+    """Load the base model of the recipe.
 
-    `dtype` overrides the recipe's (the merge computes in float32); a quantised base is placed
-    while it loads, since its codes cannot be moved cheaply afterwards. Under ZeRO-3 DeepSpeed
-    places what it spreads, and 4-bit codes are stored in the base's dtype.
+    A quantised base is placed on its device during loading, because moving its codes later is slow.
+    With ZeRO-3, DeepSpeed places the weights, and 4-bit codes are stored in the base's dtype.
 
-    Raises: ModelError where nothing loadable is at the recipe's location; CapabilityError where
-    the machine cannot run the quantisation.
+    Args:
+        section: The recipe's section `model`.
+        quantization: Settings of BitsAndBytesConfig, or None.
+        dtype: Replaces the recipe's dtype. A merge computes in float32.
+        device: The device; None: the device of this process.
+        where: The place for error messages.
+
+    Raises:
+        ModelError: If the recipe's location has no model that can be loaded.
+        CapabilityError: If this machine cannot do the quantisation.
     """
     dtype = dtype or parse_dtype(section.dtype)
     device = device or find_device()
@@ -76,9 +86,9 @@ def load_base_model(
         arguments["device_map"] = {"": device}
     if quantization is not None:
         arguments["quantization_config"] = make_quantization_config(
-            quantization, dtype, "quantization", stored_alike=is_partitioned()
+            quantization, dtype, "quantization", store_in_dtype=is_partitioned()
         )
-    with partitioned_in(dtype):
+    with partitioning_in(dtype):
         model = _load(section, arguments, where)
     if is_quantized(model):
         keep_codes_unpacked(model)
@@ -92,13 +102,14 @@ def load_in_float32(
     trust_remote_code: bool = False,
     offload_folder: Path | None = None,
 ) -> PreTrainedModel:
-    """Load a model folder or hub id as anybody would, computing in float32.
+    """Load a model in float32, as a user of transformers would.
 
     Args:
         location: A folder, or a hub id.
-        revision: Of the hub id.
-        trust_remote_code: Run the model's own Python files.
-        offload_folder: Keep the weights on disk, there, and load a layer when it is computed.
+        revision: The revision, if the location is a hub id.
+        trust_remote_code: Run the Python files of the model's repository.
+        offload_folder: If given, keep the weights on disk in this folder, and load each layer when
+            it is computed.
     """
     placement: dict[str, Any] = {}
     if offload_folder is not None:
@@ -121,18 +132,24 @@ def build_without_weights(
     trust_remote_code: bool = False,
     num_tokens: int | None = None,
 ) -> PreTrainedModel:
-    """The model of a config on torch's meta device: all names, types and shapes, and no memory.
+    """Return the model of a config on torch's meta device.
 
-    A stored quantisation is left out, so that linear layers are linear layers; `num_tokens`
-    replaces the vocabulary's size.
+    It has all names, dtypes and shapes, and needs no memory. A stored quantisation is ignored, so
+    that all linear layers are plain linear layers.
 
-    Raises: ModelError where transformers cannot build it.
+    Args:
+        location: A folder, or a hub id.
+        revision: The revision, if the location is a hub id.
+        trust_remote_code: Run the Python files of the model's repository.
+        num_tokens: Replaces the size of the vocabulary.
+
+    Raises: ModelError if transformers cannot build the model.
     """
     section = ModelSection(
         model_name_or_path=location, revision=revision, trust_remote_code=trust_remote_code
     )
     loaded = _load_config(section, "base")
-    with _as_model_error(section, "base"):
+    with _loading_errors(section, "base"):
         if hasattr(loaded, "quantization_config"):
             del loaded.quantization_config
         if num_tokens is not None:
@@ -146,10 +163,11 @@ def build_without_weights(
 def map_checkpoint_names(
     model: PreTrainedModel, names: Sequence[str]
 ) -> dict[str, list[list[str]] | str]:
-    """Parameter -> the tensors on disk that transformers makes it from.
+    """Return the tensors on disk from which transformers makes each parameter of the model.
 
-    Groups are joined along the rows, one after another; the items of a group are stacked (experts).
-    A parameter that is made in another way has the name of the operation instead.
+    A value is a list of groups. The tensors in a group are stacked (experts), and the groups are
+    joined along the rows. If a parameter is made in another way, the value is the name of this
+    operation.
 
     Source: transformers 5.23 `convert_and_load_state_dict_in_model`.
     """
@@ -181,7 +199,10 @@ def map_checkpoint_names(
 
 
 def _follow_converter(converter: Any, groups: Mapping[Any, list[str]]) -> list[list[str]] | str:
-    """The groups in the order in which the converter joins them, or what cannot be followed."""
+    """Return the groups in the order in which the converter joins them.
+
+    For any other converter, return the names of its operations.
+    """
     if converter is None:
         return [groups[None]]
     operations = [
@@ -193,14 +214,14 @@ def _follow_converter(converter: Any, groups: Mapping[Any, list[str]]) -> list[l
 
 
 def count_embedding_rows(model: CausalModel) -> int:
-    """How many token ids the model knows."""
+    """Return the number of token ids that the model's embedding has."""
     return int(find_shape(model.get_input_embeddings().weight)[0])
 
 
 def read_stored_dtype(section: ModelSection, where: str) -> str | None:
-    """The dtype that a base's own config names, or None where it names none.
+    """Return the dtype in the base's own config, or None if the config has none.
 
-    Raises: ModelError where there is no config to read.
+    Raises: ModelError if the config cannot be read.
     """
     dtype = _load_config(section, where).dtype
     return str(dtype).removeprefix("torch.") if dtype is not None else None
@@ -209,12 +230,12 @@ def read_stored_dtype(section: ModelSection, where: str) -> str | None:
 def _load(section: ModelSection, arguments: dict[str, Any], where: str) -> PreTrainedModel:
     stored = getattr(_load_config(section, where), "quantization_config", None)
     if stored is not None and "quantization_config" in arguments:
-        raise ModelError(  # transformers would only warn, and keep the stored form
-            "the base is stored quantised already",
+        raise ModelError(  # transformers would only warn and use the stored quantisation
+            "the recipe sets a quantization, but the base is already stored quantised",
             f"{where} ({section.model_name_or_path})",
-            "write quantization: null to train on it as stored",
+            "write quantization: null to use the stored quantisation",
         )
-    with _as_model_error(section, where):
+    with _loading_errors(section, where):
         loaded: Any = find_model_kind().auto_class.from_pretrained(
             section.location,
             revision=section.revision,
@@ -226,7 +247,7 @@ def _load(section: ModelSection, arguments: dict[str, Any], where: str) -> PreTr
     model, loading = loaded
     lost = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
     if lost:
-        raise ModelError(  # transformers fills them with random numbers and goes on
+        raise ModelError(  # transformers would fill them with random numbers
             f"{len(lost)} tensors of the model are not in its files (first: {lost[0]})",
             f"{where} ({section.model_name_or_path})",
             f"download the model again, or name the model that {MODEL_CONFIG_FILE} describes",
@@ -235,7 +256,9 @@ def _load(section: ModelSection, arguments: dict[str, Any], where: str) -> PreTr
 
 
 def _load_config(section: ModelSection, where: str) -> Any:
-    with _as_model_error(section, where):
+    if section.trust_remote_code:
+        remote_code.check_remote_code(section.location, section.revision)
+    with _loading_errors(section, where):
         return AutoConfig.from_pretrained(
             section.location,
             revision=section.revision,
@@ -244,24 +267,34 @@ def _load_config(section: ModelSection, where: str) -> Any:
 
 
 @contextmanager
-def _as_model_error(section: ModelSection, where: str) -> Iterator[None]:
-    """What transformers raises where a folder or hub id cannot be loaded, as a ModelError."""
+def _loading_errors(section: ModelSection, where: str) -> Iterator[None]:
+    """Turn the errors with which transformers refuses a folder or hub id into our errors."""
     try:
         yield
     except ImportError as error:
         raise CapabilityError(
-            f"the model asks for a library that is missing: {' '.join(str(error).split())[:300]}",
+            f"the model needs a library that is missing: {' '.join(str(error).split())[:300]}",
             f"{where} ({section.model_name_or_path})",
-            "install it, or set model.attn_implementation: null",
+            "install this library, or write model.attn_implementation: null",
         ) from error
     except (OSError, ValueError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        folder = Path(section.location).is_dir()
         raise ModelError(
             f"cannot load a {find_model_kind().name}: {lines[0]}",
             f"{where} ({section.model_name_or_path})",
-            f"the folder needs {MODEL_CONFIG_FILE} and *.safetensors of a {find_model_kind().name}"
-            if folder
-            else "give an existing folder, or a hub id that this machine can reach "
-            "(HF_TOKEN if gated)",
+            _find_fix(error, section),
         ) from error
+
+
+def _find_fix(error: Exception, section: ModelSection) -> str:
+    if remote_code.needs_trust(error):
+        return remote_code.FIX
+    if Path(section.location).is_dir():
+        return (
+            f"the folder must contain {MODEL_CONFIG_FILE} and the *.safetensors files of a "
+            f"{find_model_kind().name}"
+        )
+    return (
+        "name an existing folder, or a hub id that this machine can reach "
+        "(for a gated model, set HF_TOKEN)"
+    )

@@ -13,7 +13,7 @@ from lora_sft.recipe import Recipe
 
 
 def build_model(recipe: Recipe) -> tuple[CausalModel, Census]:
-    """Base, quantisation and adapter, counted."""
+    """Return the model that is trained, and the census of its parameters."""
     base = load_base_model(
         recipe.model,
         quantization=recipe.quantization,

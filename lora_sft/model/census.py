@@ -1,8 +1,9 @@
-"""What is really in memory after the model was built: counted, not believed from the recipe.
+"""Count what is really in memory after the model was built.
 
-Quantisation skips what is no Linear layer, adapters miss what no target matches, and libraries
-cast behind one's back; the loss still falls. The census counts parameters and bytes by what
-they are (quantised, frozen, trained), their dtype and device, and is printed and kept.
+The recipe does not show this. Quantisation skips layers that are not linear, an adapter skips
+modules that no target matches, and libraries cast weights silently. In all these cases the loss
+still falls. So the census counts parameters and bytes by kind (quantised, frozen, trained), dtype
+and device. It is printed and stored in the manifest.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from rich.table import Table
 from lora_sft.errors import ModelError
 from lora_sft.model.adapter import count_adapted_modules
 from lora_sft.model.partitioning import count_elements
-from lora_sft.model.quantization import count_unpacked, is_quantized_parameter
+from lora_sft.model.quantization import count_weights, is_quantized_parameter
 
 
 @dataclass(frozen=True)
 class CensusRow:
-    """One kind of parameter: how many weights, in how many bytes."""
+    """The parameters of one kind, dtype and device: their number and their bytes."""
 
     kind: str
     dtype: str
@@ -33,7 +34,7 @@ class CensusRow:
 
 @dataclass(frozen=True)
 class Census:
-    """The model's parameters by kind, dtype and device; the adapted modules by name."""
+    """The model's parameters by kind, dtype and device, and the adapted modules by name."""
 
     rows: tuple[CensusRow, ...]
     adapted_modules: dict[str, int] = field(default_factory=dict)
@@ -47,7 +48,7 @@ class Census:
         return sum(row.parameters for row in self.rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """The census as plain data, for the manifest."""
+        """Return the census as plain data, for the manifest."""
         return {
             "rows": [asdict(row) for row in self.rows],
             "adapted_modules": self.adapted_modules,
@@ -56,7 +57,7 @@ class Census:
         }
 
     def to_table(self) -> Table:
-        """The census as a person reads it."""
+        """Return the census as a table for people."""
         table = Table(title="model census", title_justify="left")
         for heading in ("kind", "dtype", "device"):
             table.add_column(heading)
@@ -72,16 +73,16 @@ class Census:
 
 
 def take_census(model: torch.nn.Module) -> Census:
-    """Count every parameter of `model` once (tied weights are one parameter).
+    """Count every parameter of `model` once. Tied weights are one parameter.
 
-    Raises: ModelError where nothing would be trained.
+    Raises: ModelError if no parameter would be trained.
     """
     groups: dict[tuple[str, str, str], list[torch.nn.Parameter]] = {}
     for parameter in model.parameters():
         key = (_kind(parameter), _dtype_name(parameter), str(parameter.device))
         groups.setdefault(key, []).append(parameter)
     rows = tuple(
-        CensusRow(*key, len(group), sum(map(count_unpacked, group)), sum(map(_bytes, group)))
+        CensusRow(*key, len(group), sum(map(count_weights, group)), sum(map(_bytes, group)))
         for key, group in sorted(groups.items())
     )
     census = Census(rows, dict(count_adapted_modules(model)))
@@ -89,13 +90,16 @@ def take_census(model: torch.nn.Module) -> Census:
         raise ModelError(
             "no parameter of the model would be trained",
             "adapter",
-            "give adapter.target_modules that match, or all-linear",
+            "write adapter.target_modules: all-linear, or names that match modules",
         )
     return census
 
 
 def check_trained_dtype(model: torch.nn.Module, dtype: torch.dtype = torch.float32) -> None:
-    """Raises: ModelError where a trained weight is of another type than the optimizer is to see."""
+    """Check that every trained weight has the dtype that the optimizer needs.
+
+    Raises: ModelError if a trained weight has another dtype.
+    """
     strays = [
         f"{name} in {str(parameter.dtype).removeprefix('torch.')}"
         for name, parameter in model.named_parameters()
@@ -106,7 +110,7 @@ def check_trained_dtype(model: torch.nn.Module, dtype: torch.dtype = torch.float
             f"{len(strays)} trained weights are not {str(dtype).removeprefix('torch.')} "
             f"(first: {strays[0]})",
             "adapter",
-            "a library cast them after they were built; please report it with its version",
+            "a library changed their dtype; please report this with the recipe and `pip freeze`",
         )
 
 
@@ -123,7 +127,7 @@ def _dtype_name(parameter: torch.nn.Parameter) -> str:
 
 
 def _bytes(parameter: torch.nn.Parameter) -> int:
-    """Bytes of the stored elements, quantisation constants included."""
+    """Return the bytes of a parameter, with its quantisation constants."""
     stored = count_elements(parameter) * parameter.element_size()
     state = getattr(parameter, "quant_state", None)
     if state is None:

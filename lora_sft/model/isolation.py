@@ -1,11 +1,14 @@
-"""Do documents in one row see each other? Asked of the model itself, not of its name.
+"""Measure whether documents in one packed row are isolated from each other.
 
-Packed documents stay apart only if every layer that mixes tokens respects their borders: each kind
-of attention by its mask or its kernel, and state-space, linear-attention and convolution layers by
-arguments that many of them take and ignore. Which do depends on the model, the attention, the
-kernels that are installed and the library's version, so it is measured: change one of two packed
-documents, and nothing that the model computes for the other may move; and each must have the loss
-that it has alone.
+They are isolated only if every layer that mixes tokens respects the borders of documents. Attention
+does this by a mask or a kernel. State-space, linear-attention and convolution layers need certain
+arguments, and many of them accept these arguments but ignore them. So the answer depends on the
+model, the attention, the installed kernels and the library version. It cannot be read from the
+model's name.
+
+The probe runs the model itself. It changes one of two packed documents, and then the outputs for
+the other document must not change. Each document must also have the same loss as in a row of its
+own.
 """
 
 from __future__ import annotations
@@ -19,26 +22,30 @@ import torch
 
 from lora_sft.model.base_model import CausalModel
 
-# Token ids of documents, packed into one row -> the model's inputs, as training makes them.
+# A function that packs the token ids of documents into one row, and returns the model's inputs, in
+# the same way as training.
 MakeBatch: TypeAlias = Callable[[Sequence[Sequence[int]]], Mapping[str, Any]]
 
-# With borders that hold, the other document enters no sum but as a zero, so that nothing changes at
-# all. Where tokens share more than layers (experts' batches, scales of 8-bit activations), rounding
-# moves too: how much is measured on the same documents in lines of their own.
+# If documents are isolated, the other document adds only zeros to each sum, so nothing changes. But
+# in some models, tokens also share batches of experts or scales of 8-bit activations. Then the
+# rounding changes. `_measure_rounding` measures this; the limit of the leak is a multiple of it.
 LEAST_LEAK = 1e-5
 TIMES_ROUNDING = 10
-# Alone or packed, sums are made in another order.
+# Packing changes the order in which sums are computed, so the loss may change a little.
 LOSS_TOLERANCE, LOSS_TOLERANCE_16_BIT = 1e-3, 2e-2
 PROBE_SEED = 0
 
 
 @dataclass(frozen=True)
 class Isolation:
-    """What one document does to another in the same row, as relative changes.
+    """The effect of one document on another one in the same row, as relative changes.
 
-    `leak`: the largest change of a token's logits when the other document changes; `rounding`: the
-    same where the two are lines of a batch. `loss_change`: of a document's mean loss, packed
-    instead of alone. `refusal`: why the model could not be asked at all.
+    Attributes:
+        leak: The largest change of a token's logits when the other document changes.
+        rounding: The same change when the two documents are two rows of a batch.
+        loss_change: The change of a document's mean loss by packing.
+        loss_tolerance: The largest `loss_change` that is allowed.
+        refusal: The reason if the model could not be measured, else "".
     """
 
     leak: float = 0.0
@@ -49,13 +56,13 @@ class Isolation:
 
     @property
     def fault(self) -> str:
-        """What is wrong, or nothing."""
+        """Return the reason why rows of this model cannot be packed, or ""."""
         if self.refusal:
             return self.refusal
         if not self.leak <= max(LEAST_LEAK, TIMES_ROUNDING * self.rounding):  # NaN is a fault too
             return f"packed documents see each other (logits change by {self.leak:.2g})"
         if not self.loss_change <= self.loss_tolerance:
-            return f"a packed document has another loss than alone (by {self.loss_change:.2g})"
+            return f"packing changes the loss of a document (by {self.loss_change:.2g})"
         return ""
 
 
@@ -65,17 +72,18 @@ def measure_isolation(
     documents: tuple[Sequence[int], Sequence[int]],
     autocast: torch.dtype | None = None,
 ) -> Isolation:
-    """Run two documents packed, each of them changed, in lines of their own, and each alone.
+    """Measure the isolation of two documents in one packed row.
 
-    The leak is looked for in training mode, whose code may be another than that of inference;
-    equal seeds draw equal dropout. The losses are compared in inference mode, for a packed row
-    and a lone document would draw dropout differently.
+    The model runs on the documents packed, packed with one of them changed, in separate rows of a
+    batch, and one at a time. The leak is measured in training mode, whose code may differ from that
+    of inference. Equal seeds give equal dropout. The losses are compared in inference mode, because
+    a packed document and a single document would have different dropout.
     """
     first, second = documents
     border = len(first)
 
     def run(*packed: Sequence[int], training: bool = True) -> torch.Tensor:
-        num_tokens = sum(map(len, packed))  # what follows is padding
+        num_tokens = sum(map(len, packed))  # padding follows
         return _compute_logits(model, make_batch(packed), training, autocast)[:num_tokens]
 
     try:
@@ -84,7 +92,7 @@ def measure_isolation(
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise
-        return Isolation(refusal=f"the model takes no positions of tokens ({error})")
+        return Isolation(refusal=f"the model does not accept position ids ({error})")
     leaks = (
         _find_largest_change(together[border:], first_changed[border:]),
         _find_largest_change(together[:border], second_changed[:border]),
@@ -106,7 +114,10 @@ def measure_isolation(
 def _measure_rounding(
     model: CausalModel, first: Sequence[int], second: Sequence[int], autocast: torch.dtype | None
 ) -> float:
-    """How much a line of a batch changes with the line beside it, which no layer can see."""
+    """Return the change of one row of a batch when the other row changes.
+
+    Only rounding can cause it, because no layer mixes the rows of a batch.
+    """
     length = min(len(first), len(second))
     line = list(second[:length])
     before, after = (
@@ -117,27 +128,27 @@ def _measure_rounding(
 
 
 def _change(ids: Sequence[int]) -> list[int]:
-    """Another document of the same length, every token of it different and known to the model."""
+    """Return a document of the same length in which every token is different and valid."""
     return [token - 1 if token else 1 for token in ids]
 
 
 def _compute_logits(
     model: CausalModel, batch: Mapping[str, Any], training: bool, autocast: torch.dtype | None
 ) -> torch.Tensor:
-    """The logits [T, V] of a batch's first row, in float32."""
+    """Return the logits [T, V] of the first row of a batch, in float32."""
     device = model.get_input_embeddings().weight.device
     inputs = {
         name: value.to(device) if isinstance(value, torch.Tensor) else value
         for name, value in batch.items()
         if name != "labels"
     }
-    with _as_in(model, training), torch.autocast(device.type, autocast, autocast is not None):
+    with _probe_mode(model, training), torch.autocast(device.type, autocast, autocast is not None):
         return model(**inputs, use_cache=False).logits[0].float()
 
 
 @contextmanager
-def _as_in(model: CausalModel, training: bool) -> Iterator[None]:
-    """Without gradients, with one seed, and everything put back afterwards."""
+def _probe_mode(model: CausalModel, training: bool) -> Iterator[None]:
+    """Run a block without gradients and with a fixed seed, then restore the previous state."""
     was_training = {module: module.training for module in model.modules()}
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(PROBE_SEED)
@@ -150,9 +161,9 @@ def _as_in(model: CausalModel, training: bool) -> Iterator[None]:
 
 
 def _find_largest_change(logits: torch.Tensor, other: torch.Tensor) -> float:
-    """The largest relative change of a token's logits.
+    """Return the largest relative change of a token's logits.
 
-    A common offset of all logits means nothing and would hide a change, so it is taken out.
+    The mean of the logits is subtracted: it has no meaning, and it would hide a change.
     """
     centred = logits - logits.mean(-1, keepdim=True)
     change = other - other.mean(-1, keepdim=True) - centred

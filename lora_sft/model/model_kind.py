@@ -1,7 +1,7 @@
-"""The one door that chooses the class of a model: how transformers loads it, and PEFT's task type.
+"""Choose the class of a model for transformers, and its task type for PEFT.
 
-Every model is loaded through here (trained, merged, served, verified), so that a new kind of model
-is one entry.
+Every model is loaded through this file: for training, merging, serving and verification. So a new
+kind of model needs only one new entry.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ class ModelKind:
     """One kind of model.
 
     Attributes:
-        name: What messages call it.
-        auto_class: transformers' class that builds and loads it.
-        peft_task_type: PEFT's `task_type`, which decides how its wrapper forwards a batch.
+        name: The name in messages.
+        auto_class: The class of transformers that builds and loads the model.
+        peft_task_type: PEFT's `task_type`, which decides how its wrapper runs a batch.
     """
 
     name: str
@@ -31,5 +31,5 @@ CAUSAL_LM = ModelKind("causal language model", AutoModelForCausalLM, "CAUSAL_LM"
 
 
 def find_model_kind() -> ModelKind:
-    """Return the kind of the model that is trained. Chats are learned by causal models alone."""
+    """Return the kind of the model that is trained. Chats are trained only with causal models."""
     return CAUSAL_LM

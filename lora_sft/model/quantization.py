@@ -1,7 +1,7 @@
-"""The one door to bitsandbytes: quantising a base, knowing what is quantised, undoing it.
+"""The only door to bitsandbytes: quantise a base, find its quantised parameters, dequantise it.
 
-NF4 with double quantisation is QLoRA's storage (Dettmers et al. 2023, arXiv 2305.14314,
-section 3); the fields are transformers' `BitsAndBytesConfig`, unrenamed.
+NF4 with double quantisation is the storage of QLoRA (Dettmers et al. 2023, arXiv 2305.14314,
+section 3). The settings have the names of transformers' `BitsAndBytesConfig`.
 """
 
 from __future__ import annotations
@@ -18,18 +18,22 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from lora_sft.errors import CapabilityError
 from lora_sft.model.partitioning import count_elements
 
-CPU_REPACKING_SWITCH = "support_avx512bf16_for_cpu"  # on bitsandbytes' Linear4bit
+CPU_REPACKING_SWITCH = "support_avx512bf16_for_cpu"  # an attribute of bitsandbytes' Linear4bit
 
 
 def make_quantization_config(
-    fields: Mapping[str, Any], dtype: torch.dtype, where: str, *, stored_alike: bool = False
+    fields: Mapping[str, Any], dtype: torch.dtype, where: str, *, store_in_dtype: bool = False
 ) -> BitsAndBytesConfig:
-    """The library's config object; 4-bit matmuls compute in the base's dtype unless told.
+    """Return the library's config. By default, 4-bit layers compute in the base's dtype.
 
-    `stored_alike`: the 4-bit codes lie in tensors of the base's dtype (the bits are the same), for
-    what gathers all weights of a layer as one type.
+    Args:
+        fields: Settings of BitsAndBytesConfig.
+        dtype: The dtype of the base.
+        where: The place for error messages.
+        store_in_dtype: Store 4-bit codes in tensors of `dtype`. The bits are the same. ZeRO-3 needs
+            this, because it gathers all weights of a layer in one dtype.
 
-    Raises: CapabilityError (with the install command) where bitsandbytes is missing.
+    Raises: CapabilityError with the install command if bitsandbytes is missing.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise CapabilityError(
@@ -40,34 +44,34 @@ def make_quantization_config(
     settings = dict(fields)
     if settings.get("load_in_4bit"):
         settings.setdefault("bnb_4bit_compute_dtype", dtype)
-        if stored_alike and settings.get("bnb_4bit_quant_storage") is None:
+        if store_in_dtype and settings.get("bnb_4bit_quant_storage") is None:
             settings["bnb_4bit_quant_storage"] = dtype
     return BitsAndBytesConfig(**settings)
 
 
 def is_quantized(model: torch.nn.Module) -> bool:
-    """Whether transformers loaded this base quantised."""
+    """Return whether transformers loaded this base quantised."""
     return bool(getattr(model, "is_quantized", False))
 
 
 def is_quantized_parameter(parameter: torch.nn.Parameter) -> bool:
-    """Whether this parameter holds packed 4-bit or 8-bit codes instead of numbers."""
+    """Return whether this parameter holds packed 4-bit or 8-bit codes instead of weights."""
     return type(parameter).__name__ in {"Params4bit", "Int8Params"}
 
 
-def count_unpacked(parameter: torch.nn.Parameter) -> int:
-    """Number of weights a parameter stands for (4-bit storage packs several into an element)."""
+def count_weights(parameter: torch.nn.Parameter) -> int:
+    """Return the number of weights in a parameter. 4-bit storage packs several into one element."""
     state = getattr(parameter, "quant_state", None)
     return int(torch.Size(state.shape).numel()) if state is not None else count_elements(parameter)
 
 
 def keep_codes_unpacked(model: PreTrainedModel) -> None:
-    """Stop bitsandbytes from repacking 4-bit codes in place at the first inference forward.
+    """Stop bitsandbytes from repacking 4-bit codes at the first forward pass of inference.
 
-    It does so on CPUs with AVX512-BF16 (0.50.2, `Linear4bit.forward`). Repacked layers pass no
-    gradient when training goes on after an evaluation, dequantise to garbage, and fail for
-    widths that are no multiple of 64; none of it says a word. The plain layout is right
-    everywhere, so the speed of that one path is given up.
+    It does this on CPUs with AVX512-BF16 (0.50.2, `Linear4bit.forward`). Repacked layers pass no
+    gradient when training continues after an evaluation. They dequantise to wrong numbers, and they
+    fail for widths that are not a multiple of 64. There is no message in any of these cases. The
+    original layout is always right, but slower on these CPUs.
     """
     for module in model.modules():
         if hasattr(module, CPU_REPACKING_SWITCH):
@@ -75,23 +79,23 @@ def keep_codes_unpacked(model: PreTrainedModel) -> None:
 
 
 def dequantize(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """The base as the adapter saw it in training: every packed layer as plain numbers.
+    """Return the base with plain weights: the values that the adapter saw in training.
 
-    Right at any time, because `keep_codes_unpacked` leaves the codes as they were loaded.
+    This works at any time, because `keep_codes_unpacked` prevents changes of the codes.
     """
     model.dequantize(dtype=dtype)
     return model
 
 
-class LayerCodes:
-    """Quantises a base's layers one at a time as loading would, and gives their numbers back.
+class LayerQuantizer:
+    """Quantises and dequantises the layers of a base one at a time, as loading would.
 
-    The model has no weights (torch's meta device): it only tells which layers are quantised.
-    Every layer is quantised anew, or unpacked from the codes that the base is stored in, and
-    dequantised at once, before anything could repack it.
+    The model has no weights (torch's meta device). It only shows which layers are quantised. Each
+    weight is quantised, or read from stored codes, and then dequantised at once. Later,
+    bitsandbytes could repack the codes.
 
-    Source: transformers 5.23 `replace_with_bnb_linear`, `Bnb4bitQuantize`, `Bnb4bitDeserialize` and
-    their 8-bit twins, `dequantize_bnb_weight`.
+    Source: transformers 5.23 `replace_with_bnb_linear`, `Bnb4bitQuantize`, `Bnb4bitDeserialize`,
+    the same classes for 8 bits, and `dequantize_bnb_weight`.
     """
 
     def __init__(
@@ -102,9 +106,15 @@ class LayerCodes:
         *,
         are_stored: bool = False,
     ) -> None:
-        """`are_stored`: the base is stored quantised, and `fields` is what its config says.
+        """Prepare the quantiser.
 
-        Raises: CapabilityError where bitsandbytes is missing.
+        Args:
+            model: A model without weights.
+            fields: Settings of BitsAndBytesConfig. If `are_stored`, those in the base's config.
+            dtype: The dtype of the base.
+            are_stored: The base is stored quantised.
+
+        Raises: CapabilityError if bitsandbytes is missing.
         """
         from transformers.quantizers.auto import AutoHfQuantizer
 
@@ -120,15 +130,20 @@ class LayerCodes:
             if type(module).__name__ in {"Linear4bit", "Linear8bitLt"}
         )
 
-    def quantize_and_back(self, parameter: str, values: torch.Tensor) -> torch.Tensor:
-        """What is left of a layer's weight once it is quantised: [out, in] stays as it came."""
+    def quantize_and_dequantize(self, parameter: str, values: torch.Tensor) -> torch.Tensor:
+        """Return a layer's weight [out, in] after quantisation and dequantisation."""
         operation = self._quantizer.get_quantize_ops()
         given = {parameter: [values.to(self._dtype).to(self._device)]}
         made = operation.convert(given, full_layer_name=parameter, model=self._model)
         return self._dequantize(parameter, made[parameter])
 
     def unpack(self, parameter: str, stored: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The numbers of a layer from the tensors that it is stored in, `weight` among them."""
+        """Return the weight of a layer that is stored as codes.
+
+        Args:
+            parameter: The name of the weight.
+            stored: The tensors in which it is stored, including `weight`.
+        """
         operation = self._quantizer.get_load_operations()["deserialize"](self._quantizer)
         given: dict[str, Any] = {name: [tensor.to(self._device)] for name, tensor in stored.items()}
         made = operation.convert(given, full_layer_name=parameter, model=self._model)
@@ -140,10 +155,10 @@ class LayerCodes:
         scales = SimpleNamespace(SCB=getattr(codes, "SCB", None))
         values = dequantize_bnb_weight(codes, scales).to("cpu").to(self._dtype)
         layer: Any = self._model.get_submodule(parameter.removesuffix(".weight"))
-        # codes of a Conv1D are those of its transpose
+        # The codes of a Conv1D are those of its transposed weight.
         return values.T if layer.source_cls.__name__ == "Conv1D" else values
 
 
 def find_quantizing_device() -> torch.device:
-    """Where codes are made: a GPU where there is one, as in training."""
+    """Return the device on which codes are made: a GPU if this machine has one, as in training."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

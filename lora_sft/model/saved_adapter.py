@@ -1,4 +1,4 @@
-"""What the file of a saved adapter holds, read from its header and its B matrices alone."""
+"""Check the file of a saved adapter. Only its header and its B matrices are read."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ from safetensors import safe_open
 def find_fault_in_saved_adapter(
     path: Path, shapes: Mapping[str, torch.Size], *, has_stepped: bool
 ) -> str:
-    """What is wrong with an adapter on disk; nothing where it is the one in memory.
+    """Return what is wrong with an adapter on disk, or "" if it is the one in memory.
 
-    Sharded set-ups save tensors without elements, or none, and no library says so. The headers
-    tell. `has_stepped`: the optimizer has moved, so that some B matrix must have left zero.
+    With partitioned parameters, libraries may save tensors without elements, or no tensors, and
+    report nothing. The file's header shows this.
+
+    Args:
+        path: The file of the adapter.
+        shapes: The name and shape of each tensor of the adapter in memory.
+        has_stepped: The optimizer has made a step, so some B matrix must not be zero.
     """
     if not path.exists():
         return f"{path.name} was not written"
@@ -35,9 +40,9 @@ def find_fault_in_saved_adapter(
 
 
 def has_learned_nothing(file: Any) -> bool:
-    """Return whether every B matrix of an opened adapter file is zero, as it is before training.
+    """Return whether every B matrix of an opened adapter file is zero, as before training.
 
-    An adapter whose B matrices are zero leaves the base as it is. False for one without any.
+    Such an adapter does not change the base. Returns False for a file without B matrices.
     """
     names = [name for name in file.keys() if ".lora_B." in name or "lora_embedding_B" in name]  # noqa: SIM118
     return bool(names) and not any(torch.any(file.get_tensor(name)) for name in names)

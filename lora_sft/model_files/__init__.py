@@ -1,1 +1,1 @@
-"""What the safetensors files of a model hold, read without loading it."""
+"""Read the files of a base model on disk without loading the model."""

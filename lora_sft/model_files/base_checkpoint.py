@@ -1,7 +1,6 @@
-"""The base as it lies on disk: its config, its safetensors files, and a fingerprint of both.
+"""Read the config of a base model and the headers of its safetensors files.
 
-Nothing of it is loaded: the headers say what is there. The fingerprint is kept with an adapter, so
-that a merge knows another base by its content, whatever it is called.
+The headers give the name, shape and dtype of every tensor. No weights are read.
 """
 
 from __future__ import annotations
@@ -20,7 +19,12 @@ from lora_sft.model_files.stored_tensors import StoredTensor, read_header
 
 @dataclass(frozen=True)
 class BaseCheckpoint:
-    """Where a base lies and what its files hold, in the files' own order."""
+    """The config and the tensors of a base model on disk.
+
+    Attributes:
+        location: Its folder or its hub id.
+        tensors: Name -> tensor, in the order of the files.
+    """
 
     location: str
     revision: str | None
@@ -30,7 +34,7 @@ class BaseCheckpoint:
 
     @property
     def stored_quantization(self) -> str | None:
-        """The method by which the base is stored quantised, or None."""
+        """The method by which the stored weights are quantised, or None."""
         stored = self.config.get("quantization_config")
         if not stored:
             return None
@@ -41,10 +45,10 @@ class BaseCheckpoint:
 
     @cached_property
     def main_dtype_name(self) -> str:
-        """torch's name of the dtype that most of the base's numbers have."""
+        """torch's name of the dtype that most of the weights have."""
         counts: dict[str, int] = {}
         for tensor in self.tensors.values():
-            if tensor.is_number:
+            if tensor.is_plain_float:
                 name = tensor.dtype_name
                 counts[name] = counts.get(name, 0) + tensor.num_elements
         return max(counts, key=lambda name: counts[name]) if counts else "float32"
@@ -55,20 +59,20 @@ class BaseCheckpoint:
 
     @cached_property
     def num_parameters(self) -> int:
-        return sum(tensor.num_elements for tensor in self.tensors.values() if tensor.is_number)
+        return sum(tensor.num_elements for tensor in self.tensors.values() if tensor.is_plain_float)
 
 
 def read_base_checkpoint(location: str, revision: str | None = None) -> BaseCheckpoint:
-    """The base at a folder or hub id (fetched into the hub's cache where it is not there yet).
+    """Read the base model at a folder or a hub id. Download it if the hub's cache does not have it.
 
-    Raises: ModelError where there is none, or none in safetensors.
+    Raises: ModelError if there is no model, or if its weights are not in safetensors files.
     """
-    config_path = _find_file(location, revision, MODEL_CONFIG_FILE)
+    config_path = find_model_file(location, revision, MODEL_CONFIG_FILE)
     if config_path is None:
         raise ModelError(
-            f"cannot find the base: no {MODEL_CONFIG_FILE} there",
+            f"cannot find the base model: there is no {MODEL_CONFIG_FILE}",
             location,
-            "name its folder with --base PATH, or a hub id that this machine can reach",
+            "give its folder with --base PATH, or a hub id that this machine can reach",
         )
     config = json.loads(config_path.read_text(encoding="utf-8"))
     files = tuple(_find_files(location, revision))
@@ -79,29 +83,31 @@ def read_base_checkpoint(location: str, revision: str | None = None) -> BaseChec
 
 
 def _find_files(location: str, revision: str | None) -> list[Path]:
-    index = _find_file(location, revision, MODEL_WEIGHTS_INDEX_FILE)
+    index = find_model_file(location, revision, MODEL_WEIGHTS_INDEX_FILE)
     if index is not None:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        found = {name: _find_file(location, revision, name) for name in dict.fromkeys(names)}
+        found = {name: find_model_file(location, revision, name) for name in dict.fromkeys(names)}
         lost = [name for name, path in found.items() if path is None]
         if lost:
             raise ModelError(
-                f"{len(lost)} files of the base are missing (first: {lost[0]})",
+                f"{len(lost)} files of the base model are missing (first: {lost[0]})",
                 location,
                 "download the model again",
             )
         return [path for path in found.values() if path is not None]
-    single = _find_file(location, revision, MODEL_WEIGHTS_FILE)
+    single = find_model_file(location, revision, MODEL_WEIGHTS_FILE)
     if single is None:
         raise ModelError(
-            f"the base has no weights in safetensors ({MODEL_WEIGHTS_FILE} or its index)",
+            "the base model has no weights in safetensors format "
+            f"({MODEL_WEIGHTS_FILE} or its index)",
             location,
             "convert it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)",
         )
     return [single]
 
 
-def _find_file(location: str, revision: str | None, name: str) -> Path | None:
+def find_model_file(location: str, revision: str | None, name: str) -> Path | None:
+    """Return a file of a model folder or hub id (from the cache or the hub), or None."""
     if Path(location).is_dir():
         path = Path(location) / name
         return path if path.exists() else None

@@ -1,8 +1,8 @@
-"""What travels with a base besides its weights: licence, notices, its own config, its tokenizer.
+"""Find and copy the small files of a base model: licence, notices, configs, tokenizer, own code.
 
-A derivative carries the licence of what it derives from; converters want the `tokenizer.model`
-that transformers 5 no longer writes; and the base's own `config.json` and
-`generation_config.json` say things that a library drops when it saves them anew.
+A derived model must carry the licence of its base model. Converters need `tokenizer.model`, which
+transformers 5 no longer writes. The base model's own `config.json` and `generation_config.json`
+have fields that a library drops when it saves them again.
 """
 
 from __future__ import annotations
@@ -24,40 +24,47 @@ from lora_sft.file_names import (
     MODEL_CONFIG_FILE,
     SENTENCEPIECE_FILE,
 )
+from lora_sft.recipe.fault_list import FaultList
+from lora_sft.recipe.yaml_reader import read_yaml_value
 
 CONFIGS = (MODEL_CONFIG_FILE, GENERATION_CONFIG_FILE)
-CARRIED_OVER = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", SENTENCEPIECE_FILE)
-CODE = "*.py"  # of a base with classes of its own, which its config names in `auto_map`
+COPIED_PATTERNS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", SENTENCEPIECE_FILE)
+CODE_PATTERN = "*.py"  # classes of a model with remote code; its config names them in `auto_map`
 LICENCE_KEYS = ("license", "license_name", "license_link")
+_LICENCE_LINK = re.compile(r"https?://[^\s\"'<>`\\]+|[\w.-]+")  # a web page, or a file
 
 
 @dataclass(frozen=True)
 class BaseFiles:
-    """The small files of a base, in a folder or in the hub's cache; None where out of reach."""
+    """The small files of a base model.
+
+    Attributes:
+        folder: The folder that holds them; None if the model cannot be reached.
+    """
 
     folder: Path | None
 
     @classmethod
     def find(cls, location: str, revision: str | None = None) -> BaseFiles:
-        """The files of a local base, or of a hub id (fetched where the hub can be reached)."""
+        """Find the files of a local model, or download those of a hub id."""
         if Path(location).is_dir():
             return cls(Path(location))
         try:
-            wanted = [*CARRIED_OVER, *CONFIGS, CARD_FILE, CODE]
+            wanted = [*COPIED_PATTERNS, *CONFIGS, CARD_FILE, CODE_PATTERN]
             return cls(Path(snapshot_download(location, revision=revision, allow_patterns=wanted)))
         except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
             return cls(None)
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """One of the base's JSON files, empty where there is none."""
+        """Return the content of a JSON file; empty if the file does not exist."""
         return read_json(self.folder / name) if self.folder is not None else {}
 
     def copy_to(self, folder: Path) -> list[str]:
-        """Copy licence, notices, sentencepiece model and own classes; the names, in order."""
+        """Copy licence, notices, sentencepiece model and own code. Return the sorted file names."""
         if self.folder is None:
             return []
         has_code = "auto_map" in self.read_json(MODEL_CONFIG_FILE)
-        patterns = (*CARRIED_OVER, CODE) if has_code else CARRIED_OVER
+        patterns = (*COPIED_PATTERNS, CODE_PATTERN) if has_code else COPIED_PATTERNS
         found = sorted({path for each in patterns for path in self.folder.glob(each)})
         found = [path for path in found if path.is_file()]
         for path in found:
@@ -65,22 +72,31 @@ class BaseFiles:
         return [path.name for path in found]
 
     def read_licence(self) -> Mapping[str, str]:
-        """`license`, `license_name` and `license_link` as the head of the base's card has them.
+        """Return `license`, `license_name` and `license_link` from the head of the model's card.
 
-        Only plain scalars are read (a list of licences stays with the base's own card), so no
-        YAML reader is needed here.
+        Only texts in one line are read. A list of licences is ignored, and so is a link that leads
+        neither to a file of the model nor to a web page.
         """
         card = self.folder / CARD_FILE if self.folder is not None else None
         if card is None or not card.is_file():
             return {}
-        head = re.match(r"---\s*\n(.*?)\n---\s*\n", card.read_text(encoding="utf-8"), re.DOTALL)
-        lines = head[1].splitlines() if head else []
-        pairs = (line.partition(":")[::2] for line in lines if not line.startswith((" ", "-")))
-        return {key: value.strip() for key, value in pairs if key in LICENCE_KEYS and value.strip()}
+        text = card.read_text(encoding="utf-8", errors="replace")
+        head = re.match(r"---[ \t]*\n(.*?)\n---[ \t]*\n", text, re.DOTALL)
+        pairs = (line.partition(":")[::2] for line in head[1].split("\n")) if head else ()
+        found = {key: _read_yaml_text(value) for key, value in pairs if key in LICENCE_KEYS}
+        if not _LICENCE_LINK.fullmatch(found.get("license_link", "")):
+            found.pop("license_link", None)
+        return {key: value for key, value in found.items() if value}
+
+
+def _read_yaml_text(value: str) -> str:
+    """Return the text that a line of YAML gives to its key; empty if it is not a text."""
+    read = read_yaml_value(value.strip(), FaultList(), "")
+    return read.value.strip() if read is not None and isinstance(read.value, str) else ""
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """One JSON object, empty where there is no such file."""
+    """Return the JSON object of a file; empty if the file does not exist."""
     if not path.is_file():
         return {}
     document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -49,7 +49,7 @@ class ByteReader:
         return bytes(result)
 
     def read_into(self, view: memoryview, tensor: StoredTensor, start: int) -> None:
-        """Fill `view` with the tensor's bytes, from its byte `start` on.
+        """Fill `view` with bytes of the tensor. The first one is the tensor's byte `start`.
 
         Raises: ExportError if the file ends early, because another program changed it.
         """
@@ -59,6 +59,8 @@ class ByteReader:
             count = os.preadv(descriptor, [view[done:]], offset + done)
             if count == 0:
                 raise ExportError(
-                    "the file ended early", str(tensor.file), "it changed; start again"
+                    "the file ended early: another program changed it",
+                    str(tensor.file),
+                    "run the command again",
                 )
             done += count

@@ -1,4 +1,8 @@
-"""Fingerprint the weights of a base model from a sample of its bytes."""
+"""Fingerprint the weights of a base model from a sample of their bytes.
+
+The fingerprint is saved with an adapter. A merge then recognises the base model by its content and
+not by its name.
+"""
 
 from __future__ import annotations
 
@@ -12,30 +16,29 @@ from lora_sft.model_files.base_checkpoint import BaseCheckpoint, read_base_check
 from lora_sft.model_files.byte_reading import ByteReader
 from lora_sft.model_files.stored_tensors import StoredTensor
 
-NUM_SAMPLED_TENSORS = 32  # whose hashes are kept one by one, to name what differs
-
-
-SAMPLED_BYTES = 4096  # from the begin, the middle and the end of each tensor
-
-
+NUM_SAMPLED_TENSORS = 32  # tensors with a hash of their own, so that an error can name one
+SAMPLED_BYTES = 4096  # per sample, at the beginning, middle and end of each tensor
 HASH_DIGITS = 16
 
 
 def fingerprint_location(location: str, revision: str | None) -> dict[str, Any] | None:
-    """The fingerprint of the base there; None, and a warning, where its files are no safetensors
-    in the usual names (a merge will not find them either)."""
+    """Return the fingerprint of the base model at a folder or hub id.
+
+    Return None and print a warning if it has no safetensors files under the usual names. A merge
+    cannot find such files either.
+    """
     try:
         return fingerprint_base(read_base_checkpoint(location, revision))
     except (ModelError, ExportError) as error:
-        say(f"warning: the base's fingerprint is not kept with the adapter: {error.what}")
+        say(f"warning: the adapter is saved without the base model's fingerprint: {error.what}")
         return None
 
 
 def fingerprint_base(base: BaseCheckpoint) -> dict[str, Any]:
-    """What tells this base from another: one hash over all, and some tensors' own.
+    """Return one hash over all tensors, and one hash each for some tensors.
 
-    Every tensor counts with its name, dtype, shape and three samples of its bytes, so that the
-    hash is the same however the files are cut, and costs no reading of the whole model.
+    The hashes cover the name, dtype and shape of each tensor, and three samples of its bytes. They
+    do not depend on how the weights are split into files. Most bytes are never read.
     """
     whole = hashlib.sha256()
     names = sorted(base.tensors)
@@ -60,22 +63,28 @@ def _hash_tensor(tensor: StoredTensor, reader: ByteReader) -> str:
 
 
 def check_fingerprint(base: BaseCheckpoint, recorded: Mapping[str, Any], where: str) -> None:
-    """Raises: ExportError, naming a tensor, where the adapter was trained on another base."""
+    """Check that a base model is the one that the adapter was trained on.
+
+    Raises: ExportError that names a difference.
+    """
     found = fingerprint_base(base)
     if found["sha256"] == recorded["sha256"]:
         return
     raise ExportError(
-        f"this is not the base that the adapter was trained on: {_name_difference(base, recorded)}",
+        "this is not the base model that the adapter was trained on: "
+        f"{_describe_difference(base, recorded)}",
         f"{where} ({base.location})",
-        "give the base of the training with --base; --allow-other-base merges all the same",
+        "give the right base model with --base, or add --allow-other-base to merge with this one",
     )
 
 
-def _name_difference(base: BaseCheckpoint, recorded: Mapping[str, Any]) -> str:
+def _describe_difference(base: BaseCheckpoint, recorded: Mapping[str, Any]) -> str:
     with ByteReader() as reader:
         for name, digest in recorded["samples"].items():
             if name not in base.tensors:
                 return f"it has no tensor {name}"
             if not _hash_tensor(base.tensors[name], reader).startswith(digest):
                 return f"{name} has other values, shape or dtype"
-    return f"it has {len(base.tensors)} tensors ({recorded['tensors']} then), or others differ"
+    return (
+        f"its tensors are not the {recorded['tensors']} recorded ones (it has {len(base.tensors)})"
+    )

@@ -1,9 +1,10 @@
-"""Tensors as they lie in safetensors files: names, shapes, places, and their bytes in pieces.
+"""Read and make the headers of safetensors files: name, dtype, shape and position of each tensor.
 
-The header of a safetensors file is eight bytes of length and one JSON document; the tensors follow
-it, one after another (https://github.com/huggingface/safetensors, "Format"). It is read here and
-not through the library because the library maps whole files into memory, and every page that is
-touched counts as this process's; `pread` into a small buffer keeps a merge small for any model.
+A safetensors file begins with eight bytes that hold the length of the header. The header is one
+JSON document, and the tensors follow it (https://github.com/huggingface/safetensors, "Format").
+
+The safetensors library is not used. It maps whole files into memory, and every page that is read
+counts as memory of this process. `pread` into a small buffer needs little memory for any model.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from typing import Any
 from lora_sft.errors import ExportError
 
 METADATA = "__metadata__"
-LARGEST_HEADER_BYTES = 100_000_000  # the library's own bound
-# safetensors' code of a dtype -> torch's name of it,.
+LARGEST_HEADER_BYTES = 100_000_000  # the same limit as in the library
+# safetensors' code of a dtype -> torch's name.
 DTYPE_NAMES: Mapping[str, str] = {
     "F64": "float64",
     "F32": "float32",
@@ -42,13 +43,17 @@ DTYPE_NAMES: Mapping[str, str] = {
     "BOOL": "bool",
 }
 DTYPE_CODES = {name: code for code, name in DTYPE_NAMES.items()}
-# The dtypes that a merge may round. float8 and integers are codes of a quantisation, or counts.
-NUMBERS = ("float64", "float32", "float16", "bfloat16")
+# The dtypes that a merge may round. Tensors in float8 or integers are quantisation codes or counts.
+PLAIN_FLOAT_DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of one file. `offset` counts bytes from the beginning of the file."""
+    """One tensor of one safetensors file.
+
+    Attributes:
+        offset: Bytes from the beginning of the file to the tensor.
+    """
 
     name: str
     dtype_code: str
@@ -59,12 +64,12 @@ class StoredTensor:
 
     @property
     def dtype_name(self) -> str:
-        """torch's name of the dtype, without `torch.`."""
+        """torch's name of the dtype, without the prefix `torch.`."""
         return DTYPE_NAMES[self.dtype_code]
 
     @property
-    def is_number(self) -> bool:
-        return self.dtype_name in NUMBERS
+    def is_plain_float(self) -> bool:
+        return self.dtype_name in PLAIN_FLOAT_DTYPES
 
     @cached_property
     def num_elements(self) -> int:
@@ -72,15 +77,15 @@ class StoredTensor:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of one file, in the order of their bytes.
+    """Return the tensors of one file by name, in the order of their bytes.
 
-    Raises: ExportError where the file is cut off or no safetensors file.
+    Raises: ExportError if the file is incomplete or not a safetensors file.
     """
     try:
         return _parse_header(path)
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ExportError(
-            f"not a whole safetensors file: {error or type(error).__name__}",
+            f"not a complete safetensors file: {error or type(error).__name__}",
             str(path),
             "download or save it again",
         ) from error
@@ -90,7 +95,7 @@ def _parse_header(path: Path) -> dict[str, StoredTensor]:
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > LARGEST_HEADER_BYTES:
-            raise ValueError(f"its header would be {length} bytes long")
+            raise ValueError(f"its header would have {length} bytes")
         header = json.loads(file.read(length))
     size = path.stat().st_size
     begin = 8 + length
@@ -100,9 +105,9 @@ def _parse_header(path: Path) -> dict[str, StoredTensor]:
             continue
         start, stop = entry["data_offsets"]
         if entry["dtype"] not in DTYPE_NAMES:
-            raise ValueError(f"the dtype {entry['dtype']} of {name} is not known here")
+            raise ValueError(f"{name} has the unknown dtype {entry['dtype']}")
         if begin + stop > size:
-            raise ValueError(f"it ends before {name} does")
+            raise ValueError(f"it ends before the end of {name}")
         shape = tuple(entry["shape"])
         tensors.append(StoredTensor(name, entry["dtype"], shape, path, begin + start, stop - start))
     return {tensor.name: tensor for tensor in sorted(tensors, key=lambda each: each.offset)}
@@ -111,9 +116,13 @@ def _parse_header(path: Path) -> dict[str, StoredTensor]:
 def make_header(
     tensors: Iterable[tuple[str, str, tuple[int, ...], int]], metadata: Mapping[str, str]
 ) -> tuple[bytes, dict[str, int]]:
-    """The first bytes of a file of (name, dtype code, shape, bytes) and each tensor's offset.
+    """Return the header of a file, and each tensor's offset in the file.
 
-    Padded with spaces to a multiple of eight bytes, as the library pads it.
+    The header is padded with spaces to a multiple of eight bytes, as in the library.
+
+    Args:
+        tensors: (name, dtype code, shape, number of bytes) of each tensor.
+        metadata: The texts for the header's `__metadata__`.
     """
     header: dict[str, Any] = {METADATA: dict(metadata)}
     place = 0

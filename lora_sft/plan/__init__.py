@@ -1,1 +1,1 @@
-"""What a run will do, in numbers, before anything heavy is loaded."""
+"""Compute the numbers of a run before anything heavy is loaded."""

@@ -1,8 +1,9 @@
-"""How a global batch is made of micro-batches, accumulation steps and processes.
+"""Divide a global batch into micro-batches, accumulation steps and processes.
 
-The recipe states `global_batch_size` (sequences an optimizer step), because that is what the
-result depends on; how it is cut depends on the machine. So the accumulation follows from the
-world size, and a number that does not divide is refused with the nearest ones that do.
+The recipe sets `global_batch_size`, the number of sequences per optimizer step, because the result
+of training depends on it. The best division depends on the machine. So the number of accumulation
+steps follows from the world size. A global batch that cannot be divided is refused with the nearest
+valid sizes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from lora_sft.recipe import Recipe
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """`global_batch_size` = `micro_batch_size` x `accumulation_steps` x `world_size` (rows)."""
+    """The division of a global batch.
+
+    `global_batch_size` = `micro_batch_size` x `accumulation_steps` x `world_size`, in sequences.
+    """
 
     micro_batch_size: int
     accumulation_steps: int
@@ -29,9 +33,10 @@ class BatchPlan:
 
 
 def make_batch_plan(recipe: Recipe, world_size: int) -> BatchPlan:
-    """Cut the recipe's global batch for `world_size` processes.
+    """Divide the recipe's global batch among `world_size` processes.
 
-    Raises: RecipeError where the recipe's numbers do not divide or contradict each other.
+    Raises: RecipeError if the global batch cannot be divided, or if the recipe's numbers contradict
+    each other.
     """
     train: Mapping[str, Any] = recipe.train
     micro = train["per_device_train_batch_size"]
@@ -39,27 +44,27 @@ def make_batch_plan(recipe: Recipe, world_size: int) -> BatchPlan:
     wanted = train.get("global_batch_size")
     if wanted is None:
         return BatchPlan(micro, accumulation or 1, world_size)
-    rows_a_pass = micro * world_size
-    if wanted % rows_a_pass:
+    rows_per_pass = micro * world_size
+    if wanted % rows_per_pass:
         _refuse_indivisible(recipe, wanted, micro, world_size)
-    steps = wanted // rows_a_pass
+    steps = wanted // rows_per_pass
     if accumulation is not None and accumulation != steps:
         raise RecipeError(
             f"global_batch_size {wanted} needs {steps} accumulation steps of {micro} rows on "
             f"{world_size} processes, but gradient_accumulation_steps is {accumulation}",
             recipe.where("train.gradient_accumulation_steps"),
-            "remove gradient_accumulation_steps: it follows from global_batch_size",
+            "delete train.gradient_accumulation_steps: it follows from global_batch_size",
         )
     return BatchPlan(micro, steps, world_size)
 
 
 def _refuse_indivisible(recipe: Recipe, wanted: int, micro: int, world_size: int) -> None:
-    rows_a_pass = micro * world_size
-    below = wanted // rows_a_pass * rows_a_pass
-    nearest = [size for size in (below, below + rows_a_pass) if size > 0]
+    rows_per_pass = micro * world_size
+    below = wanted // rows_per_pass * rows_per_pass
+    nearest = [size for size in (below, below + rows_per_pass) if size > 0]
     raise RecipeError(
-        f"global_batch_size {wanted} is not a multiple of {rows_a_pass} "
-        f"({micro} rows a device x {world_size} processes)",
+        f"global_batch_size {wanted} is not a multiple of {rows_per_pass} "
+        f"({micro} rows per device x {world_size} processes)",
         recipe.where("train.global_batch_size"),
         f"write train.global_batch_size: {' or '.join(str(size) for size in nearest)}",
     )

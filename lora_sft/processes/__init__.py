@@ -1,1 +1,1 @@
-"""The processes of a run: which one this is, how they wait, watch each other, and stop."""
+"""The processes of a run: their ranks, and how they wait for each other, lock and stop."""

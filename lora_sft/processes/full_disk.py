@@ -1,7 +1,8 @@
-"""A disk that is full, said in three lines: the libraries say it in as many ways as they write.
+"""Turn the errors that a full disk causes into one error with the path and the free space.
 
-Python raises ENOSPC, safetensors an error of its own with the number in it, and torch's zip writer
-a RuntimeError about a position that is not the one it expected (2.13 `inline_container.cc`).
+The libraries report a full disk in different ways. Python raises an OSError with ENOSPC.
+safetensors raises an exception of its own with that number in its text. torch's zip writer raises a
+RuntimeError about an unexpected file position (2.13 `inline_container.cc`).
 """
 
 from __future__ import annotations
@@ -18,80 +19,96 @@ from pathlib import Path
 from lora_sft.cache_folder import CACHE_FOLDER_VARIABLE, find_cache_folder
 from lora_sft.errors import LoraSftError, TrainingError
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
-FULL_BYTES = 1_000_000  # a disk with less left is full ..
-FULL_SHARE = 0.1  # .. unless it is itself as small, and empty
-WORDS = ("inline_container", "basic_ios", "No space left", "StorageFull", "QuotaExceeded")
-GO_ON = "and start it again: it goes on from the last checkpoint"
+FULL_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
+# A disk counts as full if less than FULL_BYTES is free. On a disk smaller than 10 MB, less than
+# FULL_SHARE of its size must be free: otherwise an empty small disk would count as full.
+FULL_BYTES = 1_000_000
+FULL_SHARE = 0.1
+FULL_DISK_WORDS = ("inline_container", "basic_ios", "No space left", "StorageFull", "QuotaExceeded")
+START_AGAIN = "and start the same command again: it continues from the last checkpoint"
 
 
 @dataclass(frozen=True)
-class Place:
-    """A folder that training writes to, and what helps where its disk is full."""
+class WrittenFolder:
+    """A folder that training writes to.
+
+    Attributes:
+        folder: Its path. It may not exist yet.
+        fix: The advice to the user if its disk is full.
+    """
 
     folder: Path
     fix: str
 
 
 @contextmanager
-def full_disk_named(folder: Path) -> Iterator[None]:
-    """Inside, a write that found no room is a TrainingError with the path and the free space.
+def explain_full_disk(run: Path) -> Iterator[None]:
+    """Raise a TrainingError in place of any error that a full disk caused in the block.
 
-    `folder`: the run's, one of those that are looked at where the error does not say which it was.
+    Args:
+        run: The run directory. If the error names no path, the disks of the run directory and of
+            the other folders that training writes to are checked.
+
+    Raises: TrainingError with the path and the free space of its disk.
     """
     try:
         yield
     except LoraSftError:
         raise
-    except Exception as error:  # each library has an exception of its own for it; others go on
-        if not is_about_a_full_disk(error):
+    except Exception as error:  # each library raises another class for a full disk
+        if not is_full_disk_error(error):
             raise
-        raise describe_full_disk(_find_path(error), list_places(folder)) from error
+        raise make_full_disk_error(_find_path(error), list_written_folders(run)) from error
 
 
-def list_places(run: Path) -> list[Place]:
-    """Where training writes: run, cache, temporary files, what data workers hand over."""
-    places = [
-        Place(run, "make room (train.save_total_limit keeps fewer checkpoints)"),
-        Place(
-            find_cache_folder(), f"make room, or set {CACHE_FOLDER_VARIABLE} to a folder elsewhere"
+def list_written_folders(run: Path) -> list[WrittenFolder]:
+    """Return the folders that training writes to: run, cache, temporary files, shared memory."""
+    folders = [
+        WrittenFolder(run, "free space on it (train.save_total_limit keeps fewer checkpoints)"),
+        WrittenFolder(
+            find_cache_folder(),
+            f"free space on it, or set {CACHE_FOLDER_VARIABLE} to a folder on another disk",
         ),
-        Place(Path(tempfile.gettempdir()), "make room, or set TMPDIR to a folder elsewhere"),
+        WrittenFolder(
+            Path(tempfile.gettempdir()),
+            "free space on it, or set TMPDIR to a folder on another disk",
+        ),
     ]
-    if Path("/dev/shm").exists():
+    if Path("/dev/shm").exists():  # data loading workers pass batches through it
         fix = "make it larger (docker run --shm-size), or write train.dataloader_num_workers: 0"
-        places.append(Place(Path("/dev/shm"), fix))
-    return places
+        folders.append(WrittenFolder(Path("/dev/shm"), fix))
+    return folders
 
 
-def describe_full_disk(path: Path | None, places: Sequence[Place]) -> TrainingError:
-    """The error for a write that found no room: to `path`, or to the one place that is full.
+def make_full_disk_error(path: Path | None, folders: Sequence[WrittenFolder]) -> TrainingError:
+    """Return the error for a write that failed because of a full disk.
 
-    Where none is (a quota, or what was half written is cleared away) or several are, no disk is
-    named, and the free space of each is.
+    It names the disk of `path`. Without a path it names the disk of `folders` that is full. That
+    disk is not known if several are full, or if no disk is full now (a quota was reached, or the
+    incomplete file was deleted). Then the error lists the free space of every folder.
     """
-    fix = "make room"
+    fix = "free space on it"
     if path is None:
-        full = {_find_device(place.folder): place for place in reversed(places) if _is_full(place)}
+        full = {_find_device(each.folder): each for each in reversed(folders) if _is_full(each)}
         if len(full) != 1:
-            return _describe_places(places)
-        ((_, place),) = full.items()
-        path, fix = place.folder, place.fix
-    what = f"cannot write: no room on the disk of {path} ({_describe_free(path)})"
-    return TrainingError(what, f"{path}", f"{fix} {GO_ON}")
+            return _list_free_space(folders)
+        ((_, found),) = full.items()
+        path, fix = found.folder, found.fix
+    what = f"cannot write: the disk of {path} is full ({_describe_free(path)})"
+    return TrainingError(what, f"{path}", f"{fix} {START_AGAIN}")
 
 
-def _describe_places(places: Sequence[Place]) -> TrainingError:
+def _list_free_space(folders: Sequence[WrittenFolder]) -> TrainingError:
     return TrainingError(
-        "cannot write: no room on a disk, or for more files of this user",
-        "one of " + "; ".join(f"{each.folder}: {_describe_free(each.folder)}" for each in places),
-        f"make room there, or raise the quota, {GO_ON}",
+        "cannot write: a disk is full, or this user has reached a quota",
+        "one of " + "; ".join(f"{each.folder}: {_describe_free(each.folder)}" for each in folders),
+        f"free space on that disk, or raise the quota, {START_AGAIN}",
     )
 
 
-def _is_full(place: Place) -> bool:
+def _is_full(written: WrittenFolder) -> bool:
     try:
-        disk = os.statvfs(_find_existing(place.folder))
+        disk = os.statvfs(_find_existing(written.folder))
     except OSError:
         return False
     free, size = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
@@ -109,22 +126,26 @@ def _find_existing(path: Path) -> Path:
 
 
 def _find_path(error: BaseException) -> Path | None:
-    """The file that an error, or what it came from, names."""
+    """Return the path that a full-disk error, or one of its causes, names; None if none does."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in FULL and isinstance(seen.filename, str):
+        if (
+            isinstance(seen, OSError)
+            and seen.errno in FULL_DISK_ERRNOS
+            and isinstance(seen.filename, str)
+        ):
             return Path(seen.filename)
         seen = seen.__cause__ or seen.__context__
     return None
 
 
-def is_about_a_full_disk(error: BaseException) -> bool:
-    """Whether an error, or what it came from, is a write without room."""
+def is_full_disk_error(error: BaseException) -> bool:
+    """Return whether an error, or one of its causes, says that a disk is full."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in FULL:
+        if isinstance(seen, OSError) and seen.errno in FULL_DISK_ERRNOS:
             return True
-        if any(word in str(seen) for word in WORDS) and "Reader" not in str(seen):
+        if any(word in str(seen) for word in FULL_DISK_WORDS) and "Reader" not in str(seen):
             return True
         seen = seen.__cause__ or seen.__context__
     return False
@@ -134,4 +155,4 @@ def _describe_free(path: Path) -> str:
     try:
         return f"{shutil.disk_usage(_find_existing(path)).free / 1e6:,.1f} MB free"
     except OSError as error:
-        return f"its free space is not known: {error.strerror}"
+        return f"cannot read its free space: {error.strerror}"

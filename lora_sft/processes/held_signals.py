@@ -1,8 +1,9 @@
-"""Keep a signal's handler from raising where a library holds a lock.
+"""Delay signal handlers while a library holds a lock.
 
-A handler runs between any two lines of Python, those of `queue` and `concurrent.futures` too. What
-it raises there leaves a lock behind, and a thread that wants it waits for ever, and with it whoever
-waits for the thread (https://docs.python.org/3/library/signal.html#handlers-and-exceptions).
+A handler can run between any two instructions of Python code, also inside `queue` and
+`concurrent.futures`. If it raises an exception there, a lock may never be released. A thread that
+needs the lock then waits for ever, and so does the code that joins this thread
+(https://docs.python.org/3/library/signal.html#handlers-and-exceptions).
 """
 
 from __future__ import annotations
@@ -17,26 +18,30 @@ HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 @contextmanager
 def signals_held(meanwhile: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Inside, a signal that has a handler waits; it is handled at the end, as it would have been.
+    """Delay the signal handlers until the end of the block, then run those of received signals.
 
-    For short waits, or with `meanwhile`, called when one comes, which makes them short; it must
-    take no lock either. Handlers run on the main thread; elsewhere nothing is held.
+    Signals without a Python handler (default or ignored) are not delayed. Only the main thread
+    runs handlers, so in other threads this does nothing.
+
+    Args:
+        meanwhile: Called as soon as a signal arrives. If the block may take long, it must make the
+            block end soon. It must not take a lock.
     """
-    came: list[int] = []
+    received: list[int] = []
 
     def note(number: int, frame: object) -> None:
-        came.append(number)
+        received.append(number)
         meanwhile()
 
     is_main = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in HELD if is_main}
-    raising = {number: handler for number, handler in handlers.items() if callable(handler)}
+    delayed = {number: handler for number, handler in handlers.items() if callable(handler)}
     try:
-        for number in raising:
+        for number in delayed:
             signal.signal(number, note)
         yield
     finally:
-        for number, handler in raising.items():
+        for number, handler in delayed.items():
             signal.signal(number, handler)
-        for received in came:
-            signal.raise_signal(received)
+        for each in received:
+            signal.raise_signal(each)

@@ -1,10 +1,11 @@
-"""Wait for the other processes through files, outside of any collective.
+"""Wait for the other processes with files instead of collectives.
 
-Preparing data, loading a model, converting a checkpoint and merging may take one machine longer
-than a collective may take (`train.ddp_timeout`, torchrun's five minutes at the end). While a
-process waits here the watch still sees whether the others live.
+Preparing data, loading a model, converting a checkpoint and merging may take longer than a
+collective may take (`train.ddp_timeout`), or than torchrun's five minutes at the end. While a
+process waits here, its watch still notices if another process dies.
 
-Folders are listed: looking for a single name, NFS remembers for a while that it was not there.
+A waiting process lists the whole folder, because an NFS client caches for a while that a single
+file does not exist.
 """
 
 from __future__ import annotations
@@ -19,93 +20,108 @@ from lora_sft.errors import DataError
 from lora_sft.log import say
 from lora_sft.processes.watch import EndedElsewhere, Watch
 
-POLL_SECONDS = 0.05  # at first; at last once a second, since many processes look at one folder
+# The pause between two checks grows, because many processes may list the same folder.
+POLL_SECONDS = 0.05
 LAST_POLL_SECONDS = 1.0
 SAY_EVERY_SECONDS = 60.0
-FAREWELL_SECONDS = 10.0  # the main process's patience; its watch's is longer
+LEAVE_SECONDS = 10.0  # how long rank 0 waits for the others at the end
 
 
-def meet(watch: Watch | None, place: str, word: Any = None) -> dict[int, Any]:
-    """Wait until every process has come to this place; what each of them says (JSON), by its rank.
+def meet(watch: Watch | None, point: str, message: Any = None) -> dict[int, Any]:
+    """Wait until every process has reached `point`, and return the message of each rank.
 
-    Raises: EndedElsewhere where another process ended the run.
+    Args:
+        watch: The watch of this process; None in a run of one process.
+        point: The name of this point in the run.
+        message: JSON data for the other processes.
+
+    Raises: EndedElsewhere if another process ended the run.
     """
     if watch is None:
-        return {0: word}
-    _put_down(watch, place, word)
+        return {0: message}
+    _write_message(watch, point, message)
     ranks = range(watch.processes.world_size)
-    _wait_for(watch, place, ranks)
+    _wait_for(watch, point, ranks)
     return {
-        rank: json.loads(_name(watch, place, rank).read_text(encoding="utf-8")) for rank in ranks
+        rank: json.loads(_find_file(watch, point, rank).read_text(encoding="utf-8"))
+        for rank in ranks
     }
 
 
 def check_same_data(watch: Watch | None, fingerprints: Mapping[str, str]) -> None:
-    """Wait until every process has its rows. `fingerprints`: one for each split.
+    """Wait until every process has read its data, and check that all have the same rows.
 
-    Raises: DataError where they are not the same rows: machines that each have files or a cache of
-    their own would train on other shares than they think, and rows of one's validation split.
+    Each machine may have its own files or its own cache. With different rows the processes would
+    train on overlapping shares, and a row that is held out on one machine could be trained on
+    another.
+
+    Args:
+        watch: The watch of this process; None in a run of one process.
+        fingerprints: The fingerprint of each split on this process.
+
+    Raises: DataError if a split differs between two processes.
     """
-    words = meet(watch, "data", dict(fingerprints))
+    by_rank = meet(watch, "data", dict(fingerprints))
     for split, fingerprint in fingerprints.items():
-        others = [rank for rank, word in words.items() if word.get(split) != fingerprint]
+        others = [rank for rank, found in by_rank.items() if found.get(split) != fingerprint]
         if others:
             here = watch.processes.process_rank if watch is not None else 0
             raise DataError(
-                f"process {others[0]} has other {split} rows than process {here}",
+                f"the {split} rows of process {others[0]} differ from those of process {here}",
                 f"data, on the machine of process {others[0]}",
-                "give every machine the same files (or one shared folder), or clear the cache of "
-                "the one that prepared them on another day",
+                "give every machine the same files, or one shared folder. If the files are the "
+                "same, the chat template may show the date of another day: write "
+                "data.template_date, or delete the cache (~/.cache/lora-sft) on each machine",
             )
 
 
 def leave_after_main(watch: Watch | None) -> None:
-    """The main process comes here once it has written how the run ended, its merge included; the
-    others wait for it, and it waits until they have gone.
+    """Keep the other processes alive until rank 0 has finished its work; rank 0 leaves last.
 
-    A launcher takes processes that are done for a reason to end the rest: torchrun waits five
-    minutes, and then stops a main process that still merges on another machine.
+    Rank 0 calls this after it has merged and written how the run ended. Without it the other
+    processes would end earlier. torchrun would then wait five minutes, and stop rank 0 even if it
+    is still merging on another machine.
 
-    Raises: EndedElsewhere where the main process ended the run before.
+    Raises: EndedElsewhere if rank 0 ended the run with an error.
     """
     if watch is None:
         return
     if not watch.processes.is_main:
         _wait_for(watch, "done", [0])
         return
-    _put_down(watch, "done", None)
-    deadline = time.monotonic() + FAREWELL_SECONDS
+    _write_message(watch, "done", None)
+    deadline = time.monotonic() + LEAVE_SECONDS
     while _list_ranks(watch, "beat") - {0} and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
 
 
-def _put_down(watch: Watch, place: str, word: Any) -> None:
-    own = _name(watch, place, watch.processes.process_rank)
+def _write_message(watch: Watch, point: str, message: Any) -> None:
+    own = _find_file(watch, point, watch.processes.process_rank)
     staged = own.with_suffix(".staged")
-    staged.write_text(json.dumps(word), encoding="utf-8")
+    staged.write_text(json.dumps(message), encoding="utf-8")
     staged.replace(own)
 
 
-def _wait_for(watch: Watch, place: str, ranks: Iterable[int]) -> None:
-    """Until each of `ranks` has put down its word; says once a minute who has not."""
-    began = said = time.monotonic()
-    while missing := set(ranks) - _list_ranks(watch, place):
+def _wait_for(watch: Watch, point: str, ranks: Iterable[int]) -> None:
+    """Wait until each of `ranks` has written its message; name the missing ones once per minute."""
+    began = last_said = time.monotonic()
+    while missing := set(ranks) - _list_ranks(watch, point):
         end = watch.find_end()
         if end is not None:
             raise EndedElsewhere(end, watch.folder)
         now = time.monotonic()
-        if now - said > SAY_EVERY_SECONDS:
-            said = now
-            say(f"waiting for process {', '.join(map(str, sorted(missing)))} ({place})")
+        if now - last_said > SAY_EVERY_SECONDS:
+            last_said = now
+            say(f"waiting for process {', '.join(map(str, sorted(missing)))} ({point})")
         time.sleep(min(LAST_POLL_SECONDS, POLL_SECONDS + (now - began) / 10))
 
 
-def _name(watch: Watch, place: str, rank: int) -> Path:
-    return watch.folder / f"{place}-{rank}.json"
+def _find_file(watch: Watch, point: str, rank: int) -> Path:
+    return watch.folder / f"{point}-{rank}.json"
 
 
-def _list_ranks(watch: Watch, place: str) -> set[int]:
-    """Who has put down a word at this place, or gives signs of life (`beat`)."""
-    there = {path.name for path in watch.folder.iterdir()}
+def _list_ranks(watch: Watch, point: str) -> set[int]:
+    """Return the ranks that have a file for `point`: a message, or a heartbeat for `beat`."""
+    names = {path.name for path in watch.folder.iterdir()}
     ranks = range(watch.processes.world_size)
-    return {rank for rank in ranks if _name(watch, place, rank).name in there}
+    return {rank for rank in ranks if _find_file(watch, point, rank).name in names}

@@ -1,4 +1,4 @@
-"""The file in which a worker leaves its exit code for the process that started the launcher."""
+"""Let a worker write its exit code into a file, for the command that started the launcher."""
 
 from __future__ import annotations
 
@@ -8,19 +8,24 @@ from pathlib import Path
 
 from lora_sft.errors import EXIT_DONE
 
-OUTCOME = "LORA_SFT_OUTCOME"  # names a file in which a worker leaves its exit code
+OUTCOME_VARIABLE = "LORA_SFT_OUTCOME"  # the environment variable with the path of that file
 
 
 def leave_outcome(
     environment: Mapping[str, str], exit_code: int, *, was_told: bool = False
 ) -> None:
-    """Called by a worker: keep its exit code for whoever started the launcher.
+    """Write this worker's exit code for `lora-sft launch`, unless it is 0.
 
-    The first that is no success counts: the main process may fail after the others are done.
-    `was_told`: it left at once because of a signal. That is the run's end where somebody asked for
-    it; a launcher sends the same signal to whoever is left when a process has died.
+    The first worker that fails writes the file: later ones leave it as it is. A worker that
+    succeeds writes nothing, because rank 0 may still fail after the others have ended.
+
+    Args:
+        environment: Holds the path of the file. Without it nothing is written.
+        exit_code: The exit code of this worker.
+        was_told: Whether a signal ended this worker at once. The user may have sent the signal, but
+            a launcher also sends it to the remaining workers after one has died.
     """
-    path = environment.get(OUTCOME)
+    path = environment.get(OUTCOME_VARIABLE)
     if path is None or exit_code == EXIT_DONE:
         return
     try:

@@ -1,7 +1,7 @@
-"""One run at a time in an output directory.
+"""Lock an output directory, so that only one run at a time writes into it.
 
-Two runs that share one would write over each other's checkpoints, and each would look right. The
-lock is the kernel's: it is gone with its process, however that ended.
+Two runs in one directory would overwrite each other's checkpoints without an error. The kernel
+holds the lock and releases it when the process ends, also after a crash.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from lora_sft.errors import RecipeError
 from lora_sft.log import say
 
 LOCK_FILE = ".lock"
-# What file systems without locks answer (some NFS and Lustre mounts).
+# The errors of file systems without locks (some NFS and Lustre mounts).
 UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextmanager
 def locked(folder: Path, *, is_main: bool) -> Iterator[None]:
-    """Hold the run directory for this run; its main process does so for all.
+    """Lock the run directory `folder` inside the block; only rank 0 takes the lock.
 
-    Raises: RecipeError where another run holds it.
+    Raises: RecipeError if another run holds the lock.
     """
     if not is_main:
         yield
@@ -36,9 +36,9 @@ def locked(folder: Path, *, is_main: bool) -> Iterator[None]:
         if not try_lock(file, fcntl.LOCK_EX):
             file.seek(0)
             raise RecipeError(
-                f"another run is writing there ({file.read().strip() or 'it does not say which'})",
+                f"another run uses this output directory ({file.read().strip() or 'unknown'})",
                 f"{folder}  output_dir",
-                "wait for its end, or choose another output_dir",
+                "wait until that run has ended, or set another output_dir",
             )
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -47,7 +47,14 @@ def locked(folder: Path, *, is_main: bool) -> Iterator[None]:
 
 
 def try_lock(file: IO[str], kind: int) -> bool:
-    """Take a lock if it is free. A file system that knows no locks gives it to anybody."""
+    """Try to lock a file, and return whether this process now has the lock.
+
+    On a file system without locks, warn and return True.
+
+    Args:
+        file: The open file to lock.
+        kind: `fcntl.LOCK_EX` or `fcntl.LOCK_SH`.
+    """
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -55,5 +62,8 @@ def try_lock(file: IO[str], kind: int) -> bool:
     except OSError as error:
         if error.errno not in UNSUPPORTED:
             raise
-        say(f"warning: {file.name}: no locks on this file system; start no second run there")
+        say(
+            f"warning: {file.name}: this file system has no locks; "
+            "do not start a second run in this folder"
+        )
     return True

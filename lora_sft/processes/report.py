@@ -1,7 +1,7 @@
-"""Leave the exit code and reason of a start where any launcher's user finds them: `status.json`.
+"""Write `status.json` if a run fails: the exit code and the reason, under every launcher.
 
-Alone, a process writes its own. Among several, the first one to fail does: the others then fail
-too, for want of it, and their reasons would hide the cause.
+In a run of several processes only the first process that fails writes it. The others then fail
+too, because that process is missing, and their reasons would hide the cause.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.distributed
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from lora_sft.errors import EXIT_INTERRUPTED, EXIT_UNEXPECTED, LoraSftError, RecipeError
+from lora_sft.errors import EXIT_INTERRUPTED, EXIT_UNEXPECTED, Fault, LoraSftError, RecipeError
 from lora_sft.file_names import CHECKPOINT_PREFIX, MANIFEST_FILE
 from lora_sft.log import say
 from lora_sft.processes.held_signals import signals_held
@@ -28,24 +28,28 @@ from lora_sft.processes.this_process import Processes
 from lora_sft.processes.watch import FOLDER, STALL_SHARE, Watch
 from lora_sft.run_directory import RunDirectory
 
-SHARED_SECONDS = 10.0  # NFS keeps what it knows of a folder for a few seconds
+SHARED_SECONDS = 10.0  # longer than an NFS client caches the contents of a folder
 
 
 class Report:
-    """How this start ended, or will."""
+    """The watch over the other processes, and the record of why this start of the run failed."""
 
     def __init__(self, run: RunDirectory, processes: Processes) -> None:
         self.run = run
         self.processes = processes
         self.watch: Watch | None = None
 
-    def watch_over(self, collective_seconds: float) -> Watch | None:
-        """Look at the other processes from here on; the process group is open.
+    def start_watch(self, collective_seconds: float) -> Watch | None:
+        """Start to watch the other processes; the process group must be open.
 
-        `collective_seconds`: how long a collective may take. Each start has a folder of its own,
-        so that nothing that an earlier one left is taken for a sign of life.
+        Each start uses a new folder, because the heartbeats of an earlier start must not count.
 
-        Raises: RecipeError where the processes do not see each other's files.
+        Args:
+            collective_seconds: How long a collective may take.
+
+        Returns: The watch, or None in a run of one process.
+
+        Raises: RecipeError if the processes do not see each other's files.
         """
         if not torch.distributed.is_initialized() or self.processes.world_size == 1:
             return None
@@ -59,7 +63,10 @@ class Report:
         return watch
 
     def _check_shared(self, folder: Path) -> None:
-        """Whether all processes see what the main one writes: checkpoints and signs of life."""
+        """Check that every process sees a file that rank 0 writes into the run directory.
+
+        Otherwise the others would find neither its checkpoints nor its heartbeats.
+        """
         token = folder / "shared"
         if self.processes.is_main:
             folder.mkdir(parents=True)
@@ -75,23 +82,23 @@ class Report:
             raise RecipeError(
                 "output_dir is not shared by all machines",
                 f"{self.run.path}  output_dir",
-                "put it on a file system that all machines see",
+                "set output_dir to a folder on a file system that all machines share",
             )
 
     def leave(self) -> None:
-        """Wait for the main process's end, then stop watching the others."""
+        """Wait until rank 0 has finished its work, then stop the watch."""
         leave_after_main(self.watch)
         self.stop_watching()
 
     def stop_watching(self) -> None:
-        """Every process came to the end of the work they share."""
+        """Stop the watch: from here on this process does not need the others."""
         if self.watch is not None:
             with signals_held():
                 self.watch.stop()
             self.watch = None
 
     def fail(self, error: BaseException) -> BaseException:
-        """Write down why the start failed; the error to show, which names the cause."""
+        """Write why the start failed, and return the error to show, which names the cause."""
         shown = self.watch.explain(error) if self.watch is not None else error
         code, reason = _describe(shown)
         if self.watch is not None:
@@ -102,7 +109,7 @@ class Report:
         return shown
 
     def _write(self, exit_code: int, reason: str) -> None:
-        """Raises nothing: the process leaves after it, and another word may be on its way."""
+        """Write `status.json`; raise nothing, because the caller is already handling an error."""
         try:
             self._try_to_write(exit_code, reason)
         except OSError:
@@ -110,11 +117,11 @@ class Report:
                 self._remove_unfinished()
                 self._try_to_write(exit_code, reason)
             except OSError as error:
-                say(f"{self.run.status} cannot be written: {error.strerror}")
+                say(f"warning: cannot write {self.run.status}: {error.strerror}")
 
     def _try_to_write(self, exit_code: int, reason: str) -> None:
         if self.run.is_finished:
-            return  # its end stands until this start has cleared it: so far nothing was changed
+            return  # this start has changed nothing yet, so the run is still finished
         checkpoints = [
             each for each in self.run.list_checkpoints() if (each / MANIFEST_FILE).exists()
         ]
@@ -122,10 +129,10 @@ class Report:
         self.run.write_status(exit_code, reason, step, state_saved=False)
 
     def _remove_unfinished(self) -> None:
-        """Make room on a full disk: what was never sealed is of no use to anyone."""
+        """Delete unfinished checkpoints to free space: they cannot be loaded."""
         for folder in (*self.run.list_checkpoints(), self.run.checkpoints / "_probe"):
             if folder.exists() and not (folder / MANIFEST_FILE).exists():
-                say(f"removed {folder}: it was not finished")
+                say(f"removed {folder}: this checkpoint was not finished")
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -133,15 +140,16 @@ class Report:
 def status_written(
     run: RunDirectory, processes: Processes, request: StopRequest
 ) -> Iterator[Report]:
-    """Inside, whatever goes wrong is written down, and raised as what it was.
+    """Write `status.json` if the block fails, and raise the error that names the cause.
 
-    A launcher sends SIGTERM to the rest as soon as one process fails; it is passed over then.
+    After the first error, signals are ignored: a launcher sends SIGTERM to the remaining processes
+    as soon as one has failed.
     """
     report = Report(run, processes)
     try:
         yield report
     except BaseException as error:
-        request.finish()
+        request.ignore_signals()
         shown = report.fail(error)
         if shown is error:
             raise
@@ -149,7 +157,7 @@ def status_written(
 
 
 def _is_listed(file: Path) -> bool:
-    """Listing a folder asks an NFS server anew where looking for a name may not."""
+    """Return whether `file` exists; an NFS client could answer `exists()` from an old cache."""
     return file.parent.is_dir() and file.name in {each.name for each in file.parent.iterdir()}
 
 
@@ -160,4 +168,4 @@ def _describe(error: BaseException) -> tuple[int, str]:
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED, "interrupted"
-    return EXIT_UNEXPECTED, f"{type(error).__name__}: {error}"
+    return EXIT_UNEXPECTED, Fault(f"{type(error).__name__}: {error}").what

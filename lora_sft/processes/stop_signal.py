@@ -1,11 +1,12 @@
-"""What SIGTERM, SIGUSR1 and Ctrl-C mean, from the first line of a run to its last.
+"""Handle SIGTERM, SIGUSR1 and Ctrl-C in every phase of a run.
 
-While the trainer steps, a signal is noted and honoured at the next step boundary, with the state
-saved. Before and after there is nothing to save that is not on disk already: the run ends at
-once. Once the outcome is written, signals are passed over; a launcher sends them to whoever is
-still closing down, and where the process ends with the run nothing changes its exit code after.
+- In the training loop, a signal is noted. The trainer saves its state at the end of the step and
+  stops.
+- Before and after the loop, everything that can be saved is already on disk. The run ends at once.
+- After the exit code has been written, signals are ignored. A launcher may still send them to
+  processes that are about to end, and they must not change the exit code.
 
-Imports nothing heavy: the handlers are in place before torch is found on disk.
+This file imports nothing heavy, so that the handlers are installed before torch is imported.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ CAUGHT = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Stopped(BaseException):
-    """A signal ended the run outside the training loop. No library may swallow it."""
+    """A signal ended the run outside the training loop.
+
+    It derives from BaseException, so that a library's `except Exception` does not catch it.
+    """
 
     def __init__(self, received: signal.Signals) -> None:
         self.received = received
@@ -36,15 +40,21 @@ class Stopped(BaseException):
 
 
 def exit_code_of(received: signal.Signals | None) -> int:
-    """130 after Ctrl-C, 75 ("resume me") after any other signal."""
+    """Return the exit code of a stopped run: 130 after Ctrl-C, 75 after any other signal.
+
+    75 tells a scheduler to start the same command again.
+    """
     return EXIT_INTERRUPTED if received == signal.SIGINT else EXIT_RESUME_ME
 
 
 class StopRequest:
-    """Whether the run was asked to stop, and what a signal does at this moment.
+    """Note whether a signal asked the run to stop, and decide what the next signal does.
 
-    `ends_process`: the program sets it where it leaves after the run. Closing the libraries takes
-    a while, and the handlers from before would let a second signal choose the exit code.
+    Attributes:
+        ends_process: Whether the process ends after the run; the program sets it. Then signals stay
+            ignored after the run: closing the libraries takes a while, and a second signal must
+            not change the exit code.
+        received: The last signal, or None.
     """
 
     ends_process: ClassVar[bool] = False
@@ -56,7 +66,10 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
-        """Catch the signals; again inside, or outside the main thread, nothing changes."""
+        """Handle the signals inside the block.
+
+        A second block inside the first does nothing, and neither does one outside the main thread.
+        """
         is_main = threading.current_thread() is threading.main_thread()
         mine = is_main and signal.getsignal(signal.SIGTERM) != self._receive
         before = {number: signal.signal(number, self._receive) for number in CAUGHT if mine}
@@ -64,16 +77,16 @@ class StopRequest:
             yield self
         finally:
             if self.ends_process and mine:
-                self.finish()
+                self.ignore_signals()
             for number, handler in before.items():
                 signal.signal(number, signal.SIG_IGN if self.ends_process else handler)
 
     @contextmanager
     def stepping(self) -> Iterator[None]:
-        """Inside, the caller looks at `received` after each step.
+        """Only note signals inside the block: the caller checks `received` after each step.
 
-        Raises: Stopped where a signal came before and was lost (an exception raised while an
-        object is deleted is only printed).
+        Raises: Stopped if a signal arrived earlier but its exception was lost. Python only prints
+            an exception that is raised while an object is deleted.
         """
         if self.received is not None:
             raise Stopped(self.received)
@@ -84,8 +97,8 @@ class StopRequest:
             finally:
                 self._is_stepping = False
 
-    def finish(self) -> None:
-        """The outcome is written: nothing that comes now changes it."""
+    def ignore_signals(self) -> None:
+        """Ignore all signals from now on: the exit code of the run has been written."""
         self._is_over = True
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -95,4 +108,4 @@ class StopRequest:
         self.received = signal.Signals(number)
         if not self._is_stepping or is_second:
             raise Stopped(self.received)
-        say(f"{self.received.name}: saving at the end of this step, then stopping")
+        say(f"{self.received.name} received: the run saves its state after this step and stops")

@@ -1,8 +1,7 @@
-"""Which process of the run this one is, read from what any launcher sets.
+"""Read this process's rank and the world size from the environment.
 
-`python`, `torchrun`, `accelerate launch` and `deepspeed` all announce themselves through the
-same environment variables; nothing here starts a process group (transformers does, when its
-arguments are built).
+`torchrun`, `accelerate launch` and `deepspeed` all set the same variables. This file does not open
+the process group: transformers does that when `TrainingArguments` are built.
 """
 
 from __future__ import annotations
@@ -17,21 +16,21 @@ from lora_sft.processes.world import read_number
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's place in the run: global rank and number of processes."""
+    """The rank of this process, and the world size of the run."""
 
     process_rank: int = 0
     world_size: int = 1
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the run directory and speaks to the user."""
+        """Whether this is rank 0, which writes the run directory and the log."""
         return self.process_rank == 0
 
     @classmethod
     def from_environment(cls) -> Processes:
-        """Read RANK and WORLD_SIZE; alone where no launcher set them.
+        """Read RANK and WORLD_SIZE; without them this is a run of one process.
 
-        Raises: RecipeError where one of them is no number.
+        Raises: RecipeError if one of them is not an integer.
         """
         return cls(
             process_rank=read_number(os.environ, "RANK", 0),
@@ -40,29 +39,34 @@ class Processes:
 
 
 def check_devices(environment: Mapping[str, str], num_gpus: int) -> None:
-    """Every process of a machine needs a GPU of its own, unless each is shown one.
+    """Check that every process on this machine can use a GPU of its own.
 
-    `num_gpus`: how many this process sees.
+    Some launchers show each process only one GPU, so `num_gpus` 1 is accepted. 0 means that the
+    run uses the CPU. NCCL would refuse a shared GPU only much later.
 
-    Raises: RecipeError where several processes would share one, which NCCL refuses much later.
+    Args:
+        environment: Holds LOCAL_WORLD_SIZE, the number of processes on this machine.
+        num_gpus: How many GPUs this process sees.
+
+    Raises: RecipeError if there are more processes than GPUs.
     """
     local = read_number(environment, "LOCAL_WORLD_SIZE", 1)
     if local > num_gpus > 1:
         raise RecipeError(
-            f"{local} processes on this machine, and {num_gpus} GPUs",
+            f"{local} processes were started on this machine, but it has {num_gpus} GPUs",
             "LOCAL_WORLD_SIZE",
-            f"start {num_gpus} processes on it: lora-sft launch RECIPE --gpus {num_gpus}",
+            f"start one process per GPU: lora-sft launch RECIPE --gpus {num_gpus}",
         )
 
 
 def leave_process_group() -> None:
-    """Wait until every process is here, then close the group.
+    """Wait until every process calls this, then close the process group.
 
-    A process that ends while its group is open may abort at the interpreter's end (gloo:
-    `terminate called without an active exception`), and the launcher then kills the main one,
-    which is still writing the adapter. Nothing collective may follow.
+    A process that ends with an open group may abort (gloo: `terminate called without an active
+    exception`). The launcher would then kill rank 0, which may still be merging. No collective may
+    follow this call.
     """
-    import torch.distributed  # who only watches the processes needs no torch
+    import torch.distributed  # late, because other users of this file do not need torch
 
     if torch.distributed.is_initialized():
         torch.distributed.barrier()

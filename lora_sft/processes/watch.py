@@ -1,19 +1,22 @@
-"""End a run of several processes as soon as one of them is gone or stands still.
+"""End a run of several processes as soon as one of them dies, hangs or fails.
 
-A process that dies leaves the others waiting in a collective, which NCCL notices after
-`train.ddp_timeout` (half an hour) and gloo only where the connection breaks. So each process
-writes a sign of life into the run directory and looks at its neighbour's:
+If a process dies, the others wait for it in a collective. NCCL reports that after
+`train.ddp_timeout` (half an hour), and gloo only if the connection breaks. So each process writes
+a heartbeat file into the run directory once per second, and reads the file of the next rank:
 
-- an error in any process ends all of them within `BEAT_SECONDS`, and its reason is the run's;
-- a process that is gone (same machine) is noticed within a few beats, one that gives no sign of
-  life (another machine, stopped, or stuck in native code) after `DEAD_SECONDS`;
-- no step for nine tenths of `train.ddp_timeout` is a stall, before a collective may time out.
+- If a process fails, all processes end within a few seconds, with its reason.
+- If a process on the same machine has died, the run ends after a few heartbeats.
+- If a heartbeat stops changing, the run ends after `DEAD_SECONDS`. The process may be on a lost
+  machine, suspended, or stuck in native code.
+- If no process makes a step for nine tenths of `train.ddp_timeout`, the run ends as stalled. That
+  is before a collective would time out.
 
-A process that could not look itself (all of them suspended by a scheduler, say) counts anew.
+A process that was itself suspended, for example by a scheduler, starts all these waits again.
 
-Whoever notices first writes `end.json`; it alone decides `status.json`. Everybody then writes the
-stacks of its threads beside it and leaves. Files, not the process group: that is what hangs.
-Clocks are never compared between machines; what counts is that a file changes.
+The first process that notices writes `end.json`, and only this process writes `status.json`. Every
+process then writes the stacks of its threads into the same folder and ends. All this uses files,
+because the process group is what hangs. A process never compares the clocks of two machines: it
+only notices whether a file changes.
 """
 
 from __future__ import annotations
@@ -36,18 +39,18 @@ from lora_sft.errors import EXIT_TRAINING, TrainingError
 from lora_sft.processes.stop_signal import Stopped
 from lora_sft.processes.this_process import Processes
 
-FOLDER = "processes"  # of the run directory; gone after a good end
+FOLDER = "processes"  # in the run directory; removed if the run ends without an error
 BEAT_SECONDS = 1.0
 DEAD_SECONDS = 20.0
-GONE_BEATS = 3  # its own word on why it ends may be on the way
-WORD_BYTES = 4096
-BLIND_SECONDS = 5.0  # without a turn of its own, a process knows nothing of the others
-STALL_SHARE = 0.9  # of the collectives' own limit
+GONE_BEATS = 3  # how many heartbeats to wait for the reason that a dead process may have written
+END_BYTES = 4096  # reserved for `end.json`, also if the disk becomes full
+BLIND_SECONDS = 5.0  # if this thread did not run for so long, it cannot judge the others
+STALL_SHARE = 0.9  # of the time limit of a collective
 
 
 @dataclass(frozen=True)
 class End:
-    """Why the run ends, and which process said so."""
+    """Why the run ends, and the rank of the process that ended it."""
 
     process_rank: int
     exit_code: int
@@ -55,16 +58,23 @@ class End:
 
 
 class EndedElsewhere(TrainingError):
-    """Another process ended the run: this one leaves with its reason and its exit code."""
+    """Another process ended the run; this process ends with the same reason and exit code."""
 
     def __init__(self, end: End, folder: Path) -> None:
         what = f"process {end.process_rank} ended the run: {end.reason}"
-        super().__init__(what, str(folder), "see what that process printed")
+        super().__init__(what, str(folder), f"read the messages of process {end.process_rank}")
         self.exit_code = end.exit_code
 
 
 class Watch:
-    """This process's signs of life, and its eye on the next one."""
+    """A thread that writes this process's heartbeat and checks the heartbeat of the next rank.
+
+    Args:
+        folder: The folder of this start, shared by all processes.
+        processes: The rank of this process, and the world size.
+        stall_seconds: How long all processes may make no step.
+        write_status: Writes `status.json` from an exit code and a reason. It must not raise.
+    """
 
     def __init__(
         self,
@@ -82,7 +92,7 @@ class Watch:
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._stacks: IO[str] | None = None
-        self._word: IO[str] | None = None
+        self._end_file: IO[str] | None = None
         self._identity = {
             "host": socket.gethostname(),
             "pids": _identify_process_ids(),
@@ -90,21 +100,22 @@ class Watch:
         }
 
     def start(self) -> None:
-        """Give the first sign of life, and look at the others from now on."""
+        """Write the first heartbeat, and start to check the next rank."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._stacks = self._path("stacks", "txt").open("w")  # kept open: a full disk may be why
-        self._word = self._path("end", "staged").open("w+")
-        self._word.write(" " * WORD_BYTES)  # room for it; JSON may end in blanks
-        self._word.flush()
+        # Both files are opened now, because a full disk may be the reason to write them.
+        self._stacks = self._path("stacks", "txt").open("w")
+        self._end_file = self._path("end", "staged").open("w+")
+        self._end_file.write(" " * END_BYTES)  # reserves the space; JSON may end in blanks
+        self._end_file.flush()
         self._beat(0)
         self._thread.start()
 
     def stop(self) -> None:
-        """The run came to its end here; after a good one each process clears up its own files."""
+        """Stop the thread; if the run ended without an error, delete this process's files."""
         self._is_over.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
-        for file in (self._stacks, self._word):
+        for file in (self._stacks, self._end_file):
             if file is not None:
                 file.close()
         self._path("end", "staged").unlink(missing_ok=True)
@@ -112,51 +123,54 @@ class Watch:
             return
         for path in self.folder.glob(f"*-{self.processes.process_rank}.*"):
             path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # others are still in there, or were faster
+        with contextlib.suppress(OSError):  # other processes have files in it, or removed it
             self.folder.rmdir()
             self.folder.parent.rmdir()
 
     def step(self) -> None:
-        """Something was done: a micro-batch, an evaluation batch."""
+        """Count one unit of progress: a micro-batch, an evaluation batch or a checkpoint."""
         self._progress += 1
 
-    def stepping(self, is_stepping: bool) -> None:
-        """Whether steps are to be expected; loading and saving take as long as they take."""
+    def expect_steps(self, is_stepping: bool) -> None:
+        """Set whether a missing step is a stall; loading and merging may take any time."""
         self._progress += 1
         self._is_stepping = is_stepping
 
     def find_end(self) -> End | None:
-        """Why the run ends, once a process has said so."""
+        """Return why the run ends; None while no process has ended it."""
         record = _read(self.folder / "end.json")
         return End(**record) if record is not None else None
 
     def end(self, exit_code: int, reason: str) -> End:
-        """Say that the run ends. The first to do so is right; its word is returned.
+        """End the run on all processes. Return the exit code and reason of the first that ended it.
 
-        It raises nothing, whatever the file system says: the run ends with `mine` then.
+        The first process that ends the run decides both. This function raises nothing: if the file
+        cannot be written, it returns those of this process.
         """
         mine = End(self.processes.process_rank, exit_code, reason)
         try:
-            self._say(json.dumps(mine.__dict__))
+            self._write_end(json.dumps(mine.__dict__))
         except FileExistsError:
             return self.find_end() or mine
         except OSError as error:
-            print(f"watch: {error}", file=sys.stderr)
+            print(f"warning: cannot write why the run ends: {error}", file=sys.stderr)
         self._write_status(exit_code, reason)
         return mine
 
-    def _say(self, word: str) -> None:
-        """Put `end.json` there, where there is none yet.
+    def _write_end(self, text: str) -> None:
+        """Create `end.json` with `text`.
 
-        The file was opened at the start, with room for a word, since a full disk may be the
-        reason. Not every file system has hard links; without one it may be seen half written.
+        A hard link to the reserved file makes the whole text visible at once. Some file systems
+        have no hard links: then the file is written directly, and a reader may see half of it.
+
+        Raises: FileExistsError if another process has created it.
         """
         path = self.folder / "end.json"
-        if self._word is not None:
+        if self._end_file is not None:
             try:
-                self._word.seek(0)
-                self._word.write(word.ljust(WORD_BYTES))
-                self._word.flush()
+                self._end_file.seek(0)
+                self._end_file.write(text.ljust(END_BYTES))
+                self._end_file.flush()
                 os.link(self._path("end", "staged"), path)
                 return
             except FileExistsError:
@@ -164,14 +178,14 @@ class Watch:
             except OSError:
                 pass
         with path.open("x", encoding="utf-8") as file:
-            file.write(word)
+            file.write(text)
 
     def explain(self, error: BaseException) -> BaseException:
-        """The error that a person should see: another process's, where that was the cause.
+        """Return the error to show: the one of another process, if that was the cause.
 
-        A collective fails wherever a process is missing; what was wrong with that one it says
-        itself, or it is gone without a word. So it is with a SIGTERM, which a launcher sends to
-        whoever is left.
+        A collective fails on every process if one process is missing, and a launcher sends SIGTERM
+        to the remaining processes. The missing process has usually written its own reason. If it
+        has died without one, the returned error names that process.
         """
         if isinstance(error, TrainingError) or not _is_about_others(error):
             return error
@@ -192,8 +206,8 @@ class Watch:
         return TrainingError(
             gone or f"the connection to another process broke: {text}",
             f"process {self.processes.process_rank}, {self.folder}",
-            "look for its last words in the launcher's output (out of memory?); "
-            "the same command goes on from the last checkpoint",
+            "read the launcher's output for the cause (often a lack of memory); "
+            "the same command continues from the last checkpoint",
         )
 
     # --- the thread -------------------------------------------------------------------------------
@@ -221,7 +235,7 @@ class Watch:
                 end = self.end(EXIT_TRAINING, _describe_gone(neighbour, record))
             elif end is None and now - seen_at > DEAD_SECONDS:
                 where = f" on {record['host']}" if record else ""
-                what = f"process {neighbour}{where} gave no sign of life for {DEAD_SECONDS:.0f} s"
+                what = f"process {neighbour}{where} sent no heartbeat for {DEAD_SECONDS:.0f} s"
                 end = self.end(EXIT_TRAINING, what)
             elif end is None and now - moved > self.stall_seconds:
                 end = self.end(EXIT_TRAINING, self._describe_stall())
@@ -229,31 +243,31 @@ class Watch:
                 self._leave(end)
 
     def _beat(self, count: int) -> None:
-        """A sign of life; without the next one, native code writes this process's stacks."""
+        """Write a heartbeat. If the next one is late, faulthandler writes the stacks."""
         path = self._path("beat", "json")
         staged = path.with_suffix(".staged")
         record = {"beat": count, "progress": self._progress, **self._identity}
         try:
             staged.write_text(json.dumps(record), encoding="utf-8")
             staged.replace(path)
-        except FileNotFoundError:  # the run is over, and its main process cleared up
+        except FileNotFoundError:  # the run is over and its folder was removed
             return
-        except OSError as error:  # a full disk is the run's to report, at its next checkpoint
-            print(f"watch: {error}", file=sys.stderr)
+        except OSError as error:  # if the disk is full, the next checkpoint ends the run
+            print(f"warning: cannot write a heartbeat: {error}", file=sys.stderr)
         assert self._stacks is not None
         faulthandler.dump_traceback_later(DEAD_SECONDS, file=self._stacks, exit=False)
 
     def _leave(self, end: End) -> None:
-        """Write the stacks and end the process: its main thread may hang for ever."""
+        """Write the stacks and end the process, because its main thread may hang for ever."""
         faulthandler.cancel_dump_traceback_later()
         assert self._stacks is not None
         faulthandler.dump_traceback(file=self._stacks, all_threads=True)
         self._stacks.flush()
-        # The main thread may be on its way out by itself, with more to say than this.
+        # The main thread may be ending by itself, with a better message.
         self._is_over.wait(GONE_BEATS * BEAT_SECONDS)
         if not self._is_over.is_set():
             rank = self.processes.process_rank
-            print(f"process {rank} leaves: {end.reason}; stacks: {self.folder}", file=sys.stderr)
+            print(f"process {rank} ends: {end.reason}; stacks: {self.folder}", file=sys.stderr)
             sys.stderr.flush()
             os._exit(end.exit_code)
 
@@ -263,8 +277,8 @@ class Watch:
             record = _read(self._path("beat", "json", rank))
             counts[rank] = record["progress"] if record else -1
         behind = [rank for rank, count in counts.items() if count == min(counts.values())]
-        who = f"; process {behind[0]} is behind the others" if len(behind) == 1 else ""
-        return f"no process made a step for {self.stall_seconds:.0f} s{who}"
+        slowest = f"; process {behind[0]} is behind the others" if len(behind) == 1 else ""
+        return f"no process made a step for {self.stall_seconds:.0f} s{slowest}"
 
     def _find_gone(self) -> str:
         for rank in range(self.processes.world_size):
@@ -279,14 +293,16 @@ class Watch:
 
 
 def _describe_gone(rank: int, record: dict[str, Any]) -> str:
-    return f"process {rank} (pid {record['pid']} on {record['host']}) is gone without a word"
+    place = f"pid {record['pid']} on {record['host']}"
+    return f"process {rank} ({place}) died without an error message"
 
 
 @cache
 def _identify_process_ids() -> str:
-    """What process ids are counted in: this boot of this machine, and the container on it.
+    """Return a name for the process ids of this machine, valid until it boots again.
 
-    Containers that share their machine's network have its name, and ids of their own.
+    Each container has process ids of its own. The host name cannot tell containers apart: those
+    that share the network of their machine also share its name.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -296,7 +312,10 @@ def _identify_process_ids() -> str:
 
 
 def _is_gone(record: dict[str, Any]) -> bool:
-    """Whether a process of this machine exists no more (or is a corpse that nobody collected)."""
+    """Return whether the process of a heartbeat ran on this machine and has ended.
+
+    A zombie process counts as ended.
+    """
     if record["pids"] != _identify_process_ids():
         return False
     try:
@@ -310,7 +329,7 @@ def _is_gone(record: dict[str, Any]) -> bool:
 
 
 def _is_about_others(error: BaseException) -> bool:
-    """Whether an error can be another process's doing: it comes from a collective."""
+    """Return whether another process may have caused the error: a signal or a collective."""
     name, text = type(error).__name__, str(error).lower()
     words = ("gloo", "nccl", "connection", "timed out", "tcpstore", "broken pipe", "rendezvous")
     return (

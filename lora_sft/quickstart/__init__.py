@@ -1,9 +1,9 @@
-"""What the quickstart needs, shipped inside the package so that it runs without a network.
+"""The model and the data of the quickstart, shipped in the package so that it needs no network.
 
-`base/` is a Llama of about one million parameters with its own tokenizer and chat template; it
-reads and writes plain English and cannot do the quickstart's task. `data/` holds that task, a
-customer's message in and one line of JSON out, as `train.jsonl`, `validation.jsonl` and
-`test.jsonl` in messages form, and `plain_text.jsonl`, held-out English that shows what the base
-knows. `tools/build_tiny_base.py` and `tools/build_quickstart_data.py` make every file of the two
-folders again from a seed.
+`base/` is a Llama of about one million parameters with its own tokenizer and chat template. It
+reads and writes plain English, but cannot do the quickstart's task. `data/` holds this task: the
+input is a customer's message, and the output is one line of JSON. `train.jsonl`, `validation.jsonl`
+and `test.jsonl` have the messages format. `plain_text.jsonl` is held-out English text, which shows
+that the base knows English. `tools/build_tiny_base.py` and `tools/build_quickstart_data.py` make
+every file of both folders again from a seed.
 """

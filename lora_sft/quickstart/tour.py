@@ -1,6 +1,6 @@
-"""The quickstart: recipe -> train -> evaluate -> merge -> verify, on what ships in the package.
+"""Run the quickstart: read, train, evaluate, merge and verify, with the files in the package.
 
-It calls the same stages as the commands do, on the shipped recipe; nothing is a rehearsal.
+It calls the same functions as the commands, on the shipped recipe.
 """
 
 from __future__ import annotations
@@ -34,16 +34,19 @@ DATA = Path(__file__).parent / "data"
 
 
 def run_quickstart(folder: Path) -> int:
-    """Do the whole job below `folder`: `run/`, `merged/` and `result.json` are left there.
+    """Run the quickstart and write `run/`, `merged/` and `result.json` to `folder`.
 
-    Started again on the same folder it goes on, or shows what is there; nothing is written over.
+    A second start on the same folder continues an unfinished run, or shows the existing result. It
+    overwrites no run and no merged model.
+
+    Returns: The exit code.
     """
     started = time.monotonic()
     run, merged = folder / "run", folder / "merged"
     overrides = [f"output_dir={json.dumps(str(run))}"]
     recipe = read_recipe(find_recipe("quickstart").path, overrides)
     plain_loss = measure_plain_text_loss(recipe)
-    say(f"the base speaks: {plain_loss:.2f} nats a token on plain text it has never seen")
+    say(f"the base knows English: its loss on unseen plain text is {plain_loss:.2f} nats per token")
     result = run_training(recipe, Processes.from_environment())
     if result.exit_code != EXIT_DONE:
         return result.exit_code
@@ -56,7 +59,7 @@ def run_quickstart(folder: Path) -> int:
 
 
 def measure_plain_text_loss(recipe: Recipe) -> float:
-    """The base's loss in nats a token on plain English that it was not trained on."""
+    """Return the base's loss on unseen plain English, in nats per token."""
     tokenizer = load_saved_tokenizer(recipe.model.location)
     texts = [json.loads(line)["text"] for line in (DATA / "plain_text.jsonl").open()]
     rows = [_all_learned(list(tokenizer(text)["input_ids"])) for text in texts]
@@ -70,7 +73,7 @@ def _all_learned(ids: list[int]) -> dict[str, list[int]]:
 
 def _merge_once(run: Path, merged: Path) -> Mapping[str, Any]:
     if (merged / MERGE_REPORT_FILE).exists():
-        say(f"{merged}: merged already")
+        say(f"{merged}: already merged")
         report: dict[str, Any] = json.loads((merged / MERGE_REPORT_FILE).read_text())
         return report
     return merge(make_merge_plan(run, merged))

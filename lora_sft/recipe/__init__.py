@@ -1,4 +1,4 @@
-"""The recipe: read, composed, checked and resolved, without any of the heavy libraries."""
+"""Read, compose, check and resolve recipes, without importing any heavy library."""
 
 from lora_sft.recipe.json_schema import recipe_json_schema
 from lora_sft.recipe.reader import read_recipe

@@ -1,7 +1,7 @@
-"""The shelf: recipes that travel with the package, to run as they are or to copy and edit.
+"""List, find and copy the recipes that are part of the package.
 
-What the list says of a recipe is read from the recipe itself. Two comment lines at its top say
-what the settings cannot: `# title: ...` and `# hardware: ...`.
+The list takes each fact from the recipe itself. Two comments at the top of a recipe give the facts
+that are not settings: `# title: ...` and `# hardware: ...`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lora_sft.recipe.shipped import find_shipped_folder
 
 @dataclass(frozen=True)
 class ShippedRecipe:
-    """One recipe of the shelf. `name` is its path below the shelf without `.yaml`."""
+    """One shipped recipe. `name` is its path in the folder `recipes`, without `.yaml`."""
 
     name: str
     path: str
@@ -28,7 +28,7 @@ class ShippedRecipe:
 
 
 def list_recipes() -> list[ShippedRecipe]:
-    """Every shipped recipe, by name."""
+    """Return every shipped recipe, sorted by name."""
     folder = find_shipped_folder("recipes")
     if folder is None:
         return []
@@ -36,9 +36,11 @@ def list_recipes() -> list[ShippedRecipe]:
 
 
 def copy_recipe(name: str, destination: str | Path) -> Path:
-    """Copy a shipped recipe to edit it. Shipped recipes hold no relative paths, so copies work.
+    """Copy a shipped recipe and return the path of the copy.
 
-    Raises: RecipeError where there is no such recipe, or something at the destination already.
+    A copy works in any folder: shipped recipes contain no relative paths.
+
+    Raises: RecipeError if no recipe has this name, or if the destination already exists.
     """
     source = Path(find_recipe(name).path)
     target = Path(destination)
@@ -50,15 +52,15 @@ def copy_recipe(name: str, destination: str | Path) -> Path:
             file.write(source.read_text(encoding="utf-8"))
     except FileExistsError:
         raise RecipeError(
-            f"{target} exists already", str(target), "name another file, or delete this one"
+            f"{target} already exists", str(target), "choose another file name, or delete this file"
         ) from None
     return target
 
 
 def find_recipe(name: str) -> ShippedRecipe:
-    """The shipped recipe of this name.
+    """Return the shipped recipe of this name.
 
-    Raises: RecipeError with the nearest name.
+    Raises: RecipeError if no recipe has this name. Its fix names the most similar recipe.
     """
     wanted = name.removesuffix(".yaml")
     recipes = list_recipes()
@@ -69,7 +71,7 @@ def find_recipe(name: str) -> ShippedRecipe:
 
     near = get_close_matches(wanted, [recipe.name for recipe in recipes], n=1, cutoff=0.4)
     fix = f"did you mean {near[0]}?" if near else "see `lora-sft recipes`"
-    raise RecipeError(f'no shipped recipe "{name}"', "recipes copy", fix)
+    raise RecipeError(f'no shipped recipe has the name "{name}"', "recipes copy", fix)
 
 
 def _describe(path: Path, folder: Path) -> ShippedRecipe:
@@ -80,13 +82,13 @@ def _describe(path: Path, folder: Path) -> ShippedRecipe:
         path=str(path),
         title=notes.get("title", ""),
         model=recipe.model.model_name_or_path,
-        method=_method_of(recipe),
+        method=_find_method(recipe),
         hardware=notes.get("hardware", ""),
     )
 
 
 def _read_notes(path: Path) -> dict[str, str]:
-    """The `# name: value` comments before the first setting."""
+    """Return the `# name: value` comments before the first setting."""
     notes: dict[str, str] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.strip() and not line.startswith("#"):
@@ -97,8 +99,8 @@ def _read_notes(path: Path) -> dict[str, str]:
     return notes
 
 
-def _method_of(recipe: Recipe) -> str:
-    """`LoRA`, `QLoRA nf4` or `LoRA int8`, with DoRA where it is on."""
+def _find_method(recipe: Recipe) -> str:
+    """Return the method of a recipe: `LoRA`, `QLoRA nf4` or `LoRA int8`, or the same with DoRA."""
     adapter = "DoRA" if recipe.adapter.lora.get("use_dora") else "LoRA"
     settings = recipe.quantization or {}
     if settings.get("load_in_4bit"):

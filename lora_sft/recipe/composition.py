@@ -1,7 +1,7 @@
-"""One tree out of a recipe, the recipes it extends, and the overrides on the command line.
+"""Compose one tree from a recipe, the recipes that it extends, and the command-line overrides.
 
-Mappings merge setting by setting; lists and single values replace. Null replaces too, so a
-section set to null is as if the parent had never written it.
+Mappings are merged setting by setting. Lists and single values replace the parent's. Null replaces
+too: if a child sets a section to null, the parent's section has no effect.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 
 from lora_sft.recipe.fault_list import FaultList
 from lora_sft.recipe.locations import find_similar, make_absolute
-from lora_sft.recipe.schema import QUANTIZATION_PRESETS
+from lora_sft.recipe.schema import QUANTIZATION_PRESETS, TOP_LEVEL
 from lora_sft.recipe.shipped import expand_prefix
 from lora_sft.recipe.written import COMMAND_LINE, Origin, Written, join, wrap
 from lora_sft.recipe.yaml_reader import read_yaml_file, read_yaml_value
 
 
 def compose(path: Path, overrides: Sequence[str], faults: FaultList) -> Written | None:
-    """The whole recipe as one tree, or None when a file of it cannot be read at all."""
+    """Return the whole recipe as one tree, or None if one of its files cannot be read at all."""
     if not path.is_file():
         _refuse_missing(str(path), Origin(str(path), None, Path.cwd()), faults)
         return None
@@ -33,7 +33,7 @@ def compose(path: Path, overrides: Sequence[str], faults: FaultList) -> Written 
 
 
 def expand_short_form(section: str, written: Written) -> Written:
-    """`model: NAME` or a quantization preset as the mapping that it stands for."""
+    """Return the mapping that `model: NAME` or a quantization preset stands for."""
     if not isinstance(written.value, str):
         return written
     if section == "model":
@@ -46,7 +46,8 @@ def expand_short_form(section: str, written: Written) -> Written:
 def _read_with_parents(
     path: Path, label: str, children: tuple[Path, ...], faults: FaultList
 ) -> Written | None:
-    root = read_yaml_file(path, label, faults)
+    read = _read_parent_file if children else read_yaml_file
+    root = read(path, label, faults)
     if root is None or "extends" not in root.value:
         return root
     settings = dict(root.value)
@@ -64,7 +65,7 @@ def _read_parent(
     family = (*children, path.resolve())
     if not isinstance(extends.value, str):
         faults.add(
-            "extends takes the path of one recipe",
+            "extends must be the path of one recipe",
             extends.origin,
             "extends",
             "write extends: ../defaults.yaml",
@@ -94,11 +95,35 @@ def _refuse_missing(text: str, origin: Origin, faults: FaultList, dotted: str = 
     faults.add(f'no such recipe: "{text}"', origin, dotted, fix)
 
 
-def _merge(parent: Written, child: Written, section: str) -> Written:
-    """`child` laid over `parent`.
+def _read_parent_file(path: Path, label: str, faults: FaultList) -> Written | None:
+    """Read a recipe that another one extends.
 
-    `model: NAME` names another model and leaves the rest of the section (its dtype, say) as the
-    parent has it; a quantization preset is a whole section, and replaces.
+    A recipe from elsewhere may name any file. So an error shows only a place in it, and nothing of
+    its content, if it is not a recipe.
+    """
+    own_faults = FaultList()
+    root = read_yaml_file(path, label, own_faults)
+    place = own_faults.first_origin
+    if root is not None and place is None and not _is_recipe(root):
+        place = root.origin
+    if place is None:
+        return root
+    what = "the file that `extends` names cannot be read as a recipe"
+    faults.add(what, place, fix=f"correct it; `lora-sft show {label}` shows what is wrong")
+    return None
+
+
+def _is_recipe(root: Written) -> bool:
+    """Return whether most keys of a file are sections of a recipe."""
+    num_known = sum(name in TOP_LEVEL for name in root.value)
+    return num_known > 0 and num_known * 2 >= len(root.value)
+
+
+def _merge(parent: Written, child: Written, section: str) -> Written:
+    """Return `parent` with the values of `child` on top.
+
+    `model: NAME` replaces only the model's name and keeps the parent's other settings, such as its
+    dtype. A quantization preset replaces the whole section.
     """
     if section == "model" and isinstance(parent.value, dict):
         child = expand_short_form(section, child)
@@ -116,11 +141,11 @@ def _apply_override(root: Written, override: str, faults: FaultList) -> Written:
     dotted, equals, text = override.partition("=")
     origin = Origin(COMMAND_LINE, None, Path.cwd())
     if dotted == "extends":
-        fix = "write extends into the recipe, or pass that recipe's settings as overrides"
-        faults.add("extends cannot be given on the command line", origin, dotted, fix)
+        fix = "write extends into the recipe, or give the other recipe's settings as overrides"
+        faults.add("extends cannot be set on the command line", origin, dotted, fix)
         return root
     if not equals or not all(dotted.split(".")):
-        fix = "write it as section.field=value, e.g. train.learning_rate=1e-4"
+        fix = "write it as section.field=value, for example train.learning_rate=1e-4"
         faults.add(f'"{override}" is not an override', origin, fix=fix)
         return root
     value = read_yaml_value(text, faults, dotted)
@@ -134,7 +159,7 @@ def _apply_override(root: Written, override: str, faults: FaultList) -> Written:
 
 
 class _CannotSetError(Exception):
-    """An override leads through something that has no settings inside."""
+    """The path of an override leads through a value that has no settings inside."""
 
     def __init__(self, what: str, fix: str) -> None:
         super().__init__(what)
@@ -142,7 +167,7 @@ class _CannotSetError(Exception):
 
 
 def _set(node: Written, names: list[str], value: Written, path: str) -> Written:
-    """`node` with the value at `names` replaced; sections on the way are made if need be."""
+    """Return `node` with the value at the path `names` replaced. Missing sections are created."""
     if not names:
         return _merge(node, value, path) if isinstance(value.value, str) else value
     node = expand_short_form(path, node)
@@ -152,7 +177,7 @@ def _set(node: Written, names: list[str], value: Written, path: str) -> Written:
         return _set_item(node, name, rest, value, path)
     if not isinstance(node.value, (dict, type(None))):
         raise _CannotSetError(
-            f"{path} holds a single value, nothing inside it", f"write {path}=..."
+            f"{path} is a single value and has no settings inside", f"write {path}=..."
         )
     settings: dict[str, Any] = dict(node.value or {})
     present = settings.get(name) or Written([] if _is_first_item(rest) else None, value.origin)
@@ -164,8 +189,8 @@ def _set_item(node: Written, name: str, rest: list[str], value: Written, path: s
     items = list(node.value)
     if not name.isdigit() or int(name) > len(items):
         raise _CannotSetError(
-            f'{path} is a list of {len(items)}, "{name}" is none of its items',
-            f"items count from 0: write {path}.0",
+            f'{path} is a list of {len(items)} items and has no item "{name}"',
+            f"items are counted from 0: write {path}.0",
         )
     index = int(name)
     present = items[index] if index < len(items) else Written(None, value.origin)

@@ -1,8 +1,10 @@
-"""The DeepSpeed settings that `train.deepspeed` names: a shipped policy, a file, or a mapping.
+"""Read the DeepSpeed settings of `train.deepspeed`: a shipped policy, a file, or a mapping.
 
-Only JSON is read here; DeepSpeed itself has its door in `train.zero`. A policy says how a model is
-spread over the processes. What decides the numbers (batch, rate, clipping, precision) belongs to
-the recipe, so that one line moves a run to more GPUs and nothing else changes.
+A policy only says how the model is divided among the processes. The recipe owns batch size,
+learning rate, clipping and precision. So one line in a recipe moves a run to more GPUs and changes
+nothing else.
+
+This file reads JSON only. `train.zero` is the only file that imports DeepSpeed.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from lora_sft.recipe.resolved import Recipe
 from lora_sft.recipe.schema import train_fields
 
 AUTO = "auto"
-# DeepSpeed's words for what the recipe owns, and the recipe's.
+# DeepSpeed's names of settings that the recipe owns, and the recipe's names.
 OWNED_NUMBERS = {
     "train_batch_size": "train.global_batch_size",
     "train_micro_batch_size_per_gpu": "train.per_device_train_batch_size",
@@ -37,7 +39,12 @@ OWNED_SECTIONS = {
 
 @dataclass(frozen=True)
 class Policy:
-    """DeepSpeed's settings as written, and what to call the place they were written in."""
+    """The DeepSpeed settings of a recipe.
+
+    Attributes:
+        settings: The settings as written, with DeepSpeed's names.
+        source: Where they are written, for messages: a file's name, or `train.deepspeed`.
+    """
 
     settings: dict[str, Any]
     source: str
@@ -50,9 +57,9 @@ class Policy:
 
 
 def read_policy(recipe: Recipe) -> Policy | None:
-    """The policy of a recipe, or None where it trains without DeepSpeed.
+    """Return the DeepSpeed policy of a recipe, or None if it trains without DeepSpeed.
 
-    Raises: ValueError where the file holds no JSON object; the rules show it as a fault.
+    Raises: ValueError if the file is not a JSON object. The rules report it as a fault.
     """
     written = recipe.train.get("deepspeed")
     if written is None:
@@ -62,14 +69,15 @@ def read_policy(recipe: Recipe) -> Policy | None:
     path = Path(recipe.deepspeed_location or written)
     settings = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(settings, dict):
-        raise ValueError(f"{path.name} holds no JSON object")
+        raise ValueError(f"{path.name} is not a JSON object")
     return Policy(settings, path.name)
 
 
 def list_contradictions(policy: Policy, recipe: Recipe) -> Iterator[tuple[str, str, Any]]:
-    """Settings of the policy that the recipe owns: (name there, path here, value there).
+    """Yield each setting of the policy that contradicts a setting of the recipe.
 
-    A number that says what the recipe says is let be; a section that is switched off too.
+    Each item is the name in the policy, the path in the recipe, and the value in the policy. A
+    number that equals the recipe's number is accepted, and so is a section that is switched off.
     """
     for name, path in OWNED_NUMBERS.items():
         value, field = policy.settings.get(name, AUTO), path.removeprefix("train.")

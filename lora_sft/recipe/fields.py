@@ -1,9 +1,8 @@
-"""What one setting may hold, and the check of a value against it.
+"""Describe the values that a setting accepts, and check a value against this description.
 
-The same record describes our own sections (made from their annotations) and the libraries'
-configuration classes (read from a snapshot), so that both give the same messages. A validation
-library would do, but importing one costs more processor time than all the rest of reading a
-recipe.
+The same record describes our own settings (made from annotations) and the settings of the libraries
+(read from a snapshot). So both give the same messages. This file does not use a validation library:
+importing one takes more time than reading a recipe.
 """
 
 from __future__ import annotations
@@ -48,15 +47,27 @@ _YAML_1_1_BOOLEANS = {"yes": True, "on": True, "y": True, "no": False, "off": Fa
 
 
 class Section:
-    """Marks a dataclass as a section of the recipe, which a mapping fills."""
+    """The base class of every dataclass that is a section of the recipe."""
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One setting: the JSON types it takes, the words it takes, and its bounds.
+    """The description of one setting.
 
-    `path_kind` says what a path in it must lead to (see `locations`), and `located_as` which
-    attribute of the section holds the place that was found.
+    Attributes:
+        types: Names of the JSON types that the setting accepts.
+        choices: If not empty, the only texts that the setting accepts.
+        items: JSON type of the items of a list or mapping; empty if all types are accepted.
+        default: The default value, or `REQUIRED`.
+        example: A valid value to show in error messages.
+        above: A number must be greater than this.
+        at_least: A number must be greater than or equal to this.
+        below: A number must be smaller than this.
+        python_class: A Python class that the library accepts here, but a recipe cannot contain.
+        section: The section that a mapping, or each item of a list, must be.
+        path_kind: If the value is a path, the kind of thing it leads to (see `locations`).
+        located_as: The attribute of the section that holds the resolved path.
+        help: The description for users.
     """
 
     types: tuple[str, ...]
@@ -78,13 +89,16 @@ class Field:
         return self.default is REQUIRED
 
     def widened(self, *types: str, choices: tuple[str, ...] = ()) -> Field:
-        """The same field, also taking these types and words."""
+        """Return the same field that also accepts these types and choices."""
         merged = tuple(dict.fromkeys((*self.types, *types)))
         return replace(self, types=merged, choices=(*self.choices, *choices))
 
 
 def make_field(annotation: Any, **details: Any) -> Field:
-    """The field that an annotation describes; what it cannot say is in `details`."""
+    """Return the field for a type annotation.
+
+    `details` sets the attributes that an annotation cannot express.
+    """
     field = Field(())
     for part in _flatten(annotation):
         field = _with_alternative(field, part)
@@ -92,7 +106,7 @@ def make_field(annotation: Any, **details: Any) -> Field:
 
 
 def _with_alternative(field: Field, part: Any) -> Field:
-    """`field`, also taking what one alternative of a union stands for."""
+    """Return `field` that also accepts one more alternative of a union."""
     origin = get_origin(part) or part
     if isinstance(part, bool):
         return field.widened("boolean")
@@ -112,7 +126,10 @@ def _with_alternative(field: Field, part: Any) -> Field:
 
 
 def _with_items(field: Field, json_type: str, arguments: tuple[Any, ...]) -> Field:
-    """`field`, also taking a list or mapping; two kinds of items are one too many to check."""
+    """Return `field` that also accepts a list or a mapping.
+
+    If a field accepts both, their items are not checked: `Field.items` has room for only one type.
+    """
     item = arguments[-1] if arguments else Any
     has_other_items = bool({"array", "object"} & set(field.types))
     field = field.widened(json_type)
@@ -122,7 +139,7 @@ def _with_items(field: Field, json_type: str, arguments: tuple[Any, ...]) -> Fie
 
 
 def _flatten(annotation: Any) -> Iterator[Any]:
-    """The alternatives of a union, and the values of a Literal, one by one."""
+    """Yield the alternatives of a union and the values of a Literal."""
     if annotation is None:
         yield type(None)
     elif get_origin(annotation) in (Union, types.UnionType):
@@ -135,8 +152,8 @@ def _flatten(annotation: Any) -> Iterator[Any]:
 
 
 def check_value(value: Any, field: Field) -> str | None:
-    """What is wrong with `value`, as the end of a sentence that names the field, or None."""
-    json_type = json_type_of(value)
+    """Return the end of an error sentence that begins with the setting's name, or None if valid."""
+    json_type = find_json_type(value)
     if json_type not in field.types and not (json_type == "integer" and "number" in field.types):
         return _wrong_type(value, field)
     if isinstance(value, str) and field.choices and not _is_choice(value, field.choices):
@@ -149,24 +166,27 @@ def check_value(value: Any, field: Field) -> str | None:
 
 
 def suggest_value(value: Any, field: Field) -> Any:
-    """The nearest value that the field takes: the same, unquoted or rounded, else an example."""
-    for candidate in _readings(value, field):
+    """Return the nearest valid value.
+
+    This is the given value unquoted or converted, or else an example, the default or a choice.
+    """
+    for candidate in _list_candidates(value, field):
         if candidate is not None and check_value(candidate, field) is None:
             return candidate
     return None
 
 
-def json_type_of(value: Any) -> str:
-    """The JSON name of the type of a plain value."""
+def find_json_type(value: Any) -> str:
+    """Return the JSON name of a plain value's type."""
     return _JSON_TYPES[type(value)]
 
 
-def placeholder_of(field: Field) -> Any:
-    """Some value of the right type, to go on checking other fields with."""
+def make_placeholder(field: Field) -> Any:
+    """Return some value of the right type, so that the checks of other settings can go on."""
     return _EXAMPLES[field.types[0]] if field.is_required else field.default
 
 
-def _readings(value: Any, field: Field) -> Iterator[Any]:
+def _list_candidates(value: Any, field: Field) -> Iterator[Any]:
     if isinstance(value, str):
         yield _YAML_1_1_BOOLEANS.get(value.lower())
         yield from _numbers_in(value)
@@ -189,14 +209,14 @@ def _numbers_in(text: str) -> Iterator[int | float]:
 
 
 def _nearest(word: str, words: tuple[str, ...]) -> str | None:
-    from difflib import get_close_matches  # only wanted once something is wrong
+    from difflib import get_close_matches  # imported late: only errors need it
 
     return next(iter(get_close_matches(word, words, n=1, cutoff=0.5)), None)
 
 
 def _wrong_type(value: Any, field: Field) -> str:
     if field.python_class and field.types == ("null",):
-        return f"takes a Python object ({field.python_class}), which a recipe cannot give"
+        return f"needs a Python object ({field.python_class}), which a recipe cannot contain"
     return f"must be {_list_words(field)}, not {_show(value)}"
 
 
@@ -205,7 +225,7 @@ def _check_items(values: list[Any] | dict[str, Any], field: Field) -> str | None
     items = values.items() if isinstance(values, dict) else enumerate(values)
     for name, value in items:
         if check_value(value, one):
-            return f"must hold only {_WORDS[field.items]}, item {name} is {_show(value)}"
+            return f"must contain only {_WORDS[field.items]}, but item {name} is {_show(value)}"
     return None
 
 
@@ -226,7 +246,10 @@ def _is_choice(value: str, choices: tuple[str, ...]) -> bool:
 
 
 def _fits_pattern(value: str, choice: str) -> bool:
-    """PEFT writes one choice as a pattern: `pissa_niter_[number of iters]`."""
+    """Return whether a value fits a choice that PEFT writes as a pattern.
+
+    PEFT has one such choice: `pissa_niter_[number of iters]`.
+    """
     prefix, bracket, _ = choice.partition("[")
     return bool(bracket) and value.startswith(prefix) and value[len(prefix) :].isdigit()
 
@@ -244,4 +267,4 @@ def _show(value: Any) -> str:
         return f'the text "{value}"'
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
-    return _WORDS[json_type_of(value)] if isinstance(value, (list, dict)) else repr(value)
+    return _WORDS[find_json_type(value)] if isinstance(value, (list, dict)) else repr(value)

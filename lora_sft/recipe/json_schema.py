@@ -1,4 +1,4 @@
-"""The recipe as a JSON Schema, for completion and checks in an editor."""
+"""Describe the recipe as a JSON Schema, which editors use to complete and check a recipe."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def recipe_json_schema() -> dict[str, Any]:
-    """JSON Schema of a recipe file: our sections, and the libraries' from the snapshot."""
+    """Return the JSON Schema of a recipe file."""
     sections = {name: _describe_section(kind) for name, kind in SECTIONS.items()}
     model = {"anyOf": [{"type": "string"}, sections.pop("model")]}
     presets = {"enum": [*QUANTIZATION_PRESETS, None]}
@@ -29,7 +29,7 @@ def recipe_json_schema() -> dict[str, Any]:
         "title": "lora-sft recipe",
         "type": "object",
         "additionalProperties": False,
-        # A recipe that extends another may leave required settings to it.
+        # A recipe that extends another may inherit the required settings.
         "anyOf": [{"required": ["extends"]}, {"required": ["model", "data"]}],
         "properties": {
             "extends": {
@@ -84,7 +84,7 @@ def _describe_field(field: Field) -> dict[str, Any]:
 
 
 def _with_choices(field: Field) -> dict[str, Any]:
-    """Words and, where the field takes other types beside them, those types."""
+    """Return the schema of a field with choices, which may also accept other types than text."""
     others = [name for name in field.types if name != "string"]
     words = {"enum": list(field.choices)}
     return {"anyOf": [words, {"type": others}]} if others else dict(words)

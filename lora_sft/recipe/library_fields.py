@@ -1,7 +1,7 @@
-"""The settings of SFTConfig, LoraConfig and BitsAndBytesConfig, without importing them.
+"""The settings of SFTConfig, LoraConfig and BitsAndBytesConfig, without importing the libraries.
 
-They come from a snapshot beside this file, made by `tools/snapshot_library_fields.py` from the
-installed libraries; a test compares the two.
+They come from the snapshot `library_fields.json`, which `tools/snapshot_library_fields.py` makes
+from the installed libraries. A test compares the snapshot with the libraries.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ SNAPSHOT = Path(__file__).with_name("library_fields.json")
 
 @cache
 def read_snapshot() -> dict[str, Any]:
-    """The snapshot as plain data: `versions`, then one group for each class."""
+    """Return the snapshot as plain data: `versions`, and one group per class."""
     snapshot: dict[str, Any] = json.loads(SNAPSHOT.read_text(encoding="utf-8"))
     return snapshot
 
 
 @cache
 def library_fields(config_class: str) -> dict[str, Field]:
-    """Every setting of one library class, by name."""
+    """Return every setting of one library class, by name."""
     return {name: _make(entry) for name, entry in read_snapshot()[config_class].items()}
 
 

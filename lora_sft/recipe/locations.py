@@ -1,8 +1,8 @@
-"""Find what a path of the recipe means: a local place first, then a URL, then a Hub id.
+"""Find what a path in a recipe means: a local file or folder first, then a URL, then a Hub id.
 
-A relative path starts from the folder of the file that wrote it, so that a parent recipe keeps
-working wherever it is extended from. What looks like a path and leads nowhere is a fault here,
-before anything asks the network for a repository called `../data/train.jsonl`.
+A relative path starts from the folder of the file that contains it. So a recipe in any folder can
+extend this file. A text that looks like a path but leads nowhere is reported here. Otherwise the
+Hub would be asked for a repository called `../data/train.jsonl`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ _NOUNS = {
 
 
 def locate(text: str, folder: Path, kind: str) -> str | None:
-    """The absolute local path, or `text` itself for a URL or Hub id; None: nothing there."""
+    """Return the location of a path: an absolute local path, or the URL or Hub id as written.
+
+    Returns None if the path leads nowhere.
+    """
     if kind == "template" and text == PLAIN_TEMPLATE:
         return text
     local = _find_local(text, folder, kind)
@@ -44,24 +47,33 @@ def locate(text: str, folder: Path, kind: str) -> str | None:
 
 
 def is_local(location: str) -> bool:
-    """Whether `locate` found a local place: those are absolute, Hub ids and URLs never are."""
+    """Return whether a location is a local path.
+
+    Local locations are absolute paths. URLs and Hub ids never are.
+    """
     return Path(location).is_absolute()
 
 
+def is_fixed(location: str, revision: str | None) -> bool:
+    """Return whether a model is a local path, or a Hub id at a revision that does not move."""
+    is_folder = is_local(location) or Path(location).is_dir()
+    return is_folder or revision not in (None, "", "main", "master")
+
+
 def is_hub_id(location: str) -> bool:
-    """Whether `locate` left a name for the Hub."""
+    """Return whether a location is a Hub id."""
     return not is_local(location) and not _URL.match(location)
 
 
 def describe_missing(text: str, origin: Origin, kind: str) -> tuple[str, str]:
-    """What to say about a path that leads nowhere, and the fix."""
+    """Return the fault and the fix for a path that leads nowhere."""
     if kind == "template" and ("{{" in text or "{%" in text):
         return "a chat template is a file, not text in the recipe", "save it as a .jinja file"
     what = f'no such {_NOUNS[kind]}: "{text}"'
     here = _find_local(text, Path.cwd(), kind)
     if here is not None and origin.file != COMMAND_LINE:
         there = os.path.relpath(here, origin.folder)
-        return what, f"write {there} (paths start from the folder of the file that says them)"
+        return what, f"write {there} (a path starts from the folder of the file that contains it)"
     near = find_similar(text, origin.folder)
     if near is not None:
         return what, f"did you mean {near}?"
@@ -74,23 +86,26 @@ def _find_local(text: str, folder: Path, kind: str) -> str | None:
         return None
     path = make_absolute(text, folder)
     exists = {"model": path.is_dir, "data": path.exists}.get(kind, path.is_file)
-    if exists() or (kind == "data" and _any_match(str(path))):
+    if exists() or (kind == "data" and _matches_any_file(str(path))):
         return str(path)
     return None
 
 
 def make_absolute(text: str, folder: Path | str = "") -> Path:
-    """`text` from `folder` on; symbolic links stay, so that messages show what was written."""
+    """Return `text` as an absolute path that starts from `folder`.
+
+    Symbolic links are not resolved, so that messages show the path as written.
+    """
     path = Path(expand_prefix(text))
     if text.startswith("~"):
         path = path.expanduser()
     return Path(os.path.normpath(Path.cwd() / folder / path))
 
 
-def _any_match(pattern: str) -> bool:
+def _matches_any_file(pattern: str) -> bool:
     if not _GLOB_CHARACTERS & set(pattern):
         return False
-    from glob import iglob  # few recipes use one
+    from glob import iglob  # imported late: few recipes use a glob
 
     return next(iglob(pattern, recursive=True), None) is not None  # noqa: PTH207, absolute
 
@@ -107,8 +122,8 @@ def _looks_like_path(text: str, kind: str) -> bool:
 
 
 def find_similar(text: str, folder: Path) -> str | None:
-    """The path as written, with its last name replaced by the nearest that exists."""
-    from difflib import get_close_matches  # only wanted once something is wrong
+    """Return the path with its last part replaced by the most similar existing name, or None."""
+    from difflib import get_close_matches  # imported late: only errors need it
 
     path = make_absolute(text, folder)
     try:
@@ -118,5 +133,5 @@ def find_similar(text: str, folder: Path) -> str | None:
     matches = get_close_matches(path.name, names, n=1, cutoff=0.6)
     if not matches:
         return None
-    prefix = PREFIX if text.startswith(PREFIX) else ""  # a Path would fold its two slashes
+    prefix = PREFIX if text.startswith(PREFIX) else ""  # `Path` would turn `//` into `/`
     return prefix + str(Path(text.removeprefix(prefix)).parent / matches[0])

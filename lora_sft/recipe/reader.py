@@ -1,4 +1,4 @@
-"""Read a recipe: files and overrides in, one checked `Recipe` out, or every fault at once."""
+"""Read a recipe file with its overrides, and return a checked `Recipe` or raise all its faults."""
 
 from __future__ import annotations
 
@@ -36,16 +36,18 @@ _OLDER_TRAIN_NAMES = {
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read, compose and check a recipe.
 
-    `overrides` are `section.field=value`, read like the file; their relative paths start from
-    the current directory.
+    Args:
+        path: The recipe file.
+        overrides: Settings as `section.field=value`, read by the same rules as the file. Their
+            relative paths start from the current directory.
 
-    Raises: RecipeError with every fault that can be known, in the order of the file.
+    Raises: RecipeError with every fault that was found, in the order of the file.
     """
     faults = FaultList()
     tree = compose(Path(path), overrides, faults)
     if tree is None:
         faults.raise_if_any()
-        raise AssertionError("a recipe that cannot be read has a fault")
+        raise AssertionError("`compose` returned no recipe and reported no fault")
     recipe = _RecipeBuilder(tree, Path(path), faults).build()
     faults.settle_missing()
     find_rule_faults(recipe, faults)
@@ -54,7 +56,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 class _RecipeBuilder:
-    """Builds the recipe section by section; what does not fit becomes a fault."""
+    """Builds the recipe section by section, and reports each invalid value as a fault."""
 
     def __init__(self, tree: Written, source: Path, faults: FaultList) -> None:
         self._tree = tree
@@ -84,7 +86,7 @@ class _RecipeBuilder:
         )
 
     def _written(self, section: str) -> Written:
-        """What was written for a section; nothing at all is the same as null."""
+        """Return the written value of a section. A missing section is the same as null."""
         written = self._tree.value.get(section) or Written(None, self._tree.origin)
         return expand_short_form(section, written) if section == "model" else written
 
@@ -96,7 +98,7 @@ class _RecipeBuilder:
     def _build_quantization(
         self, model_dtype: str
     ) -> tuple[dict[str, Any] | None, str | dict[str, Any] | None]:
-        """BitsAndBytesConfig's settings, and what `show` prints for them."""
+        """Return the BitsAndBytesConfig settings, and the form that `lora-sft show` prints."""
         written = self._written("quantization")
         if written.value is None:
             return None, None
@@ -113,7 +115,7 @@ class _RecipeBuilder:
         preset = "int8" if "8" in written.value else "nf4"
         names = ", ".join(QUANTIZATION_PRESETS)
         self._faults.add(
-            f'no quantization preset "{written.value}"; there are {names}',
+            f'unknown quantization preset "{written.value}"; the presets are {names}',
             written.origin,
             "quantization",
             write_line("quantization", preset),
@@ -136,17 +138,20 @@ class _RecipeBuilder:
 
     def _refuse_adapter(self, written: Written) -> None:
         if written.value is None:
-            what = "there is always an adapter; training all weights is not what this tool does"
+            what = "adapter cannot be null: this tool always trains an adapter, never all weights"
             fix = "delete the line for the defaults, or write adapter: {r: 16}"
         else:
-            what = f'adapter is a mapping of LoraConfig settings, not "{written.value}"'
+            what = f'adapter must be a mapping of LoraConfig settings, not "{written.value}"'
             fix = "delete the line: an adapter is always trained"
             if written.value == "qlora":
                 fix = "write quantization: nf4 instead of this line"
         self._faults.add(what, written.origin, "adapter", fix)
 
     def _build_train(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The train settings, and the places of all that was written, older names renamed."""
+        """Return the train settings, and the origins of all written values.
+
+        Older names of settings are replaced by the current ones in both.
+        """
         places = dict(self._tree.places())
         settings = self._sections.build_settings(train_fields(), self._written("train"), "train")
         for older, name in _OLDER_TRAIN_NAMES.items():
@@ -160,7 +165,7 @@ class _RecipeBuilder:
         return {**TRAIN_DEFAULTS, **settings}, places
 
     def _locate_deepspeed(self, value: Any) -> str | None:
-        """The DeepSpeed file that `train.deepspeed` names; None where it holds none."""
+        """Return the path of the DeepSpeed file that `train.deepspeed` names, or None."""
         if not isinstance(value, str):
             return None
         policy = find_shipped_policy(value)

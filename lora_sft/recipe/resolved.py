@@ -1,4 +1,4 @@
-"""The resolved recipe: every setting with its default filled in, and who set it."""
+"""The resolved recipe: every setting with its value, and the place that set it."""
 
 from __future__ import annotations
 
@@ -28,16 +28,23 @@ DEFAULT = "default"
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
-    """What one run is to do. Made by `read_recipe`; nothing changes it afterwards.
+    """The complete settings of one run. `read_recipe` makes it, and nothing changes it afterwards.
 
-    `quantization` holds BitsAndBytesConfig settings (a preset is spelled out), `adapter.lora`
-    those of LoraConfig and `train` those of SFTConfig plus ours; each has our defaults and
-    what the person wrote, and leaves the libraries' own defaults to them.
+    Two recipes are equal if they describe the same run, even if they were read from different
+    files.
 
-    `output_dir` is relative to the current directory. Other paths stay as written; where they
-    lead is in the `location` beside them.
-
-    Two recipes are equal when they ask for the same run, wherever they were read from.
+    Attributes:
+        quantization: Settings of BitsAndBytesConfig; a preset is expanded. None: no quantization.
+        adapter: Its `lora` holds the LoraConfig settings that we or the user set. PEFT's own
+            defaults are not included.
+        train: The settings of SFTConfig and our additions that we or the user set. TRL's own
+            defaults are not included.
+        output_dir: The run's folder, relative to the current directory.
+        source: The recipe file.
+        source_label: The name of the recipe file in messages.
+        deepspeed_location: The path of the DeepSpeed file, or None without one.
+        quantization_as_written: The preset's name or the settings, as `lora-sft show` prints them.
+        places: The origin of every written value, by dotted path.
     """
 
     model: ModelSection
@@ -63,14 +70,14 @@ class Recipe:
     __hash__ = None  # type: ignore[assignment]
 
     def is_written(self, dotted: str) -> bool:
-        """Whether a person set this path (in a file or on the command line)."""
+        """Return whether a file or the command line sets a field, such as `train.max_steps`."""
         return dotted in self.places
 
     def where(self, dotted: str) -> str:
-        """The place of a setting for an error: `my.yaml:14  train.learning_rate`.
+        """Return the place of a setting for an error, such as `my.yaml:14  train.learning_rate`.
 
-        A default has no place; then it is the nearest section that was written. List items may
-        be given as `adapter.target_modules[1]` too.
+        For a default, it is the place of the nearest written section. List items may also be given
+        as `adapter.target_modules[1]`.
         """
         path = dotted.replace("[", ".").replace("]", "")
         while path and path not in self.places:
@@ -80,13 +87,13 @@ class Recipe:
 
     @property
     def origins(self) -> dict[str, str]:
-        """For every resolved value: `file:line`, `command line` or `default`."""
-        return {dotted: self._origin_of(dotted) for dotted in _leaves(self.to_dict())}
+        """Return the origin of each resolved value: `file:line`, `command line` or `default`."""
+        return {dotted: self._origin_of(dotted) for dotted in _list_leaf_paths(self.to_dict())}
 
     def to_dict(self, *, absolute_paths: bool = False) -> dict[str, Any]:
-        """The resolved recipe as plain data that reads back to an equal recipe.
+        """Return the resolved recipe as plain data that `read_recipe` reads as an equal recipe.
 
-        With `absolute_paths` it does so from any folder.
+        Without `absolute_paths`, the data must be read from the same folder.
         """
         return {
             "model": _section_to_dict(self.model, absolute_paths),
@@ -106,11 +113,11 @@ class Recipe:
         }
 
     def resolved_text(self) -> str:
-        """The resolved recipe as YAML with absolute local paths, to keep beside a run."""
+        """Return the resolved recipe as YAML with absolute local paths, for a run directory."""
         return write_yaml(self.to_dict(absolute_paths=True))
 
     def annotated_text(self) -> str:
-        """The resolved recipe for people: YAML with the origin of each value beside it."""
+        """Return the resolved recipe as YAML with the origin of each value beside it."""
         lines = list(_annotate(self.to_dict(), self.origins))
         width = max(len(line) for line, _origin in lines)
         return "\n".join(
@@ -122,8 +129,11 @@ class Recipe:
             return dict(self.train)
         written = self.train["deepspeed"]
         if find_shipped_policy(written) is not None:
-            return dict(self.train)  # a name means the same everywhere
-        return {**self.train, "deepspeed": _portable(written, self.deepspeed_location or written)}
+            return dict(self.train)  # the name of a shipped policy works from any folder
+        return {
+            **self.train,
+            "deepspeed": _make_portable(written, self.deepspeed_location or written),
+        }
 
     def _origin_of(self, dotted: str) -> str:
         if dotted in self.places:
@@ -138,7 +148,7 @@ def _section_to_dict(section: Section, absolute_paths: bool) -> dict[str, Any]:
     for name, field in section_fields(type(section)).items():
         value = getattr(section, name)
         if absolute_paths and field.path_kind and value is not None:
-            value = _portable(value, getattr(section, field.located_as))
+            value = _make_portable(value, getattr(section, field.located_as))
         data[name] = _to_plain(value, absolute_paths)
     return data
 
@@ -151,15 +161,15 @@ def _to_plain(value: Any, absolute_paths: bool) -> Any:
     return value
 
 
-def _portable(written: str, location: str) -> str:
-    """A path that leads to the same place from any folder; shipped files keep their prefix."""
+def _make_portable(written: str, location: str) -> str:
+    """Return a path that works from any folder. Paths of shipped files keep their prefix."""
     return written if written.startswith(PREFIX) or not location else location
 
 
 def _annotate(
     data: Any, origins: Mapping[str, str], prefix: str = "", indent: str = ""
 ) -> Iterator[tuple[str, str]]:
-    """Lines of YAML in block style, each with the origin of its value if it shows one."""
+    """Yield the lines of YAML in block style, each with the origin of its value or ""."""
     for name, value in data.items() if isinstance(data, dict) else enumerate(data):
         dotted = join(prefix, name)
         bullet = f"{name}:" if isinstance(data, dict) else "-"
@@ -170,13 +180,13 @@ def _annotate(
             yield from _annotate(value, origins, dotted, indent + "  ")
 
 
-def _leaves(data: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted paths of every value; a list of plain values is one value."""
+def _list_leaf_paths(data: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted path of every value. A list without mappings counts as one value."""
     if isinstance(data, dict) and data:
         for name, value in data.items():
-            yield from _leaves(value, join(prefix, name))
+            yield from _list_leaf_paths(value, join(prefix, name))
     elif isinstance(data, list) and any(isinstance(item, dict) for item in data):
         for index, item in enumerate(data):
-            yield from _leaves(item, join(prefix, index))
+            yield from _list_leaf_paths(item, join(prefix, index))
     else:
         yield prefix

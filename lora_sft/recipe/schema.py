@@ -1,12 +1,12 @@
-"""Every section of the recipe: its settings, their defaults, bounds and meaning, in one place.
+"""Every section of the recipe: its settings with their defaults, bounds and descriptions.
 
-`model`, `tokenizer`, `data`, `evaluate` and `export` are ours and are written out here. For
-`adapter`, `quantization` and `train` the libraries own the names (see `library_fields`); here
-stand only our defaults, our additions and what a recipe may not set.
+The sections `model`, `tokenizer`, `data`, `evaluate` and `export` are defined completely in this
+file. The settings of `adapter`, `quantization` and `train` come from the libraries (see
+`library_fields`). For these three sections this file holds only our defaults, additions and bounds.
 """
 
-# ruff: noqa: RUF009 (`setting` makes a dataclass field, it is no shared default)
-# No postponed annotations here: the annotations are read as types to make the fields.
+# ruff: noqa: RUF009 (each call of `setting` makes a new dataclass field, not a shared default)
+# No `from __future__ import annotations` here: `make_field` needs the annotations as types.
 import dataclasses
 from dataclasses import dataclass
 from functools import cache
@@ -23,7 +23,12 @@ RowFormat = Literal[
 
 
 def setting(default: Any = REQUIRED, **details: Any) -> Any:
-    """A dataclass field that is also a setting; `details` go to its `Field`."""
+    """Return a dataclass field that is also a setting of the recipe.
+
+    Args:
+        default: The default value. Without it, the setting is required.
+        details: Passed on to the setting's `Field`.
+    """
     metadata = {"setting": {"default": default, **details}}
     if default is REQUIRED:
         return dataclasses.field(metadata=metadata)
@@ -32,13 +37,13 @@ def setting(default: Any = REQUIRED, **details: Any) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def found_at() -> Any:
-    """A field for the place that a path was found at; the recipe does not set it."""
+def location_field() -> Any:
+    """Return a field for the resolved location of a path. A recipe cannot set it."""
     return dataclasses.field(default="", repr=False, compare=False)
 
 
 def section_fields(section: type[Section]) -> dict[str, Field]:
-    """The settings of one of our sections, by name."""
+    """Return the settings of one of our sections, by name."""
     if section not in _FIELDS_BY_SECTION:
         _FIELDS_BY_SECTION[section] = {
             field.name: make_field(field.type, **field.metadata["setting"])
@@ -52,7 +57,10 @@ _FIELDS_BY_SECTION: dict[type[Section], dict[str, Field]] = {}
 
 
 class RecipeSection(Section):
-    """A section of ours. Made by hand, its paths lead where they say, unresolved."""
+    """A section that this file defines.
+
+    If Python code creates a section without a location, the location is the path as given.
+    """
 
     def __post_init__(self) -> None:
         for name, field in section_fields(type(self)).items():
@@ -68,10 +76,10 @@ class ModelSection(RecipeSection):
         path_kind="model",
         located_as="location",
         example="Qwen/Qwen3-0.6B",
-        help="A local folder (relative to this file) if there is one, else a model of the Hub.",
+        help="A local folder (relative to this file) if it exists, else a model of the Hub.",
     )
     revision: str | None = setting(None, help="Branch, tag or commit on the Hub.")
-    dtype: Dtype = setting("bfloat16", help="Type of the weights that are not quantized.")
+    dtype: Dtype = setting("bfloat16", help="Data type of the weights that are not quantized.")
     attn_implementation: (
         Literal[
             "eager",
@@ -82,14 +90,14 @@ class ModelSection(RecipeSection):
             "flex_attention",
         ]
         | None
-    ) = setting(None, help="Null: the best that is safe on this machine; it is printed.")
+    ) = setting(None, help="Null: the library chooses, and `train` prints the choice.")
     trust_remote_code: bool = setting(
         False, help="Run Python code from the model's repository. Needs a fixed revision."
     )
-    location: str = found_at()
+    location: str = location_field()
 
     def at(self, location: str) -> "ModelSection":
-        """The same model loaded from another local folder, where revisions do not exist."""
+        """Return the same model with another local folder as its location, without a revision."""
         return dataclasses.replace(
             self, model_name_or_path=location, location=location, revision=None
         )
@@ -97,168 +105,172 @@ class ModelSection(RecipeSection):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerSection(RecipeSection):
-    """The tokenizer, where it is not simply the model's own."""
+    """The tokenizer, if you need another one than the model's, or other special tokens."""
 
     path: str | None = setting(
-        None, path_kind="model", located_as="location", help="Null: the model's own."
+        None, path_kind="model", located_as="location", help="Null: the model's own tokenizer."
     )
-    pad_token: str | None = setting(None, help="Null: the tokenizer's own, else a safe choice.")
+    pad_token: str | None = setting(None, help="Null: the tokenizer's own, else a safe one.")
     eos_token: str | None = setting(None, help="Null: the tokenizer's own.")
-    new_tokens: list[str] = setting([], help="Tokens to add; not in this version.")
-    location: str = found_at()
+    new_tokens: list[str] = setting([], help="Tokens to add. Not available in this version.")
+    location: str = location_field()
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterSection(RecipeSection):
-    """The LoRA adapter: `lora` holds the LoraConfig settings, defaults filled in."""
+    """The LoRA adapter. `lora` holds the LoraConfig settings with our defaults filled in."""
 
     lora: dict[str, Any] = dataclasses.field(default_factory=lambda: dict(ADAPTER_DEFAULTS))
     init_from: str | None = setting(
         None,
         path_kind="model",
         located_as="init_from_location",
-        help="Continue training this adapter; it brings its own rank and targets.",
+        help="Continue training this saved adapter, with its own rank and target modules.",
     )
-    init_from_location: str = found_at()
+    init_from_location: str = location_field()
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSection(RecipeSection):
-    """One source of rows."""
+    """One data set: where its rows are, and how to read them."""
 
     path: str = setting(
         path_kind="data",
         located_as="location",
         example="train.jsonl",
-        help="A local file, folder or glob (relative to this file) if there is one, else a URL "
+        help="A local file, folder or glob (relative to this file) if it exists, else a URL "
         "(https, s3, gs, ...), else a data set of the Hub.",
     )
     name: str | None = setting(None, help="Configuration of a Hub data set.")
     split: str | None = setting(
-        None, help="Split of a Hub data set. Null: all rows of files, `train` of the Hub."
+        None, help="Split of a Hub data set. Null: `train` for a Hub data set, all rows for files."
     )
     revision: str | None = setting(None, help="Branch, tag or commit on the Hub.")
     data_files: str | list[str] | dict[str, Any] | None = setting(
-        None, help="Files inside a Hub data set or folder, as load_dataset takes them."
+        None, help="Files inside a Hub data set or folder, as for load_dataset."
     )
-    format: RowFormat = setting("auto", help="How a row is laid out. Auto: told from its columns.")
-    rename_columns: dict[str, str] = setting({}, help="Their column name: our column name.")
+    format: RowFormat = setting("auto", help="Layout of a row. Auto: found from its columns.")
+    rename_columns: dict[str, str] = setting({}, help="New column names, as `old: new`.")
     repeat: float = setting(
-        1.0, above=0, help="Passes an epoch; 0.5 is a half that stays the same between runs."
+        1.0, above=0, help="Uses of each row per epoch. 0.5 uses the same half in every run."
     )
-    location: str = found_at()
+    location: str = location_field()
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitSection(RecipeSection):
-    """Held-out rows: a fraction of the training rows, or data sets of their own."""
+    """Held-out rows: either a fraction of the training rows, or separate data sets."""
 
     fraction: float | None = setting(
         None,
         above=0,
         below=1,
         example=0.05,
-        help="Share of the training rows to hold out, by a hash of its content: equal ones "
-        "stay together, so the share is approximate, and no row moves when others are added.",
+        help="Share of the training rows to hold out. A hash of its content decides where a row "
+        "goes. So equal rows stay together, no row moves when you add others, and the share is "
+        "approximate.",
     )
     group_by: str | None = setting(
         None,
         example="conversation_id",
-        help="Column (as renamed) whose equal values share a split, so that parts of one "
-        "conversation or document are never on both sides. With `fraction`.",
+        help="A column, by its new name if it is renamed. Rows with equal values in this column "
+        "share a split, so that no document is divided. Only with `fraction`.",
     )
-    datasets: list[DatasetSection] | None = setting(None, help="Data sets of their own.")
+    datasets: list[DatasetSection] | None = setting(None, help="Separate data sets.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSection(RecipeSection):
-    """The rows, and what the model learns of them."""
+    """The rows, and which part of each row the model learns."""
 
     datasets: list[DatasetSection] = setting(
-        example=[{"path": "train.jsonl"}], help="The training rows; one source or many."
+        example=[{"path": "train.jsonl"}], help="The training rows: one data set or several."
     )
-    validation: SplitSection | None = setting(None, help="Rows to evaluate on while training.")
-    test: SplitSection | None = setting(None, help="Rows that only `evaluate` looks at.")
+    validation: SplitSection | None = setting(None, help="Rows to evaluate on during training.")
+    test: SplitSection | None = setting(None, help="Rows that only `lora-sft evaluate` uses.")
     duplicates: Literal["keep", "drop"] = setting(
         "keep",
-        help="When a split holds the same example again, in whatever format or data set. "
-        "Drop: the first stays, the others are counted as `duplicate`.",
+        help="What to do if one split contains an example more than once, in any format or data "
+        "set. Drop: keep the first and count the others as `duplicate`.",
     )
     overlap: Literal["error", "drop"] = setting(
         "error",
-        help="When a held-out split and another hold the same example (in data sets, or in groups "
-        "of their own). Drop: it stays in test, else in validation, and is counted as `overlap` "
-        "where it leaves.",
+        help="What to do if a held-out split and another split contain the same example. This can "
+        "happen with separate data sets or `group_by`. Drop: keep it in test, or else in "
+        "validation, and count it as `overlap` in the other split.",
     )
     chat_template: str | None = setting(
         None,
         path_kind="template",
         located_as="chat_template_location",
-        help="Null: the tokenizer's own; a .jinja file; or `plain`, for base models.",
+        help="A .jinja file, or `plain` for base models. Null: the tokenizer's own template.",
     )
     chat_template_kwargs: dict[str, Any] = setting(
-        {}, help="Arguments of the template. A row's own column of this name wins."
+        {}, help="Arguments of the template. A column of this name in a row overrides it."
     )
     template_date: str | None = setting(
         None,
-        help="The day, YYYY-MM-DD, that a template sees when it asks for the date. "
-        "Null: the day of the first prepare, kept.",
+        help="The date, as YYYY-MM-DD, for templates that print the current date. "
+        "Null: the date of the first `prepare` or `train`, which later starts reuse.",
     )
     loss_on: Literal["auto", "assistant", "last_assistant", "completion", "all"] = setting(
         "auto",
-        help="What is learned. Auto: completion for prompt_completion, all for text, "
-        "else assistant.",
+        help="Which part of a row is learned. Auto: completion for prompt_completion, all for "
+        "text, else assistant.",
     )
     rewritten_history: Literal["expand", "last", "in_place", "error"] = setting(
-        "expand", help="When a template renders earlier turns anew as a conversation goes on."
+        "expand", help="What to do if a template changes earlier turns when later turns follow."
     )
     special_tokens_in_content: Literal["drop", "error", "escape", "allow"] = setting(
-        "drop", help="When the text of a row contains the template's control tokens."
+        "drop", help="What to do if a row's text contains control tokens of the template."
     )
     stop_tokens: list[str] = setting(
-        [], help="Beside those that tokenizer, generation config and template name."
+        [],
+        help="More tokens that end an answer, in addition to those of the tokenizer, the "
+        "generation config and the template.",
     )
     max_length: int = setting(
-        at_least=2, example=2048, help="Longest row, in tokens. There is no default."
+        at_least=2, example=2048, help="Maximum length of a row, in tokens. It has no default."
     )
     overlong: Literal["drop", "keep_start", "split", "error"] = setting(
-        "drop", help="What happens to a row longer than max_length."
+        "drop", help="What to do with a row that is longer than max_length."
     )
     packing: Literal["auto"] | bool = setting(
         "auto",
-        help="Several rows in one sequence of at most max_length. Auto: where they stay isolated "
-        "and leave at least 32 steps an epoch, else off. True: refused where they do not.",
+        help="Put several rows into one sequence of at most max_length tokens. Auto: on if the "
+        "rows stay isolated from each other and at least 32 steps per epoch remain. "
+        "True: an error if the rows do not stay isolated.",
     )
-    chat_template_location: str = found_at()
+    chat_template_location: str = location_field()
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSection(RecipeSection):
-    """How `evaluate` looks at the model; the loss is always reported."""
+    """How `lora-sft evaluate` scores the model. It always reports the loss."""
 
     metrics: list[str] = setting(
-        ["exact_match"], help="Task metrics on generated answers; an empty list generates none."
+        ["exact_match"], help="Metrics on generated answers. Empty: only the loss and samples."
     )
-    max_new_tokens: int = setting(256, at_least=1, help="Longest generated answer, in tokens.")
-    batch_size: int = setting(8, at_least=1, help="Rows generated at a time.")
-    num_samples: int = setting(3, at_least=0, help="Answers shown in the report.")
+    max_new_tokens: int = setting(256, at_least=1, help="Maximum number of tokens per answer.")
+    batch_size: int = setting(8, at_least=1, help="Rows per batch.")
+    num_samples: int = setting(3, at_least=0, help="Number of answers to show as samples.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSection(RecipeSection):
-    """What is made of the adapter once training is done. Null merge: the adapter only."""
+    """Files to make from the adapter after training. Without `merge`, only the adapter is kept."""
 
     merge: str | None = setting(
         None,
-        help="Also write merged weights into this folder (relative to the current directory).",
+        help="Also write merged weights, to this folder (relative to the current directory).",
     )
     dtype: Dtype | None = setting(
-        None, help="Type of the merged weights. Null: that of the base in training (model.dtype)."
+        None, help="Data type of the merged weights. Null: the value of model.dtype."
     )
     push_to_hub: str | None = setting(
         None,
-        help="Repository (owner/name) for the merged weights where merge is set, else for the "
-        "adapter. It is made private where it does not exist.",
+        help="Upload to this repository (owner/name): the merged weights if `merge` is set, else "
+        "the adapter. A repository that does not exist yet is created as private.",
     )
 
 
@@ -274,8 +286,8 @@ TOP_LEVEL = (
     "export", "output_dir",
 )  # fmt: skip
 
-# BitsAndBytesConfig computes in float32 unless told otherwise, many times slower than the type
-# of the model; so `bnb_4bit_compute_dtype` follows `model.dtype` wherever it is left out.
+# BitsAndBytesConfig computes in float32 by default, which is many times slower than the model's
+# dtype. So `bnb_4bit_compute_dtype` is `model.dtype` if the recipe does not set it.
 QUANTIZATION_PRESETS: dict[str, dict[str, Any]] = {
     "nf4": {
         "load_in_4bit": True,
@@ -292,7 +304,8 @@ ADAPTER_DEFAULTS: dict[str, Any] = {
     "target_modules": "all-linear",
 }
 
-# Only where we differ from TRL; `optim` null is decided at run time, from device and quantization.
+# Only the defaults that differ from TRL's, and `seed`. If `optim` is null, the run chooses the
+# optimizer from the device and the quantization.
 TRAIN_DEFAULTS: dict[str, Any] = {
     "learning_rate": 2e-4,
     "lr_scheduler_type": "cosine",
@@ -309,20 +322,20 @@ TRAIN_ADDITIONS: dict[str, Field] = {
         ("integer", "null"),
         default=16,
         at_least=1,
-        help="Sequences an optimizer step (packed ones where rows are packed), over all processes; "
-        "accumulation follows from it.",
+        help="Sequences per optimizer step, over all processes. With packing, a sequence is a "
+        "packed row. The number of accumulation steps follows from it.",
     ),
     "early_stopping_patience": Field(
         ("integer", "null"),
         at_least=1,
-        help="Stop after this many evaluations without improvement. Null: never.",
+        help="Stop training after this many evaluations without improvement. Null: never.",
     ),
 }
 
 
 @cache
 def adapter_fields() -> dict[str, Field]:
-    """LoraConfig's settings that a recipe may give, with our defaults, and `init_from`."""
+    """Return `init_from`, and the LoraConfig settings that a recipe may set, with our defaults."""
     fields = library_fields("LoraConfig")
     ours = {name: fields[name] for name in fields if name not in ADAPTER_SET_BY_RUN}
     _adjust(ours, ADAPTER_DEFAULTS, _ADAPTER_BOUNDS)
@@ -331,16 +344,16 @@ def adapter_fields() -> dict[str, Field]:
 
 @cache
 def quantization_fields() -> dict[str, Field]:
-    """BitsAndBytesConfig's settings."""
+    """Return the settings of BitsAndBytesConfig."""
     return library_fields("BitsAndBytesConfig")
 
 
 @cache
 def train_fields() -> dict[str, Field]:
-    """SFTConfig's settings with our defaults, additions, bounds and the few wider types."""
+    """Return the settings of SFTConfig with our defaults, bounds, wider types and additions."""
     fields = library_fields("SFTConfig")
     ours = {name: fields[name] for name in fields if name not in TRAIN_OWNED_ELSEWHERE}
-    for name, (types, choices) in _TRAIN_WIDER.items():
+    for name, (types, choices) in _TRAIN_EXTRA_TYPES.items():
         ours[name] = ours[name].widened(*types, choices=choices)
     ours |= TRAIN_ADDITIONS
     _adjust(ours, TRAIN_DEFAULTS, _TRAIN_BOUNDS)
@@ -350,7 +363,7 @@ def train_fields() -> dict[str, Field]:
 def _adjust(
     fields: dict[str, Field], defaults: dict[str, Any], bounds: dict[str, dict[str, Any]]
 ) -> None:
-    """Put our defaults and bounds into the libraries' fields."""
+    """Replace defaults and bounds of fields of TRL, PEFT or bitsandbytes by ours."""
     for name, default in defaults.items():
         fields[name] = dataclasses.replace(fields[name], default=default)
     for name, limits in bounds.items():
@@ -376,7 +389,7 @@ _TRAIN_BOUNDS: dict[str, dict[str, Any]] = {
     "eval_steps": {"above": 0},
     "save_total_limit": {"at_least": 1},
 }
-_TRAIN_WIDER: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+_TRAIN_EXTRA_TYPES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "per_device_train_batch_size": (("string",), ("auto",)),
     "activation_checkpointing": (("integer", "string"), ("auto",)),
     "gradient_checkpointing": (("integer", "string"), ("auto",)),

@@ -1,8 +1,8 @@
-"""Fill a section of the recipe from what was written, and say what does not fit.
+"""Build a section of the recipe from its written values, and report the invalid ones.
 
-A value that does not fit is left out and its path tainted, so that the rest of the recipe is
-still checked in the same go. Nothing is converted: text that looks like a number is a fault
-whose fix is the number.
+An invalid value is left out and its path is marked as faulty. So the rest of the recipe can still
+be checked. Values are never converted: a text that looks like a number is a fault, and its fix is
+the number.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lora_sft.recipe.fields import (
     Field,
     Section,
     check_value,
-    placeholder_of,
+    make_placeholder,
     suggest_value,
 )
 from lora_sft.recipe.locations import describe_missing, locate
@@ -23,30 +23,35 @@ from lora_sft.recipe.other_names import write_line
 from lora_sft.recipe.schema import section_fields
 from lora_sft.recipe.written import Written, join
 
+SEE_SCHEMA = "see `lora-sft show --schema`"  # the fix where none is searched
+
 SectionT = TypeVar("SectionT", bound=Section)
 
 
 class SectionBuilder:
-    """Builds sections and collects what is wrong with them."""
+    """Builds sections and collects their faults."""
 
     def __init__(self, faults: FaultList) -> None:
         self._faults = faults
 
     def build_section(self, kind: type[SectionT], written: Written, dotted: str) -> SectionT:
-        """One of our sections. A required setting without a value gets a stand-in."""
+        """Return one of our sections.
+
+        A missing required setting is recorded, and a placeholder takes its place.
+        """
         fields = section_fields(kind)
         values = self.build_settings(fields, written, dotted)
         for name, field in fields.items():
             if field.is_required and name not in values:
                 path = join(dotted, name)
                 self._faults.add_missing(path, written.origin, write_line(path, field.example))
-                values[name] = placeholder_of(field)
+                values[name] = make_placeholder(field)
         return kind(**values)
 
     def build_settings(
         self, fields: Mapping[str, Field], written: Written, dotted: str
     ) -> dict[str, Any]:
-        """Only the settings that were written and fit, with the places of their paths."""
+        """Return the valid settings that were written, with the locations of their paths."""
         values: dict[str, Any] = {}
         if written.value is None:
             return values
@@ -57,21 +62,27 @@ class SectionBuilder:
             path = join(dotted, name)
             if name not in fields:
                 self.refuse_key(dotted, name, child, fields)
-            elif not self._faults.is_tainted(path):
+            elif not self._faults.is_faulty(path):
                 self._build_setting(values, name, fields[name], child, path)
         return values
 
     def refuse_key(self, section: str, name: str, child: Written, known: Mapping[str, Any]) -> None:
-        """Record an unknown key. The setting that its fix names is then not missing as well."""
-        from lora_sft.recipe.suggest import advise_on_unknown  # only once something is wrong
+        """Record an unknown key.
+
+        If its fix names a required setting, this setting is not reported as missing.
+        """
+        from lora_sft.recipe.suggest import advise_on_unknown  # imported late: only errors need it
 
         path = join(section, name)
-        if self._faults.is_tainted(path):
+        if self._faults.is_faulty(path):
+            return
+        if self._faults.is_full:
+            self._faults.add(f'unknown key "{name}"', child.origin, path, SEE_SCHEMA)
             return
         advice = advise_on_unknown(section, name, child.plain(), known)
         self._faults.add(advice.what, child.origin, path, advice.fix)
         if advice.target:
-            self._faults.taint(advice.target)
+            self._faults.mark_faulty(advice.target)
 
     def _build_setting(
         self, values: dict[str, Any], name: str, field: Field, child: Written, path: str
@@ -91,7 +102,7 @@ class SectionBuilder:
         for index, item in enumerate(items):
             if isinstance(item.value, dict):
                 built.append(self.build_section(kind, item, join(path, index)))
-            elif not self._faults.is_tainted(join(path, index)):
+            elif not self._faults.is_faulty(join(path, index)):
                 self._refuse_type(item, join(path, index), section_fields(kind))
         return built
 
@@ -100,12 +111,13 @@ class SectionBuilder:
         problem = check_value(value, field)
         if problem is None:
             return True
-        self._faults.add(f"{path} {problem}", child.origin, path, _fix_for(value, field, path))
+        fix = SEE_SCHEMA if self._faults.is_full else _fix_for(value, field, path)
+        self._faults.add(f"{path} {problem}", child.origin, path, fix)
         return False
 
     def _refuse_type(self, written: Written, dotted: str, fields: Mapping[str, Field]) -> None:
-        """A single value or list stands where a mapping of settings belongs."""
-        what = f"{dotted} is a mapping of settings, each on its own line"
+        """Record a single value or a list in the place of a mapping of settings."""
+        what = f"{dotted} must be a mapping of settings, each on its own line"
         fix = write_line(dotted, _as_mapping(written.plain(), fields))
         self._faults.add(what, written.origin, dotted, fix)
 
@@ -113,13 +125,17 @@ class SectionBuilder:
         place = locate(child.value, child.origin.folder, field.path_kind)
         if place is not None:
             return place
+        if self._faults.is_full:
+            what = f'{path} leads nowhere: "{child.value}"'
+            self._faults.add(what, child.origin, path, "correct the path")
+            return str(child.value)
         what, fix = describe_missing(child.value, child.origin, field.path_kind)
         self._faults.add(what, child.origin, path, fix)
         return str(child.value)
 
 
 def _fix_for(value: Any, field: Field, path: str) -> str:
-    """The line to write instead of a value that does not fit."""
+    """Return the line to write in place of an invalid value."""
     if field.section:
         return write_line(path, _as_section(value, field, field.section))
     if field.python_class and field.types == ("null",):
@@ -128,13 +144,13 @@ def _fix_for(value: Any, field: Field, path: str) -> str:
 
 
 def _as_section(value: Any, field: Field, section: type[Section]) -> Any:
-    """`train.jsonl` as `[{path: train.jsonl}]`, where that is what the setting holds."""
+    """Return a value in the form of the section: `train.jsonl` becomes `[{path: train.jsonl}]`."""
     entry = value if isinstance(value, dict) else _as_mapping(value, section_fields(section))
     return [entry] if "array" in field.types else entry
 
 
 def _as_mapping(value: Any, fields: Mapping[str, Field]) -> dict[str, Any]:
-    """The mapping whose first setting is `value`, if that fits, with what else is required."""
+    """Return a mapping with the required settings, and `value` as the first setting if it fits."""
     mapping = {name: field.example for name, field in fields.items() if field.is_required}
     name, first = next(iter(fields.items()))
     if first.section and isinstance(value, str):

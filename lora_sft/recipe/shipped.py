@@ -1,4 +1,4 @@
-"""Where the files that travel with the package are: beside the source, or inside the wheel."""
+"""Find the files that are part of the package: beside the source code, or inside the wheel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PREFIX = "lora_sft://"
 
 
 def find_shipped_folder(name: str) -> Path | None:
-    """The shipped folder `recipes` or `ds_configs`, or None where it does not travel along."""
+    """Return the shipped folder `recipes` or `ds_configs`, or None if it is not installed."""
     for folder in (PACKAGE / "_shipped" / name, PACKAGE.parent / name):
         if folder.is_dir():
             return folder
@@ -17,18 +17,21 @@ def find_shipped_folder(name: str) -> Path | None:
 
 
 def find_shipped_policy(name: str) -> Path | None:
-    """The DeepSpeed policy `zero2_offload`, say; None where `name` is none of the shipped ones."""
+    """Return the file of a shipped DeepSpeed policy such as `zero2_offload`, or None."""
     folder = find_shipped_folder("ds_configs")
     file = folder / f"{name}.json" if folder is not None and name.isidentifier() else None
     return file if file is not None and file.is_file() else None
 
 
 def list_shipped_policies() -> list[str]:
-    """The names that `train.deepspeed` takes."""
+    """Return the names of the shipped DeepSpeed policies."""
     folder = find_shipped_folder("ds_configs")
     return sorted(file.stem for file in folder.glob("*.json")) if folder is not None else []
 
 
 def expand_prefix(text: str) -> str:
-    """`lora_sft://quickstart/base` as a path inside the installed package; other text as it is."""
+    """Return the path in the package for a text such as `lora_sft://quickstart/base`.
+
+    Other texts are returned unchanged.
+    """
     return str(PACKAGE / text.removeprefix(PREFIX)) if text.startswith(PREFIX) else text

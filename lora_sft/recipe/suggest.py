@@ -1,4 +1,4 @@
-"""What a person probably meant by a key that does not exist here."""
+"""Find the setting that a person probably meant by an unknown key."""
 
 from __future__ import annotations
 
@@ -21,7 +21,14 @@ MAX_LISTED_NAMES = 14
 
 
 def advise_on_unknown(section: str, name: str, value: Any, known: Iterable[str]) -> Advice:
-    """The fault and fix for `name`, which is none of the `known` settings of `section`."""
+    """Return the fault and the fix for `name`, which is not a setting of `section`.
+
+    Args:
+        section: The dotted path of the section.
+        name: The unknown key.
+        value: Its value, which the fix repeats if the right setting accepts it.
+        known: The settings of the section.
+    """
     group = _without_indices(section)
     advice = find_advice(group, name, value)
     if advice is not None:
@@ -37,7 +44,10 @@ def advise_on_unknown(section: str, name: str, value: Any, known: Iterable[str])
 
 @cache
 def all_settings() -> dict[str, Field]:
-    """Every dotted setting of a recipe; entries of a list of data sets stand for the first."""
+    """Return every setting of a recipe by its dotted path.
+
+    A list of data sets is represented by its first entry.
+    """
     groups = {
         **{name: schema.section_fields(section) for name, section in schema.SECTIONS.items()},
         "train": schema.train_fields(),
@@ -61,10 +71,10 @@ def _find_nearest(section: str, name: str, value: Any, known: Iterable[str]) -> 
 
 
 def _find_elsewhere(name: str, value: Any) -> str | None:
-    """The name, or one very like it, in another section."""
+    """Return a fix if another section has this name or a very similar one."""
     if name in all_settings():
         section, _, bare = name.rpartition(".")
-        return f"keys have no dots: under {section}, {_line(bare, value)}"
+        return f"a key cannot contain dots: under {section}, {_line(bare, value)}"
     by_bare_name: dict[str, str] = {name: name for name in schema.TOP_LEVEL}
     for dotted in all_settings():
         by_bare_name.setdefault(dotted.rpartition(".")[2], dotted)
@@ -79,11 +89,14 @@ def _find_elsewhere(name: str, value: Any) -> str | None:
 def _list_known(group: str, known: Iterable[str]) -> str:
     names = list(known)
     if len(names) <= MAX_LISTED_NAMES:
-        return f"known here: {', '.join(names)}"
+        return f"the settings here are: {', '.join(names)}"
     if group in LIBRARY_SECTIONS:
         config, library = LIBRARY_SECTIONS[group]
         version = read_snapshot()["versions"][library]
-        return f"{group} takes the settings of {config} ({library} {version}); see show --schema"
+        return (
+            f"{group} has the settings of {config} ({library} {version}): "
+            "see `lora-sft show --schema`"
+        )
     return "see `lora-sft show --schema`"
 
 
@@ -92,9 +105,9 @@ def _closest(name: str, names: Iterable[str], cutoff: float) -> str | None:
 
 
 def _line(dotted: str, value: Any) -> str:
-    """The line to write, with the person's value if the setting takes it."""
+    """Return the line to write, with the person's value if the setting accepts it."""
     if isinstance(value, dict):
-        return f"write {dotted}: ..."  # a whole section is too long to repeat
+        return f"write {dotted}: ..."  # a whole section is too long for a message
     field = all_settings().get(dotted)
     fits = field is None or check_value(value, field) is None
     return write_line(dotted, value if fits or field is None else suggest_value(value, field))

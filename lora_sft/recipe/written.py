@@ -1,7 +1,7 @@
-"""What a person wrote and where: plain values that each remember their file and line.
+"""A recipe as it was written: plain values that each remember their file and line.
 
-Reading, composing and overriding all work on this tree, so that the place of every value is
-still known when something turns out to be wrong with it. Nothing here judges a value.
+Reading, composing and overriding all work on this tree. So a later error can name the place of any
+value. Nothing in this file checks a value.
 """
 
 from __future__ import annotations
@@ -16,7 +16,13 @@ COMMAND_LINE = "command line"
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The place that set a value, and the folder that its relative paths start from."""
+    """The place that set a value.
+
+    Attributes:
+        file: The file's name in messages, or "command line".
+        line: The line, counted from 1, or None for the command line.
+        folder: The folder from which relative paths in the value start.
+    """
 
     file: str
     line: int | None
@@ -34,7 +40,7 @@ class Written:
     origin: Origin
 
     def plain(self) -> Any:
-        """The value without its places: what `json.loads` would have given."""
+        """Return the value without its origins, as `json.loads` would return it."""
         if isinstance(self.value, dict):
             return {key: child.plain() for key, child in self.value.items()}
         if isinstance(self.value, list):
@@ -42,7 +48,7 @@ class Written:
         return self.value
 
     def places(self, prefix: str = "") -> Iterator[tuple[str, Origin]]:
-        """Every dotted path below this value with its origin; list items count from 0."""
+        """Yield every dotted path below this value with its origin. List items count from 0."""
         for name, child in self._children():
             dotted = join(prefix, name)
             yield dotted, child.origin
@@ -56,12 +62,12 @@ class Written:
 
 
 def join(prefix: str, name: str | int) -> str:
-    """`data` and `max_length` give `data.max_length`."""
+    """Return a dotted path: `data` and `max_length` give `data.max_length`."""
     return f"{prefix}.{name}" if prefix else str(name)
 
 
 def wrap(value: Any, origin: Origin) -> Written:
-    """Plain data as a tree whose every value comes from `origin`."""
+    """Return plain data as a tree in which every value has the same origin."""
     if isinstance(value, dict):
         return Written({key: wrap(child, origin) for key, child in value.items()}, origin)
     if isinstance(value, list):

@@ -1,14 +1,15 @@
-"""Strict YAML: the values a person meant, each with its line, or a fault that says why not.
+"""Read YAML strictly: return each value with its line, or report why it is refused.
 
-Two departures from a plain `yaml.safe_load`:
+This reader differs from `yaml.safe_load` in two ways:
 
-- Scalars follow the core schema of YAML 1.2 (section 10.3.2), so `2e-4` is a number, `010` is
-  ten, and `on`, `no`, `1:30`, `1_000` and dates stay the text that they look like.
-- What makes a file mean something else than it shows is refused: repeated keys, tags, anchors,
-  aliases, merge keys, keys that are not text, several documents, extreme size or depth.
+- Scalars follow the core schema of YAML 1.2 (section 10.3.2). So `2e-4` is a number and `010` is
+  ten, while `on`, `no`, `1:30`, `1_000` and dates are text.
+- It refuses everything that can hide the meaning of a file: repeated keys, tags, anchors, aliases,
+  merge keys and several documents. It also refuses keys that are not text, and files that are too
+  large or nested too deep.
 
-Parsing goes by events, not by `compose`: only events still know whether a tag was written out.
-This is the only file that knows PyYAML.
+The reader follows parser events instead of `yaml.compose`: only events show whether a tag was
+written out. This is the only file that imports PyYAML.
 """
 
 from __future__ import annotations
@@ -41,7 +42,15 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_yaml_file(path: Path, label: str, faults: FaultList) -> Written | None:
-    """Read one file; None when nothing of it can be used. `label` is its name in messages."""
+    """Read one file.
+
+    Args:
+        path: The file.
+        label: The file's name in messages.
+        faults: The list to which faults are added.
+
+    Returns: The mapping in the file, or None if it cannot be used at all.
+    """
 
     def origin_of(line: int) -> Origin:
         return Origin(label, line, path.parent)
@@ -57,27 +66,28 @@ def read_yaml_file(path: Path, label: str, faults: FaultList) -> Written | None:
         return None
     if not isinstance(root.value, dict):
         faults.add(
-            f"a recipe is a mapping of sections, this is {_kind(root.value)}",
+            "a recipe must be a mapping of sections, but this file is "
+            f"{_describe_value(root.value)}",
             root.origin,
-            fix="start with `model: ...` at the left edge",
+            fix="start with `model: ...` at the beginning of a line",
         )
         return None
     return root
 
 
 def read_yaml_value(text: str, faults: FaultList, dotted: str) -> Written | None:
-    """Read the value of one command-line override, by the same rules as a file."""
+    """Read the value of one command-line override by the same rules as a file."""
     origin = Origin(COMMAND_LINE, None, Path.cwd())
     return _Builder(lambda _line: origin, faults, dotted).build(text)
 
 
 def write_yaml(data: Any) -> str:
-    """Plain data as YAML text that `read_yaml_file` reads back unchanged."""
+    """Return plain data as YAML text that `read_yaml_file` reads back unchanged."""
     return str(yaml.dump(data, Dumper=_make_dumper(), sort_keys=False, allow_unicode=True))
 
 
 def write_yaml_inline(data: Any) -> str:
-    """Plain data on one line, as a person would write it after `key: `."""
+    """Return plain data as YAML on one line, as a person would write it after `key: `."""
     text = yaml.dump(
         data, Dumper=_make_dumper(), default_flow_style=True, width=10**6, allow_unicode=True
     )
@@ -85,7 +95,7 @@ def write_yaml_inline(data: Any) -> str:
 
 
 def resolve_scalar(text: str) -> Any:
-    """The value of an unquoted scalar in YAML 1.2's core schema."""
+    """Return the value of an unquoted scalar in the core schema of YAML 1.2."""
     if text in _NULL:
         return None
     if text in _BOOL:
@@ -104,7 +114,7 @@ def resolve_scalar(text: str) -> Any:
 
 
 class _Builder:
-    """Turns the events of one text into a tree of `Written`."""
+    """Builds a tree of `Written` values from the events of one text."""
 
     def __init__(
         self, origin_of: Callable[[int], Origin], faults: FaultList, prefix: str = ""
@@ -115,7 +125,7 @@ class _Builder:
         self._events: Iterator[Any] = iter(())
 
     def build(self, text: str) -> Written | None:
-        """The tree of the only document in `text`, or None after a syntax error."""
+        """Return the tree of the only document in `text`, or None after a syntax error."""
         self._events = yaml.parse(text, Loader=_Loader)
         try:
             return self._build_stream()
@@ -134,15 +144,15 @@ class _Builder:
         event = next(self._events)
         if isinstance(event, yaml.DocumentStartEvent):
             self._faults.add(
-                "a recipe is one YAML document, a second starts here",
+                "a recipe must be one YAML document, but a second one starts here",
                 self._origin_of(_line(event)),
                 fix="delete the `---` line, or keep the second recipe in its own file",
             )
         return root
 
     def _build_node(self, event: Any, path: str, origin: Origin, depth: int) -> Written:
-        """The value that starts at `event`; its faults are recorded and its path tainted."""
-        refusal = _refusal(event)
+        """Return the value that starts at `event`, and record its faults."""
+        refusal = _find_form_fault(event)
         if refusal:
             self._faults.add(refusal[0], self._origin_of(_line(event)), path, refusal[1])
         if isinstance(event, yaml.ScalarEvent):
@@ -153,7 +163,10 @@ class _Builder:
         if depth > MAX_DEPTH:
             self._skip_collection()
             self._faults.add(
-                f"nested more than {MAX_DEPTH} levels deep", origin, path, "flatten it"
+                f"the value is nested more than {MAX_DEPTH} levels deep",
+                origin,
+                path,
+                "write it with fewer levels",
             )
             return Written(None, origin)
         if isinstance(event, yaml.SequenceStartEvent):
@@ -189,12 +202,12 @@ class _Builder:
             dotted = join(path, "?")
             self._faults.add("a key must be text", origin, dotted, "write a plain word as the key")
             return None
-        refusal = _refusal(event)
+        refusal = _find_form_fault(event)
         plain = event.style is None or event.style == ""
         if plain and event.value == "<<":
-            refusal = ("merge keys (`<<`) are not read", "use `extends: other.yaml`")
+            refusal = ("merge keys (`<<`) are not supported", "use `extends: other.yaml`")
         elif plain and not isinstance(resolve_scalar(event.value), str):
-            refusal = (f"a key must be text, `{event.value}` is not", f'write "{event.value}":')
+            refusal = (f"a key must be text, but `{event.value}` is not", f'write "{event.value}":')
         if refusal:
             self._faults.add(refusal[0], origin, join(path, str(event.value)), refusal[1])
             return None
@@ -209,7 +222,7 @@ class _Builder:
         )
 
     def _skip_collection(self) -> None:
-        """Pass over the rest of a collection whose start has been read."""
+        """Skip the rest of a collection whose start event was already read."""
         open_collections = 1
         while open_collections:
             event = next(self._events)
@@ -229,14 +242,14 @@ class _Builder:
         )
 
 
-def _refusal(event: Any) -> tuple[str, str] | None:
-    """What is wrong with a node before its value is looked at, and the fix."""
+def _find_form_fault(event: Any) -> tuple[str, str] | None:
+    """Return the fault and the fix of a node that is refused because of its form, or None."""
     if isinstance(event, yaml.AliasEvent):
-        return f"aliases (`*{event.anchor}`) are not read", "write the value out here"
+        return f"aliases (`*{event.anchor}`) are not supported", "write the whole value here"
     if event.anchor is not None:
-        return f"anchors (`&{event.anchor}`) are not read", f"delete `&{event.anchor}`"
+        return f"anchors (`&{event.anchor}`) are not supported", f"delete `&{event.anchor}`"
     if event.tag is not None:
-        return f"tags (`{_short_tag(event.tag)}`) are not read", "write the plain value"
+        return f"tags (`{_short_tag(event.tag)}`) are not supported", "write the plain value"
     return None
 
 
@@ -256,7 +269,7 @@ def _line(event: Any) -> int:
     return int(event.start_mark.line) + 1
 
 
-def _kind(value: Any) -> str:
+def _describe_value(value: Any) -> str:
     return "a list" if isinstance(value, list) else f"the single value {value!r}"
 
 
@@ -264,16 +277,18 @@ def _read_text(path: Path, origin: Origin, faults: FaultList) -> str | None:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             faults.add(
-                f"the file has {path.stat().st_size:,} bytes; a recipe has at most "
+                f"the file has {path.stat().st_size:,} bytes, but a recipe may have at most "
                 f"{MAX_FILE_BYTES:,}",
                 origin,
-                fix="check that this is a recipe and not data",
+                fix="check that this file is a recipe and not a data file",
             )
             return None
         return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         faults.add(
-            f"cannot read the file: {error.strerror}", origin, fix="check the path and its rights"
+            f"cannot read the file: {error.strerror}",
+            origin,
+            fix="check the path and your permission to read it",
         )
     except UnicodeDecodeError as error:
         faults.add(f"the file is not UTF-8 (byte {error.start})", origin, fix="save it as UTF-8")
@@ -281,7 +296,7 @@ def _read_text(path: Path, origin: Origin, faults: FaultList) -> str | None:
 
 
 def _make_dumper() -> Any:
-    """PyYAML's dumper, with quotes around text that YAML 1.2 would read as something else."""
+    """Return PyYAML's dumper that also quotes text which YAML 1.2 would read as another type."""
 
     class Dumper(yaml.SafeDumper):
         def ignore_aliases(self, data: Any) -> bool:

@@ -7,7 +7,7 @@ A conversation is rendered as in training. The exported chat template has the re
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from lora_sft.data.templates.tokenizer import find_saved_stop_token_ids, load_sa
 from lora_sft.errors import ModelError
 from lora_sft.evaluate.generation import AnswerStream, make_generation_config
 from lora_sft.export.adapter_origin import AdapterOrigin, read_origin
-from lora_sft.export.serving.serving_files import with_defaults
+from lora_sft.export.serving.serving_files import set_defaults_in_templates
 from lora_sft.file_names import ADAPTER_CONFIG_FILE, MODEL_CONFIG_FILE, TOKENIZER_CONFIG_FILE
 from lora_sft.model.base_model import (
     CausalModel,
@@ -25,6 +25,7 @@ from lora_sft.model.base_model import (
     parse_dtype,
     read_stored_dtype,
 )
+from lora_sft.model_files.remote_code import check_remote_code
 from lora_sft.recipe import ModelSection
 from lora_sft.run_directory import RunDirectory, is_run
 
@@ -37,11 +38,14 @@ class ModelFolder:
         name: The short name of the model, which clients use.
         path: The folder.
         origin: The record of the base model; None for a full model.
+        trust_remote_code: Whether the model's Python files may run. The person who starts the
+            command decides it; nothing in the folder does.
     """
 
     name: str
     path: Path
     origin: AdapterOrigin | None
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,14 +129,26 @@ class LoadedModel:
         return list(ids)
 
 
-def find_model_folder(path: Path) -> ModelFolder:
+def find_model_folder(path: Path, *, trust_remote_code: bool = False) -> ModelFolder:
     """Return the model folder that a path means, without loading the model.
 
     Args:
         path: A run directory, an adapter folder or a model folder.
+        trust_remote_code: Run the Python files of the model (of an adapter: of its base).
 
     Raises: ModelError if there is no model, or if the training of the run is not finished.
     """
+    found = _find_folder(path)
+    if trust_remote_code:
+        origin = found.origin
+        check_remote_code(
+            origin.model_name_or_path if origin is not None else str(found.path),
+            origin.revision if origin is not None else None,
+        )
+    return replace(found, trust_remote_code=trust_remote_code)
+
+
+def _find_folder(path: Path) -> ModelFolder:
     if is_run(path):
         adapter = RunDirectory(path).adapter
         return ModelFolder(path.resolve().name, adapter, read_origin(adapter))
@@ -152,9 +168,9 @@ def find_model_folder(path: Path) -> ModelFolder:
 def load_model(folder: ModelFolder) -> LoadedModel:
     """Load a full model as it is stored, or an adapter and its base as they were in training."""
     model = (
-        _load_full_model(folder.path)
+        _load_full_model(folder)
         if folder.origin is None
-        else _load_base_and_adapter(folder.path, folder.origin)
+        else _load_base_and_adapter(folder.path, folder.origin, folder.trust_remote_code)
     )
     model.eval()
     tokenizer = _load_tokenizer(folder)
@@ -167,13 +183,16 @@ def load_model(folder: ModelFolder) -> LoadedModel:
     return LoadedModel(folder.name, model, tokenizer, sorted(stops), context)
 
 
-def _load_full_model(folder: Path) -> CausalModel:
-    section = ModelSection(model_name_or_path=str(folder))
-    dtype = read_stored_dtype(section, str(folder)) or "float32"
-    return load_base_model(section, dtype=parse_dtype(dtype), where=str(folder))
+def _load_full_model(folder: ModelFolder) -> CausalModel:
+    where = str(folder.path)
+    section = ModelSection(model_name_or_path=where, trust_remote_code=folder.trust_remote_code)
+    dtype = read_stored_dtype(section, where) or "float32"
+    return load_base_model(section, dtype=parse_dtype(dtype), where=where)
 
 
-def _load_base_and_adapter(folder: Path, origin: AdapterOrigin) -> CausalModel:
+def _load_base_and_adapter(
+    folder: Path, origin: AdapterOrigin, trust_remote_code: bool
+) -> CausalModel:
     # This imports peft, which takes 4 CPU-seconds. A merged model does not need it.
     from lora_sft.model.adapter import load_adapter
 
@@ -186,7 +205,7 @@ def _load_base_and_adapter(folder: Path, origin: AdapterOrigin) -> CausalModel:
     section = ModelSection(
         model_name_or_path=origin.model_name_or_path,
         revision=origin.revision,
-        trust_remote_code=origin.trust_remote_code,
+        trust_remote_code=trust_remote_code,
     )
     dtype = origin.dtype or read_stored_dtype(section, str(folder)) or "float32"
     base = load_base_model(
@@ -205,13 +224,15 @@ def _load_tokenizer(folder: ModelFolder) -> PreTrainedTokenizerBase:
     """
     origin = folder.origin
     if origin is None or (folder.path / TOKENIZER_CONFIG_FILE).exists():
-        tokenizer = load_saved_tokenizer(folder.path)
+        # Beside an adapter, code of a tokenizer would come from whoever made the adapter.
+        own_code = folder.trust_remote_code and origin is None
+        tokenizer = load_saved_tokenizer(folder.path, trust_remote_code=own_code)
     else:
         tokenizer = load_saved_tokenizer(
-            origin.model_name_or_path, origin.revision, trust_remote_code=origin.trust_remote_code
+            origin.model_name_or_path, origin.revision, trust_remote_code=folder.trust_remote_code
         )
     if origin is not None:
-        tokenizer.chat_template = with_defaults(
+        tokenizer.chat_template = set_defaults_in_templates(
             tokenizer.chat_template, origin.chat_template_kwargs, origin.template_date
         )
     return tokenizer

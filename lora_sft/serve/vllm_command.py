@@ -51,7 +51,9 @@ def make_vllm_command(model: ModelFolder, host: str, port: int) -> list[str]:
     """
     address = ["--host", host, "--port", str(port)]
     if model.origin is None:
-        return ["vllm", "serve", str(model.path), "--served-model-name", model.name, *address]
+        trust = ["--trust-remote-code"] if model.trust_remote_code else []
+        name = ["--served-model-name", model.name]
+        return ["vllm", "serve", str(model.path), *name, *trust, *address]
     folder, origin = str(model.path), model.origin
     rank = find_rank_limit(model.path)
     base = origin.model_name_or_path
@@ -61,6 +63,7 @@ def make_vllm_command(model: ModelFolder, host: str, port: int) -> list[str]:
         *("--lora-modules", f"{model.name}={folder}"),
         *("--tokenizer", folder, "--generation-config", folder),
         *_list_base_options(model.path, origin),
+        *(["--trust-remote-code"] if model.trust_remote_code else []),
         *address,
     ]
 
@@ -100,7 +103,6 @@ def _list_base_options(adapter: Path, origin: AdapterOrigin) -> list[str]:
         *(["--chat-template", str(template)] if template.exists() else []),
         *(["--dtype", origin.dtype] if origin.dtype else []),
         *(["--revision", origin.revision] if origin.revision else []),
-        *(["--trust-remote-code"] if origin.trust_remote_code else []),
         *(["--quantization", "bitsandbytes"] if stored.get("load_in_4bit") else []),
     ]
 

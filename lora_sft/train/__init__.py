@@ -1,1 +1,1 @@
-"""From an adapted model and tokenised rows to a trained adapter."""
+"""Train an adapter from an adapted model and labelled rows."""

@@ -1,4 +1,4 @@
-"""Write what a run begins with, once everything that can be wrong is known to be right."""
+"""Prepare the run directory for the first step, after all checks have passed."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from lora_sft.log import say
 from lora_sft.processes.meeting import meet
 from lora_sft.processes.this_process import Processes
 from lora_sft.processes.watch import Watch
-from lora_sft.run_directory import write_json, write_text_atomically
 from lora_sft.train import zero
 from lora_sft.train.checkpoints.resume import StartingPoint, remove_run
+from lora_sft.train.checkpoints.signing import identify_key, prepare_key, warn_of_other_keys
 from lora_sft.train.training_job import TrainingJob
 
 
@@ -22,22 +22,30 @@ def begin_run(
     watch: Watch | None,
     processes: Processes,
 ) -> None:
-    """Clear what the user gave up, convert a checkpoint of other processes, write the manifest.
+    """Remove the old run if the user asked for it, convert the checkpoint, write the manifest.
 
-    All processes meet before and after: before it every process has looked at the old run, and
-    after it none of them finds the old run.
+    Only rank 0 does this. Before it, all processes wait until each has read the old run. After it,
+    they wait again, so that no process reads the old files.
+
+    Continuing a DeepSpeed run needs the user's key. So rank 0 makes it if there is none, and the
+    other processes look whether they have the same one.
     """
+    needs_key = job.arguments.deepspeed is not None and job.arguments.save_strategy != "no"
+    if needs_key and processes.is_main:
+        prepare_key()
     meet(watch, "model")
     if processes.is_main:
         if start.discard:
             remove_run(job.run)
         job.run.clear_status()
         if start.checkpoint is not None and start.needs_conversion(processes.world_size):
-            say(f"{start.checkpoint.name} was written by another number of processes: converting")
+            say(f"converting {start.checkpoint.name}: another number of processes wrote it")
             zero.convert_to_universal(start.checkpoint)
-    meet(watch, "start")
+    keys = meet(watch, "start", identify_key() if needs_key else None)
+    if needs_key:
+        warn_of_other_keys(keys)
     if start.checkpoint is not None:
-        say(f"going on from {start.checkpoint}")
+        say(f"continuing from {start.checkpoint}")
     if processes.is_main:
-        write_text_atomically(job.run.recipe, job.recipe.resolved_text())
-        write_json(job.run.manifest, {"id": start.run_id, **manifest})
+        job.run.write_recipe(job.recipe.resolved_text())
+        job.run.write_manifest({"id": start.run_id, **manifest})

@@ -1,4 +1,4 @@
-"""What watches a training run: the metrics file, the progress a person sees, the stop signal."""
+"""Trainer callbacks: the metrics file, the progress display, stop signals, the best checkpoint."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ SHOWN_METRICS = ("loss", "eval_loss", "grad_norm", "learning_rate", "mean_token_
 
 
 class MetricsFile(TrainerCallback):
-    """Append every logged record to `metrics.jsonl`, with the Trainer's own keys and the step.
+    """A callback that appends every log record to `metrics.jsonl`, with the Trainer's own keys.
 
-    A resumed run first drops the records past its checkpoint: those steps are made again, and
-    each may stand in the file only once.
+    A resumed run first removes the records of steps after its checkpoint. These steps are trained
+    again, and the file must have one record per step.
     """
 
     def __init__(self, run: RunDirectory) -> None:
@@ -35,7 +35,7 @@ class MetricsFile(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Keep the records up to the step that the run goes on from."""
+        """Keep only the records up to the step of the checkpoint."""
         if not state.is_world_process_zero:
             return
         kept = [
@@ -53,22 +53,23 @@ class MetricsFile(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Append one record and push it to disk, so that a killed run keeps it.
+        """Append one record; the file is closed each time, so that a killed run keeps it.
 
-        What is no finite number (a norm under float16) is null: JSON has no word for it.
+        NaN and infinity become null, because JSON cannot express them. Under float16 a gradient
+        norm may be infinite.
         """
         if state.is_world_process_zero and logs:
-            record = {name: None if _is_no_number(value) else value for name, value in logs.items()}
+            record = {name: _replace_non_finite(value) for name, value in logs.items()}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **record}) + "\n")
 
 
-def _is_no_number(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
+def _replace_non_finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _read_step(line: str) -> float:
-    """The step of a record; past every step for a line that a killed run left half written."""
+    """Return the step of a record; infinity for an incomplete line, so that it is removed."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
@@ -76,7 +77,7 @@ def _read_step(line: str) -> float:
 
 
 class ProgressDisplay(TrainerCallback):
-    """A bar with the loss in a terminal; one plain line a log record anywhere else."""
+    """A callback that shows a progress bar in a terminal; otherwise one line per log record."""
 
     def __init__(self) -> None:
         self.console = make_console()
@@ -85,7 +86,7 @@ class ProgressDisplay(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start the bar at the step the run goes on from."""
+        """Start the bar at the first step of this start."""
         if not self.console.is_terminal:
             return
         self.bar = Progress(
@@ -114,7 +115,7 @@ class ProgressDisplay(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Show the record's main numbers."""
+        """Show the main metrics of the record."""
         shown = format_metrics(logs or {})
         if not shown:
             return
@@ -126,99 +127,103 @@ class ProgressDisplay(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leave the bar as it is and give the terminal back."""
+        """Stop the bar; it stays visible."""
         if self.bar is not None:
             self.bar.stop()
 
 
 def format_metrics(record: dict[str, Any]) -> str:
-    """The main numbers of a log record on one line."""
+    """Return the main metrics of a log record as one line."""
     return "  ".join(f"{name} {record[name]:.4g}" for name in SHOWN_METRICS if name in record)
 
 
 class StopOnSignal(TrainerCallback):
-    """Turn a signal into a saved checkpoint at the next step boundary.
+    """A callback that stops the trainer after a signal, with a checkpoint at the end of the step.
 
-    Only there is the saved random state the one that the next step starts from; a checkpoint
-    written inside a step resumes on other dropout draws.
+    The state is saved only between two steps, because the random state must be the one that the
+    next step starts with. A checkpoint from inside a step would give other dropout masks.
 
-    An evaluation that only informs is left out then, for who sends a signal gives minutes. One that
-    decides (the best checkpoint, early stopping, a rate that follows the loss) is made: without it
-    the run would go on to another end. Neither is ended halfway, which all ranks would have to do
-    at the same batch.
+    If an evaluation belongs to this step, it is skipped unless it decides something: the best
+    checkpoint, early stopping, or a learning rate that follows the loss. A scheduler gives only a
+    few minutes after a signal. But without a deciding evaluation, the continued run would give
+    another result. A running evaluation is not interrupted: all ranks would have to stop it at the
+    same batch.
     """
 
     def __init__(self, request: StopRequest | None = None) -> None:
         self.request = request or StopRequest()
-        self.received: signal.Signals | None = None  # by any process
+        self.received: signal.Signals | None = None  # on any rank
         self._has_stepped = False
         self._saved_step = -1
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Ask the trainer to save and stop, on every rank at the same step."""
+        """Make the trainer save and stop, on every rank at the same step."""
         self._has_stepped = True
-        self._stop_if_asked(args, control)
-        if self._leaves_early(state) and args.metric_for_best_model is None:
-            self._leave_out_evaluation(state, control)
+        self._stop_if_signalled(args, control)
+        if self._stops_early(state) and args.metric_for_best_model is None:
+            self._skip_evaluation(state, control)
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """After an evaluation the run is still at the end of a step: no other one is waited for.
+        """Stop after an evaluation during which a signal arrived, without another step.
 
-        Except before the first step, where the trainer would leave within it, and where the
-        evaluation itself decides what is saved: there the trainer takes back what is asked here.
-        A run that the evaluation ends (early stopping, which is asked before) is no stopped one.
+        There are three exceptions:
+
+        - Before the first step the trainer would stop inside a step.
+        - With `save_strategy: best` the trainer resets `should_save` after this call.
+        - If early stopping has just ended the run, it is complete and was not stopped by a signal.
         """
-        is_asked_anew = self._has_stepped and not control.should_training_stop
-        if is_asked_anew and args.save_strategy != SaveStrategy.BEST:
-            self._stop_if_asked(args, control)
+        may_stop = self._has_stepped and not control.should_training_stop
+        if may_stop and args.save_strategy != SaveStrategy.BEST:
+            self._stop_if_signalled(args, control)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Remember which step is on disk."""
+        """Note the last saved step."""
         self._saved_step = state.global_step
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The trainer comes by here after each stop, also in the middle of an epoch.
+        """Save the state of a stopped run if it is not saved yet, and skip needless evaluations.
 
-        There nothing is due. What a stop has not saved yet is saved here: where only the best is
-        kept, an evaluation may have taken the save back.
+        The trainer calls this after each stop, also in the middle of an epoch. There no evaluation
+        is necessary. With `save_strategy: best` an evaluation may have cancelled the save.
         """
-        if not self._leaves_early(state):
+        if not self._stops_early(state):
             return
-        is_whole = state.epoch is not None and float(state.epoch).is_integer()
-        if not is_whole:
+        is_epoch_end = state.epoch is not None and float(state.epoch).is_integer()
+        if not is_epoch_end:
             control.should_evaluate = False
         elif args.metric_for_best_model is None:
-            self._leave_out_evaluation(state, control)
+            self._skip_evaluation(state, control)
         is_saved = self._saved_step == state.global_step
         control.should_save = control.should_evaluate or not is_saved
 
-    def _stop_if_asked(self, args: TrainingArguments, control: TrainerControl) -> None:
-        self.received = self._agree(args)
+    def _stop_if_signalled(self, args: TrainingArguments, control: TrainerControl) -> None:
+        self.received = self._find_signal_of_any_rank(args)
         if self.received is not None:
             control.should_save = True
             control.should_training_stop = True
 
-    def _leaves_early(self, state: TrainerState) -> bool:
-        """Whether the run stops before its last step; after it, it is complete."""
+    def _stops_early(self, state: TrainerState) -> bool:
+        """Return whether a signal stops the run before its last step."""
         return self.received is not None and state.global_step < state.max_steps
 
-    def _leave_out_evaluation(self, state: TrainerState, control: TrainerControl) -> None:
+    def _skip_evaluation(self, state: TrainerState, control: TrainerControl) -> None:
         if control.should_evaluate:
             control.should_evaluate = False
-            say(f"the evaluation of step {state.global_step} is left out")
+            say(f"the evaluation of step {state.global_step} is skipped")
 
-    def _agree(self, args: TrainingArguments) -> signal.Signals | None:
-        """The signal that any rank received; one that stopped alone would leave the rest hanging.
+    def _find_signal_of_any_rank(self, args: TrainingArguments) -> signal.Signals | None:
+        """Return the signal that any rank received, or None; equal on every rank.
 
-        Of several, the one with the highest number: it decides the exit code of all of them.
+        If only one rank stopped, the others would wait for it. Of several signals, the one with the
+        highest number decides the exit code of all ranks.
         """
         here = self.request.received
         if args.world_size == 1:
@@ -229,34 +234,35 @@ class StopOnSignal(TrainerCallback):
 
 
 class BestCheckpoint(TrainerCallback):
-    """Tell the trainer where the best checkpoint lies now, in place of where it lay when saved.
+    """A callback that gives the trainer the present path of the best checkpoint of a moved run.
 
-    What the trainer says of the older place, that it is ignored, is then not so, and left out
-    (transformers 5.23 `Trainer._init_training_state`).
+    The trainer warns that the recorded path does not exist and is ignored. The warning would be
+    wrong here, so it is hidden (transformers 5.23 `Trainer._init_training_state`).
     """
 
     def __init__(self, best: Path | None) -> None:
         self.best = best
-        logging.getLogger("transformers.trainer").addFilter(_is_not_about_the_older_place)
+        logging.getLogger("transformers.trainer").addFilter(_is_not_missing_best_warning)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The counters were just read from the checkpoint that is gone on from.
+        """Set `state.best_model_checkpoint` to the place where that checkpoint is now.
 
-        Without the checkpoint its score counts no more: nothing later could be kept for being best.
+        If the best checkpoint is lost, its score is removed too. Otherwise a later checkpoint with
+        a lower score could never become the best.
         """
         state.best_model_checkpoint = str(self.best) if self.best is not None else None
         if self.best is None:
             state.best_metric = None
 
 
-def _is_not_about_the_older_place(record: logging.LogRecord) -> bool:
+def _is_not_missing_best_warning(record: logging.LogRecord) -> bool:
     return "recorded in the resumed state does not exist anymore" not in record.getMessage()
 
 
 class ProgressForWatch(TrainerCallback):
-    """Tell the watch over the processes that something was done."""
+    """A callback that reports progress to the watch, which ends a stalled run."""
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
@@ -264,35 +270,35 @@ class ProgressForWatch(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """From here on steps are to be expected."""
-        self.watch.stepping(True)
+        """Expect steps from now on."""
+        self.watch.expect_steps(True)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """What follows takes as long as it takes."""
-        self.watch.stepping(False)
+        """Stop expecting steps: saving and merging may take any time."""
+        self.watch.expect_steps(False)
 
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """A micro-batch is done."""
+        """Count a micro-batch."""
         self.watch.step()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """A step is done."""
+        """Count a step."""
         self.watch.step()
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """A batch of an evaluation is done."""
+        """Count a batch of an evaluation."""
         self.watch.step()
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """A checkpoint is written."""
+        """Count a checkpoint."""
         self.watch.step()

@@ -1,9 +1,9 @@
-"""The last rows of an epoch, on several processes: everybody gets a batch, nobody a row twice.
+"""Give every process the same number of batches per epoch, without training on a row twice.
 
-accelerate completes the last round of batches with rows from the beginning (1.15
-`BatchSamplerShard`, `even_batches`), and those would be trained on once more than on one process.
-Here the round is completed with rows of which nothing is learned: the loss is a mean over learned
-tokens, so they leave every number as it is.
+A round is one batch per process. accelerate completes the last round of an epoch with rows from the
+beginning (1.15 `BatchSamplerShard`, `even_batches`). On several processes these rows would be
+trained on once more than on one process. Here the round is completed with filler rows, in which no
+token is learned. The loss is a mean over learned tokens, so filler rows do not change it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch.utils.data import RandomSampler, Sampler
 from lora_sft.data.labelled_row import IGNORED_LABEL
 
 
-def fill_up(rows: Dataset, rows_a_round: int) -> Dataset:
-    """`rows`, followed by as many unlearned ones as make whole rounds of batches."""
-    missing = -len(rows) % rows_a_round
+def add_filler_rows(rows: Dataset, rows_per_round: int) -> Dataset:
+    """Return `rows`, followed by filler rows up to a multiple of `rows_per_round`."""
+    missing = -len(rows) % rows_per_round
     if missing == 0:
         return rows
     filler = {**rows[0], "labels": [IGNORED_LABEL] * len(rows[0]["labels"])}
@@ -28,10 +28,10 @@ def fill_up(rows: Dataset, rows_a_round: int) -> Dataset:
 
 
 class FilledSampler(Sampler[int]):
-    """The order that one process would read the rows in, then the rows that fill up."""
+    """A sampler that yields the rows in the order of one process, then the filler rows."""
 
     def __init__(self, order: Any, num_rows: int, num_filled: int, data_seed: int | None) -> None:
-        if isinstance(order, RandomSampler):  # as accelerate would replace it
+        if isinstance(order, RandomSampler):  # accelerate makes the same replacement
             order = SeedableRandomSampler(order.data_source, data_seed=data_seed)
         self.order = order
         self.filler = range(num_rows, num_filled)
@@ -45,6 +45,6 @@ class FilledSampler(Sampler[int]):
         return len(self.order) + len(self.filler)
 
     def set_epoch(self, epoch: int) -> None:
-        """Each epoch has its own order, the same on every process."""
+        """Choose the order of an epoch, which is equal on every process."""
         if hasattr(self.order, "set_epoch"):
             self.order.set_epoch(epoch)

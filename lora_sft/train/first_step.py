@@ -1,7 +1,7 @@
-"""What each process did and held in the first step: kept in the manifest, so that it can be seen.
+"""Record in the manifest which rows and how many bytes each process had in the first step.
 
-Two processes that read the same rows train on half the batch that was asked for, and a model that
-was to be spread and was not fits all the same, until it does not; the loss looks as it always does.
+Two faults of a distributed run do not show in the loss. If two processes read the same rows, they
+train on half of the batch. If a model is not sharded as the recipe asks, it only needs more memory.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from transformers import TrainerCallback
 
 from lora_sft.log import say
 from lora_sft.model.partitioning import count_local_bytes
-from lora_sft.run_directory import RunDirectory, write_json
+from lora_sft.run_directory import RunDirectory
 
 
 class FirstStepRecord(TrainerCallback):
-    """Note the rows of the first step after a start, and compare them between the processes."""
+    """A callback that compares the rows of all processes in the first step after a start."""
 
     def __init__(self, run: RunDirectory) -> None:
         self.run = run
         self.rows: list[str] = []
         self.is_open = True
 
-    def note(self, inputs: Mapping[str, Any]) -> None:
-        """The rows of one micro-batch, by the hash of their tokens."""
+    def note_micro_batch(self, inputs: Mapping[str, Any]) -> None:
+        """Note the hash of the tokens of each row of one micro-batch."""
         if self.is_open:
             self.rows += [_hash(row) for row in _list_rows(inputs)]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Once: write how many rows each process read, and how many of them another read too."""
+        """Write how many rows each process read, and how many rows several processes read."""
         if not self.is_open:
             return
         self.is_open = False
@@ -51,18 +51,19 @@ class FirstStepRecord(TrainerCallback):
             "bytes_by_process": held,
         }
         manifest = self.run.read_json(self.run.manifest) or {}
-        write_json(self.run.manifest, {**manifest, "first_step": record})
+        self.run.write_manifest({**manifest, "first_step": record})
         if shared:
             say(
-                f"warning: {shared} rows of this step were read by several processes (rows that "
-                "are in the data twice, or processes that were given the same share)"
+                f"warning: several processes read the same {shared} rows in this step: the data "
+                "holds equal rows, or the processes read the same share of the data"
             )
 
 
 def count_held_bytes(model: torch.nn.Module, optimizer: Any) -> dict[str, int]:
-    """Bytes that this process holds between two steps, activations and gradients apart.
+    """Return the bytes of base, adapter and optimizer on this process, between two steps.
 
-    `optimizer`: its states, and the copies of the adapter that a sharded optimizer steps on.
+    Activations and gradients are not counted. The bytes of the optimizer are its states, and the
+    copies of the adapter that a sharded optimizer updates.
     """
     parameters = list(model.parameters())
     sizes = {"base": 0, "adapter": 0}
@@ -83,7 +84,7 @@ def _find_storage(tensor: torch.Tensor) -> int:
 
 
 def _list_rows(inputs: Mapping[str, Any]) -> list[list[int]]:
-    """The rows of a batch, without padding."""
+    """Return the token ids of each row of a batch, without padding."""
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
     if mask is None or mask.shape != ids.shape:
         mask = torch.ones_like(ids)

@@ -1,4 +1,4 @@
-"""Describe a run in its manifest: all that tells two runs apart."""
+"""Make the manifest of a run: the facts that distinguish it from other runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lora_sft.versions import read_versions
 def make_manifest(
     recipe: Recipe, batch: BatchPlan, corpus: Corpus, census: Census, rows: TrainingRows
 ) -> dict[str, Any]:
-    """What is needed to tell two runs apart, written before step one."""
+    """Return the manifest, which is written before the first step."""
     return {
         "versions": read_versions(),
         "seed": recipe.train["seed"],
@@ -24,7 +24,7 @@ def make_manifest(
             "micro_batch_size": batch.micro_batch_size,
             "accumulation_steps": batch.accumulation_steps,
             "global_batch_size": batch.global_batch_size,
-            **rows.count_a_step(batch),
+            **rows.count_per_step(batch),
             "packing": rows.to_dict(),
         },
         "data": {

@@ -1,11 +1,15 @@
-"""Are rows packed? Decided once, when data, model and batch are known, and alike on every process.
+"""Decide whether the training rows are packed, and pack them.
 
-`data.packing: auto` packs where it is safe (`model.isolation` asks the model) and leaves enough
-optimizer steps; otherwise it says why not. `true` packs or refuses; `false` leaves rows alone.
-Packing changes what a step is: `global_batch_size` then counts packed rows.
+A packed row holds several labelled rows, here called documents. The decision is made once, when
+data, model and batch plan are known, and it is equal on every process:
 
-Held-out rows are never packed. The Trainer's `eval_loss` is a mean over batches, so that other
-batches would give another number for the same model.
+- `data.packing: auto` packs if the model keeps documents apart (`model.isolation` measures that)
+  and if enough optimizer steps remain. Otherwise the log says why rows are not packed.
+- `true` packs, or raises an error if it is not safe.
+- `false` does not pack.
+
+With packing, `global_batch_size` counts packed rows. Held-out rows are never packed: the Trainer's
+`eval_loss` is a mean over batches, so other batches would give another value for the same model.
 """
 
 from __future__ import annotations
@@ -41,13 +45,13 @@ from lora_sft.train import zero
 from lora_sft.train.training_rows import TrainingRows
 from lora_sft.train.trl.row_collator import make_collator
 
-# Packing makes fewer and larger steps. A small set needs its steps (warm-up, decay, the updates
-# themselves) more than the minutes that its padding costs.
-MIN_STEPS_AN_EPOCH = 32
-LEAST_SAVED_ROWS = 0.1  # of all; below it padding is next to nothing too
-PROBED_TOKENS = 64  # of each of two documents
+# Packing makes fewer and larger steps. For a small data set the number of steps (warm-up, decay,
+# updates) matters more than the few minutes that padding costs.
+MIN_STEPS_PER_EPOCH = 32
+MIN_SAVED_SHARE = 0.1  # of the rows; if packing saves less, padding costs little too
+PROBED_TOKENS = 64  # of each of the two documents that probe the model
 
-# (packed rows, keep them apart) -> the model's inputs
+# A function of packed rows and `keeps_rows_apart` that returns the model's inputs.
 Collate = Callable[[Sequence[Mapping[str, Any]], bool], Mapping[str, Any]]
 
 
@@ -59,56 +63,62 @@ def decide_packing(
     arguments: Any,
     collate: Collate,
 ) -> TrainingRows:
-    """Pack the training rows, or leave them as they are.
+    """Return the training rows, packed if recipe, data and model allow it.
 
-    `collate` makes a batch of packed rows as the trainer will.
+    Args:
+        recipe: The recipe.
+        batch: How the global batch is divided.
+        documents: The labelled rows.
+        model: The model, to measure whether it keeps documents apart.
+        arguments: TRL's `SFTConfig`.
+        collate: Makes a batch of packed rows, in the same way as the trainer.
 
-    Raises: CapabilityError where `data.packing: true` is not safe on this model.
+    Raises: CapabilityError if `data.packing: true` is not safe with this model.
     """
     lengths = count_tokens(documents)
     learned = count_learned_tokens(documents)
-    plain = TrainingRows(documents, len(documents), int(lengths.sum()), learned)
+    unpacked = TrainingRows(documents, len(documents), int(lengths.sum()), learned)
     if recipe.data.packing is False:
-        return replace(plain, reason="data.packing is false")
+        return replace(unpacked, reason="data.packing is false")
     layout = lay_out_documents(lengths, recipe.data.max_length)
     if recipe.data.packing == "auto":
-        reason = find_reason_to_leave(layout, len(documents), batch)
+        reason = find_reason_not_to_pack(layout, len(documents), batch)
         if reason:
-            return replace(plain, reason=reason)
+            return replace(unpacked, reason=reason)
     pair = _choose_pair(documents, lengths)
     isolation, apart = _probe(model, arguments, collate, pair, batch.micro_batch_size)
-    fault, apart = _agree_on(isolation.fault, apart, arguments.device)
+    fault, apart = _agree(isolation.fault, apart, arguments.device)
     if fault and recipe.data.packing is True:
         _refuse(fault, recipe, model)
     if fault:
-        return replace(plain, reason=fault, isolation=isolation)
+        return replace(unpacked, reason=fault, isolation=isolation)
     return replace(
-        plain,
+        unpacked,
         dataset=pack_documents(documents, layout),
-        is_on=True,
+        is_packed=True,
         utilisation=layout.utilisation,
         keeps_rows_apart=apart,
         isolation=isolation,
     )
 
 
-def find_reason_to_leave(layout: PackingLayout, num_documents: int, batch: BatchPlan) -> str:
-    """Why `auto` leaves these rows as they are, whatever the model; nothing where it does not."""
+def find_reason_not_to_pack(layout: PackingLayout, num_documents: int, batch: BatchPlan) -> str:
+    """Return why `auto` does not pack these rows, on any model; empty if it may pack them."""
     saved = num_documents - layout.num_packed_rows
-    if saved < LEAST_SAVED_ROWS * num_documents:
+    if saved < MIN_SAVED_SHARE * num_documents:
         return f"only {saved:,} of {num_documents:,} rows fit beside others in max_length"
     steps = layout.num_packed_rows // batch.global_batch_size
-    if steps < MIN_STEPS_AN_EPOCH:
+    if steps < MIN_STEPS_PER_EPOCH:
         return (
-            f"{num_documents:,} rows would become {layout.num_packed_rows:,} packed ones, "
-            f"{steps} steps an epoch at global_batch_size {batch.global_batch_size} "
-            f"(auto wants at least {MIN_STEPS_AN_EPOCH})"
+            f"{num_documents:,} rows would become {layout.num_packed_rows:,} packed rows, "
+            f"only {steps} steps per epoch at global_batch_size {batch.global_batch_size} "
+            f"(auto needs at least {MIN_STEPS_PER_EPOCH})"
         )
     return ""
 
 
 def _choose_pair(documents: Dataset, lengths: np.ndarray[Any, Any]) -> list[list[int]]:
-    """The beginnings of the two longest documents (of one, where there is but one)."""
+    """Return the first tokens of the two longest documents (of one, if there is only one)."""
     longest = np.argsort(lengths, kind="stable")[::-1][:2]
     return [documents[int(number)]["input_ids"][:PROBED_TOKENS] for number in longest]
 
@@ -120,10 +130,13 @@ def _probe(
     pair: list[list[int]],
     micro_batch_size: int,
 ) -> tuple[Isolation, bool]:
-    """How well this model keeps documents apart, and whether rows have a line each in a batch.
+    """Measure how well the model keeps documents apart, and choose the form of a batch.
 
-    One line of all rows is what kernels with borders (`cu_seq_lens`) read; with a mask it would
-    cost the square of the whole line, so there rows keep their own.
+    Flash attention reads the borders of documents (`cu_seq_lens`), so all packed rows of a batch
+    can be joined into one sequence. With a mask, the cost of attention grows with the square of
+    that sequence's length. So there each packed row stays a row of its own, if that is safe.
+
+    Returns: The measurement, and whether packed rows stay apart.
     """
     refusal = _find_obstacle(arguments)
     if refusal or len(pair) < 2:
@@ -140,7 +153,10 @@ def _probe(
 
 
 def _make_batches(collate: Collate, apart: bool) -> Any:
-    """Batches of two rows: the one that is looked at, and a shorter one that is padded."""
+    """Return a function from documents to a batch for the measurement.
+
+    If rows stay apart, the batch has a second, shorter row, because padding must be safe too.
+    """
 
     def make(documents: Sequence[Sequence[int]]) -> Mapping[str, Any]:
         rows = [_make_row(documents), _make_row([documents[-1][:-1]])]
@@ -156,12 +172,12 @@ def _make_row(documents: Sequence[Sequence[int]]) -> dict[str, list[int]]:
 
 
 def _find_obstacle(arguments: Any) -> str:
-    """What stands against packing without a look at the model."""
+    """Return why packing cannot be safe with these settings; empty if the model decides."""
     parallelism = getattr(arguments, "parallelism_config", None)
     if parallelism is not None and (parallelism.cp_enabled or parallelism.sp_enabled):
-        return "a row that is cut over several devices loses the borders of its documents"
+        return "a row that is divided among several devices loses the borders of its documents"
     if is_deepspeed_zero3_enabled():
-        return "under ZeRO-3 the model cannot be asked whether documents stay apart"
+        return "under ZeRO-3 it cannot be measured whether documents stay apart"
     return ""
 
 
@@ -171,14 +187,17 @@ def _find_autocast(arguments: Any) -> torch.dtype | None:
     return torch.float16 if arguments.fp16 else None
 
 
-def _agree_on(fault: str, apart: bool, device: torch.device) -> tuple[str, bool]:
-    """A fault on any process is one on all: they must train on the same rows, batched alike."""
+def _agree(fault: str, apart: bool, device: torch.device) -> tuple[str, bool]:
+    """Return the same decision on every process: a fault on one process counts for all.
+
+    All processes must train on the same rows, in batches of the same form.
+    """
     if not torch.distributed.is_initialized():
         return fault, apart
     flags = torch.tensor([bool(fault), not apart], dtype=torch.int32, device=device)
     torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
-    elsewhere = "another process found that rows are not kept apart" if flags[0] else ""
-    return fault or elsewhere, not flags[1]
+    other_fault = "another process found that documents do not stay apart" if flags[0] else ""
+    return fault or other_fault, not flags[1]
 
 
 def _refuse(fault: str, recipe: Recipe, model: CausalModel) -> None:
@@ -186,7 +205,7 @@ def _refuse(fault: str, recipe: Recipe, model: CausalModel) -> None:
     raise CapabilityError(
         f"rows cannot be packed: {fault}",
         f"{recipe.where('data.packing')} ({model.config.model_type}, attention {attention})",
-        "write data.packing: auto (it leaves such rows unpacked), or another "
+        "write data.packing: auto (it trains without packing), or set another "
         "model.attn_implementation",
     )
 
@@ -199,7 +218,7 @@ def pack_rows(
     tokenizer: PreTrainedTokenizerBase,
     arguments: Any,
 ) -> TrainingRows:
-    """The rows to train on, packed where the recipe and the model allow it; says which."""
+    """Return the rows to train on, and log whether they are packed and why."""
 
     def collate(rows: Sequence[Mapping[str, Any]], apart: bool) -> Mapping[str, Any]:
         return make_collator(tokenizer, arguments, keeps_rows_apart=apart)(list(rows))

@@ -1,4 +1,4 @@
-"""Everything that training needs, decided before its first step."""
+"""Everything that training needs, known before the first step."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ class TrainingJob:
         recipe: The resolved recipe.
         run: The directory that the run writes.
         arguments: TRL's `SFTConfig`, made from the recipe and the batch plan.
-        model: The base with its adapter.
-        tokenizer: Its padding token fills up batches; it is saved beside the adapter.
+        model: The base model with the adapter.
+        tokenizer: Gives the padding token of batches. It is saved beside the adapter.
         rows: The training rows, packed or not.
         validation: The held-out rows, or None.
-        origin: What `lora_sft.json` records of the base. It is saved with every checkpoint.
+        origin: The facts about the base model in `lora_sft.json`, saved with every checkpoint.
         checkpoint: The checkpoint to continue from, or None to begin at step 0.
+        trust_checkpoint: Whether to load DeepSpeed's states that this user did not sign.
     """
 
     recipe: Recipe
@@ -42,3 +43,4 @@ class TrainingJob:
     validation: Dataset | None = None
     origin: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: Path | None = None
+    trust_checkpoint: bool = False

@@ -1,4 +1,4 @@
-"""Check that the model knows every token of the corpus."""
+"""Check that the model has an embedding for every token of the corpus."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from lora_sft.model.base_model import (
 from lora_sft.model.untrained_tokens import find_untrained_tokens
 from lora_sft.recipe import Recipe
 
-ROWS_LOOKED_AT = 200  # for the special tokens that a template uses
+SEARCHED_ROWS = 200  # the first rows, searched for special tokens of the template
 
 
 def check_vocabulary(
     recipe: Recipe, model: CausalModel, tokenizer: PreTrainedTokenizerBase, corpus: Corpus
 ) -> None:
-    """Check that every token id has a row in the embedding, and warn of rows never trained.
+    """Check that every token id has an embedding, and warn of embeddings that were never trained.
 
-    Raises: ModelError if a token id has no row.
+    Raises: ModelError if a token id has no embedding.
     """
     rows = count_embedding_rows(model)
     largest = max(corpus.largest_token_id, tokenizer.pad_token_id or 0)
     if largest >= rows:
         raise ModelError(
-            f"token id {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}) is past the "
-            f"model's {rows} embedding rows",
+            f"token id {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}) has no embedding: "
+            f"the model has {rows} embedding rows",
             "tokenizer",
             "use the tokenizer that belongs to the model",
         )
@@ -43,18 +43,18 @@ def check_vocabulary(
 def warn_of_untrained_tokens(
     recipe: Recipe, model: CausalModel, tokenizer: PreTrainedTokenizerBase, corpus: Corpus
 ) -> None:
-    """Say which marks of the template the base has never seen, and how they can be learned."""
+    """Log the special tokens that the base model was never trained on, and how to learn them."""
     if any(
         recipe.adapter.lora.get(name) for name in ("trainable_token_indices", "modules_to_save")
     ):
         return
-    first_rows = corpus.train[:ROWS_LOOKED_AT]["input_ids"]
+    first_rows = corpus.train[:SEARCHED_ROWS]["input_ids"]
     used = set(chain.from_iterable(first_rows)) & set(tokenizer.added_tokens_decoder)
     untrained = find_untrained_tokens(model, used)
     if untrained:
         names = ", ".join(map(str, tokenizer.convert_ids_to_tokens(untrained)))
         say(
-            f"warning: the base seems never to have been trained on {names} (their embeddings are "
-            "far shorter than others), and adapters on linear layers cannot change that; write "
-            f"adapter.trainable_token_indices: {untrained}"
+            f"warning: the base model was probably never trained on {names}: their embeddings are "
+            "much shorter than others. Adapters on linear layers cannot change embeddings. "
+            f"To train these, write adapter.trainable_token_indices: {untrained}"
         )

@@ -1,4 +1,4 @@
-"""Records and cases in a line, for the tests of the benchmark harness."""
+"""Make small records and cases for the tests of the benchmarks."""
 
 from __future__ import annotations
 

@@ -14,11 +14,11 @@ from tests.benchmarks.cases import make_case, make_record
         ((1.0, 1.01, 0.99), (2.0, 2.01, 1.99), "same"),
         ((1.3, 1.31, 1.29), (2.0, 2.01, 1.99), "WORSE"),
         ((0.7, 0.71, 0.69), (2.0, 2.01, 1.99), "better"),
-        ((1.3, 1.31, 1.29), (2.6, 2.61, 2.59), "same"),  # the machine was slower for both
-        ((1.2, 1.6, 1.0), (2.0, 2.01, 1.99), "same"),  # within its own spread
+        ((1.3, 1.31, 1.29), (2.6, 2.61, 2.59), "same"),  # the machine slowed both
+        ((1.2, 1.6, 1.0), (2.0, 2.01, 1.99), "same"),  # smaller than its own spread
     ],
 )
-def test_a_change_counts_beyond_the_spread_and_beside_the_peer(
+def test_a_change_counts_if_it_exceeds_the_spreads_relative_to_the_peer(
     tmp_path: Path,
     ours: tuple[float, ...],
     peer: tuple[float, ...],

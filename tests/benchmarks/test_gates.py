@@ -1,4 +1,4 @@
-"""A fast run that trained something else must not count."""
+"""The gates refuse the speed of a run that trained something else."""
 
 from __future__ import annotations
 
@@ -43,47 +43,48 @@ def documents() -> Documents:
     return make_documents(DOCUMENT_SETS["toy"], SHAPES["toy"].vocabulary, 600)
 
 
-def find(facts: dict[str, Any], reference: dict[str, Any] | None = None) -> list[str]:
+def list_faults(facts: dict[str, Any], reference: dict[str, Any] | None = None) -> list[str]:
     case = Case("a model", "TRL", "peer", facts={**GOOD_FACTS, **facts})
     given = Case("a model", REFERENCE, "reference", facts=reference or REFERENCE_FACTS)
     return find_faults(case, given, 32768)[0]
 
 
 def test_a_run_that_did_the_work_passes_every_gate() -> None:
-    assert find({}) == []
-    assert find({"leak_between_documents": 1e-6}) == []
-    assert find({"first_step_loss": 15.0 * 1.0019}) == []
+    assert list_faults({}) == []
+    assert list_faults({"leak_between_documents": 1e-6}) == []
+    assert list_faults({"first_step_loss": 15.0 * 1.0019}) == []
 
 
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        ({"first_step_loss": 15.0 * 1.003}, "step 1 has loss"),
-        ({"first_step_loss": None}, "step 1 has loss None"),
-        ({"tokens_seen": 99}, "fed 99 tokens of documents that have 100"),
-        ({"documents_seen_twice": 1}, "1 of them twice"),
-        ({"leak_between_documents": 0.5}, "packed documents see each other"),
-        ({"trained_parameters": 8192}, "trains 8192 weights, the others 32768"),
+        ({"first_step_loss": 15.0 * 1.003}, "the loss of step 1 is 15.0"),
+        ({"first_step_loss": None}, "the loss of step 1 is None"),
+        ({"tokens_seen": 99}, "trained 99 tokens of documents that have 100"),
+        ({"documents_seen_twice": 1}, "and 1 documents twice"),
+        ({"leak_between_documents": 0.5}, "attention crosses packed documents"),
+        ({"trained_parameters": 8192}, "trains 8192 weights, other contestants 32768"),
     ],
 )
-def test_each_gate_refuses_its_fault_in_words(facts: dict[str, Any], message: str) -> None:
-    faults = find(facts)
+def test_each_gate_refuses_its_fault_and_names_it(facts: dict[str, Any], message: str) -> None:
+    faults = list_faults(facts)
     assert len(faults) == 1
     assert message in faults[0]
 
 
-def test_a_flat_softmax_voids_the_comparison() -> None:
-    assert "logits spread by 0.9" in find({}, {**REFERENCE_FACTS, "logits_std": 0.9})[0]
+def test_a_flat_softmax_is_refused() -> None:
+    faults = list_faults({}, {**REFERENCE_FACTS, "logits_std": 0.9})
+    assert "logits have a standard deviation of 0.9" in faults[0]
 
 
-def test_without_a_reference_the_loss_is_said_to_be_unchecked() -> None:
+def test_without_a_reference_the_loss_is_reported_as_unchecked() -> None:
     case = Case("a model", "TRL", "peer", facts=GOOD_FACTS)
     faults, unchecked = find_faults(case, None, 32768)
     assert faults == []
     assert "no float32 reference" in unchecked[0]
 
 
-def test_the_reference_is_the_float32_loss_of_each_document_alone(
+def test_the_reference_is_the_float32_loss_of_each_document_by_itself(
     toy_model: Path, documents: Documents
 ) -> None:
     facts = measure_reference_losses(toy_model, "lora", documents, [4])
@@ -98,16 +99,16 @@ def test_the_reference_is_the_float32_loss_of_each_document_alone(
 
 
 @pytest.mark.parametrize("isolated", [True, False])
-def test_a_leak_between_packed_documents_is_seen(
+def test_attention_across_packed_documents_is_detected(
     toy_model: Path, documents: Documents, isolated: bool
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(toy_model, dtype=torch.float32)
     first, second = documents.ids[0], documents.ids[1]
     batch: dict[str, Any] = {"input_ids": torch.tensor([first + second])}
-    if isolated:  # without, the row is one document to the model
+    if isolated:  # without position ids, the model sees the row as one document
         batch["position_ids"] = torch.tensor([[*range(len(first)), *range(len(second))]])
     run: Any = SimpleNamespace(model=model, first_batch=lambda: dict(batch))
     facts = measure_document_isolation(run, documents)
-    assert facts["documents_a_row"] == 2
+    assert facts["documents_per_row"] == 2
     assert facts["change_of_the_changed_document"] > 0.1
     assert (facts["leak_between_documents"] <= ISOLATION_TOLERANCE) == isolated

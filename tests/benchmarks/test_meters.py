@@ -1,4 +1,4 @@
-"""What went into a model is read from outside, whatever a trainer says."""
+"""The meters count the model's inputs, independently of the trainer's log."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def make_model() -> SimpleNamespace:
     return SimpleNamespace(get_input_embeddings=lambda: embedding)
 
 
-def test_documents_have_the_lengths_and_the_learned_share_they_promise() -> None:
+def test_documents_have_the_lengths_and_the_learned_share_of_their_set() -> None:
     documents = make_documents(DOCUMENT_SETS["chat"], 128_256, 400_000)
     lengths = [len(ids) for ids in documents.ids]
     assert sum(lengths) >= 400_000
@@ -37,7 +37,7 @@ def test_the_attention_span_of_equal_documents_is_their_length() -> None:
     assert documents.mean_attention_span == 64
 
 
-def test_a_meter_counts_tokens_and_names_documents_in_padded_and_in_packed_batches() -> None:
+def test_a_meter_counts_tokens_and_finds_documents_in_padded_and_packed_batches() -> None:
     documents = make_documents(DOCUMENT_SETS["toy"], VOCABULARY, 600)
     model = make_model()
     meter = TokenMeter(model)
@@ -57,7 +57,7 @@ def test_a_meter_counts_tokens_and_names_documents_in_padded_and_in_packed_batch
     assert len(meter.batches) == 2
 
 
-def test_the_clock_times_the_steps_after_the_warm_up_only() -> None:
+def test_the_clock_times_only_the_steps_after_the_warm_up() -> None:
     batches = 0
     clock = StepClock(2, 4, lambda: batches)
     for step in range(1, 6):

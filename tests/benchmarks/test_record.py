@@ -9,14 +9,14 @@ from benchmarks.record import Measurement, Record, hash_source, name_device, ope
 from tests.benchmarks.cases import make_case, make_environment
 
 
-def test_the_spread_is_half_the_range_as_a_share_of_the_median() -> None:
+def test_the_spread_is_half_the_range_divided_by_the_median() -> None:
     measurement = Measurement("s", (9.0, 10.0, 12.0))
     assert measurement.median == 10.0
     assert measurement.spread == pytest.approx(0.15)
     assert Measurement("s", (3.0,)).spread == 0.0
 
 
-def test_repetitions_of_a_case_add_samples_and_what_is_written_can_be_read(tmp_path: Path) -> None:
+def test_a_repetition_adds_samples_and_a_written_record_can_be_read(tmp_path: Path) -> None:
     record = Record(tmp_path / "start_up.json", "start_up")
     environment = make_environment()
     record.add(make_case("lora-sft", "ours", (1.0,)), environment)
@@ -27,7 +27,7 @@ def test_repetitions_of_a_case_add_samples_and_what_is_written_can_be_read(tmp_p
     assert again.environments == record.environments
 
 
-def test_a_case_of_another_source_is_replaced_and_not_mixed(tmp_path: Path) -> None:
+def test_a_case_from_another_source_is_replaced_and_not_mixed(tmp_path: Path) -> None:
     record = Record(tmp_path / "start_up.json", "start_up")
     old, new = make_environment(source="old"), make_environment(source="new")
     record.add(make_case("lora-sft", "ours", (1.0,)), old)
@@ -36,13 +36,13 @@ def test_a_case_of_another_source_is_replaced_and_not_mixed(tmp_path: Path) -> N
     assert list(record.environments) == [new.key]
 
 
-def test_a_date_or_a_commit_with_the_same_source_does_not_part_two_samples() -> None:
+def test_environments_that_differ_only_in_date_and_commit_have_the_same_key() -> None:
     environment = make_environment()
     assert replace(environment, date="2027-01-01", commit="def").key == environment.key
     assert replace(environment, versions={"torch": "3"}).key != environment.key
 
 
-def test_a_failed_repetition_does_not_cost_the_samples_that_were_there(tmp_path: Path) -> None:
+def test_a_failed_repetition_keeps_the_earlier_samples(tmp_path: Path) -> None:
     record = Record(tmp_path / "start_up.json", "start_up")
     environment = make_environment()
     record.add(make_case("lora-sft", "ours", (1.0,)), environment)
@@ -53,7 +53,7 @@ def test_a_failed_repetition_does_not_cost_the_samples_that_were_there(tmp_path:
     assert kept.num_samples == 1
 
 
-def test_a_record_goes_on_from_the_committed_one(tmp_path: Path) -> None:
+def test_a_new_record_starts_with_the_cases_of_the_committed_record(tmp_path: Path) -> None:
     committed, out = tmp_path / "committed", tmp_path / "out"
     first = open_record(committed, "merge", "cpu-2-cores", start_from=tmp_path / "nowhere")
     first.add(make_case("lora-sft", "ours", (1.0,)), make_environment())
@@ -64,7 +64,7 @@ def test_a_record_goes_on_from_the_committed_one(tmp_path: Path) -> None:
     assert Record.read(first.path).cases[("a thing", "lora-sft")].num_samples == 1
 
 
-def test_the_source_is_known_by_the_bytes_of_its_python_files(tmp_path: Path) -> None:
+def test_the_hash_of_the_source_depends_only_on_python_files(tmp_path: Path) -> None:
     (tmp_path / "lora_sft").mkdir()
     (tmp_path / "benchmarks").mkdir()
     file = tmp_path / "lora_sft" / "a.py"
@@ -76,6 +76,6 @@ def test_the_source_is_known_by_the_bytes_of_its_python_files(tmp_path: Path) ->
     assert hash_source(tmp_path) != before
 
 
-def test_results_of_two_devices_lie_in_two_folders() -> None:
+def test_results_of_two_devices_go_to_two_folders() -> None:
     assert name_device({"gpu": "NVIDIA H100 80GB HBM3", "cores": 16}) == "nvidia-h100-80gb-hbm3"
     assert name_device({"gpu": None, "cores": 2}) == "cpu-2-cores"

@@ -1,4 +1,4 @@
-"""The clock on a block's stages: every CPU second is booked once, on the code that spent it."""
+"""The stage clock adds every CPU second to one stage: that of the code which used it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.cpu.stages import OTHER, StageClock
 
-SPIN_CPU_SECONDS = 0.3  # thirty of the slowest clock's ticks
+SPIN_CPU_SECONDS = 0.3  # 30 ticks of a slow system clock (10 ms)
 
 
 def spin() -> None:
@@ -16,7 +16,7 @@ def spin() -> None:
         pass
 
 
-def test_the_stages_add_up_to_what_the_block_cost() -> None:
+def test_the_stages_add_up_to_the_cpu_time_of_the_block() -> None:
     began = time.process_time()
     with StageClock({Path(__file__).name: "spin"}) as clock:
         spin()
@@ -26,7 +26,7 @@ def test_the_stages_add_up_to_what_the_block_cost() -> None:
     assert clock.shares == {"spin": 1.0}
 
 
-def test_code_of_no_known_file_is_other() -> None:
+def test_code_in_a_file_without_a_stage_counts_as_other() -> None:
     with StageClock({"elsewhere.py": "read"}) as clock:
         spin()
     assert clock.shares == {OTHER: 1.0}

@@ -8,11 +8,11 @@ from benchmarks.tables import README, render, render_measurement
 from tests.benchmarks.cases import make_case, make_record
 
 
-def test_the_page_is_what_the_records_give() -> None:
+def test_the_page_matches_the_records() -> None:
     assert README.read_text() == render(), "run: python -m benchmarks.tables"
 
 
-def test_a_table_shows_the_ratio_and_says_what_was_not_measured(tmp_path: Path) -> None:
+def test_a_table_shows_the_ratio_and_names_what_was_not_measured(tmp_path: Path) -> None:
     make_record(
         tmp_path,
         make_case("lora-sft", "ours", (1.0, 1.2, 0.8)),
@@ -27,7 +27,7 @@ def test_a_table_shows_the_ratio_and_says_what_was_not_measured(tmp_path: Path) 
     assert "Not measured yet: gpu tests, throughput" in page
 
 
-def test_a_void_result_shows_no_number_and_gives_no_ratio(tmp_path: Path) -> None:
+def test_a_void_result_shows_neither_number_nor_ratio(tmp_path: Path) -> None:
     ours = make_case("lora-sft", "ours", (1.0,))
     make_record(
         tmp_path,
@@ -39,7 +39,7 @@ def test_a_void_result_shows_no_number_and_gives_no_ratio(tmp_path: Path) -> Non
     assert "|  | TRL | 4 CPU s |  |" in page
 
 
-def test_numbers_are_shown_in_units_that_can_be_read() -> None:
+def test_numbers_are_shown_in_readable_units() -> None:
     assert render_measurement(Measurement("B", (3 * 2**30,))) == "3 GiB"
     assert render_measurement(Measurement("CPU s", (0.0125,))) == "12.5 CPU ms"
     assert render_measurement(Measurement("tok/s", (15_500.0,), "higher")) == "15.5 k tok/s ↑"

@@ -279,7 +279,7 @@ def test_the_page_also_shows_dropped_rows_after_its_first_rows(preview, tmp_path
     assert preview("--format", "html", "--out", page).code == 0
     rows = [row["row"] for row in read_page_data(page)["rows"]]
     assert rows == [0, 1, OVERLONG, UNANSWERED, SPECIAL_TOKENS, MALFORMED]
-    assert "2 of 12 rows are on this page and 4 dropped ones" in page.read_text()
+    assert "2 of 12 rows are on this page, followed by 4 dropped rows" in page.read_text()
     assert preview("--format", "html", "--rows", "2", "--out", page).code == 0
     assert len(read_page_data(page)["rows"]) == 2
 

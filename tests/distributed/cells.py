@@ -1,6 +1,7 @@
-"""One tiny recipe, cut and spread in every way: each cell is trained once for all tests.
+"""Train one tiny recipe in every distributed setting; each setting is trained once for all tests.
 
-Tests run in several workers; a lock lets the first that needs a cell train it.
+A cell is one base model in one setting. The tests run in several workers. A lock lets the first
+worker that needs a cell train it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import Any
 from tests.commands import Outcome, read_metrics, run_lora_sft, run_torchrun
 from tests.conftest import make_rows, write_rows
 
-# name: (processes, train.deepspeed)
-SPREADS: dict[str, tuple[int, str | None]] = {
+# The settings, by name: (processes, train.deepspeed).
+SETTINGS: dict[str, tuple[int, str | None]] = {
     "one": (1, None),
     "ddp": (2, None),
     "zero0": (2, "zero0"),
@@ -37,7 +38,7 @@ STEPS = 6
 
 @dataclass(frozen=True)
 class Cell:
-    """A trained run of one way to spread one base."""
+    """The trained run of one base model in one distributed setting."""
 
     run: Path
     recipe: Path
@@ -53,15 +54,15 @@ class Cell:
 
 
 def write_recipe_for(
-    folder: Path, model: Path, base: str, spread: str, name: str, **train: Any
+    folder: Path, model: Path, base: str, setting: str, name: str, **train: Any
 ) -> Path:
-    """The recipe of a cell; `train` replaces single settings."""
+    """Write the recipe of a cell, and return its path; `train` overrides fields of that section."""
     folder.mkdir(parents=True, exist_ok=True)
     write_rows(folder / "train.jsonl", make_rows(48))
-    settings = BASES[base]
+    sections = BASES[base]
     recipe: dict[str, Any] = {
-        **settings,
-        "model": {"model_name_or_path": str(model), **settings["model"]},
+        **sections,
+        "model": {"model_name_or_path": str(model), **sections["model"]},
         "adapter": {"r": 4, "lora_alpha": 8},
         "data": {
             "datasets": [{"path": "train.jsonl"}],
@@ -78,7 +79,7 @@ def write_recipe_for(
             "save_steps": 3,
             "warmup_steps": 0,
             "activation_checkpointing": False,
-            "deepspeed": SPREADS[spread][1],
+            "deepspeed": SETTINGS[setting][1],
             **train,
         },
         "output_dir": str(folder / name),
@@ -95,21 +96,21 @@ def train(processes: int, recipe: Path, *arguments: object) -> Outcome:
 
 
 def make_cell_maker(folder: Path, model: Path) -> Callable[[str, str], Cell]:
-    """`cell(base, spread)`: train it unless a test before did."""
+    """Return a function that trains a cell, or finds it if it is trained: `cell(base, setting)`."""
 
-    def cell(base: str, spread: str) -> Cell:
+    def cell(base: str, setting: str) -> Cell:
         home = folder / base
         home.mkdir(parents=True, exist_ok=True)
-        done = home / f"{spread}.json"
-        with (home / f"{spread}.lock").open("w") as lock:
+        done = home / f"{setting}.json"
+        with (home / f"{setting}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            recipe = home / f"{spread}.yaml"
+            recipe = home / f"{setting}.yaml"
             if not done.exists():
-                recipe = write_recipe_for(home, model, base, spread, spread)
-                outcome = train(SPREADS[spread][0], recipe)
+                recipe = write_recipe_for(home, model, base, setting, setting)
+                outcome = train(SETTINGS[setting][0], recipe)
                 done.write_text(json.dumps([outcome.code, outcome.stdout, outcome.stderr]))
             outcome = Outcome(*json.loads(done.read_text()))
         assert outcome.code == 0, outcome.stderr
-        return Cell(home / spread, recipe, outcome)
+        return Cell(home / setting, recipe, outcome)
 
     return cell

@@ -1,4 +1,4 @@
-"""The cells, shared by all tests of this folder and all workers that run them."""
+"""Fixtures for cells (see `cells.py`), shared by all tests and workers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.tiny import make_tiny_llama
 
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """A folder that is the same in every worker of this test run."""
+    """A folder that all workers of this test run share."""
     base = tmp_path_factory.getbasetemp()
     folder = (base if worker_id == "master" else base.parent) / "distributed"
     folder.mkdir(exist_ok=True)
@@ -23,7 +23,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> P
 
 @pytest.fixture(scope="session")
 def shared_model(shared_folder: Path) -> Path:
-    """The tiny model, in one place: its path is part of a run's identity."""
+    """The tiny model, at one path: the path is part of a run's identity."""
     folder = shared_folder / "model"
     with (shared_folder / "model.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -34,11 +34,11 @@ def shared_model(shared_folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def cell(shared_folder: Path, shared_model: Path) -> Callable[[str, str], Cell]:
-    """Train a cell, or find it trained: `cell("lora", "zero3")`."""
+    """A function that trains a cell, or finds it if it is trained: `cell("lora", "zero3")`."""
     return make_cell_maker(shared_folder, shared_model)
 
 
 @pytest.fixture(scope="session")
 def worker_id(request: pytest.FixtureRequest) -> str:
-    """xdist's name for this worker; `master` where the tests run in one process."""
+    """The name of this pytest-xdist worker; `master` if the tests run in one process."""
     return getattr(request.config, "workerinput", {}).get("workerid", "master")

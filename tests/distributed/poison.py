@@ -1,5 +1,7 @@
-"""`python -m tests.distributed.poison train RECIPE`: the command line, with one gradient of one
-process made NaN at optimizer step POISON."""
+"""Run `lora_sft`, but make one gradient of rank 1 NaN at optimizer step POISON.
+
+Usage: `POISON=2 torchrun ... -m tests.distributed.poison train RECIPE`.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,11 @@ def build_poisoned_trainer(*args: Any, **kwargs: Any) -> Any:
     trainer = build_trainer(*args, **kwargs)
     weight = next(each for each in trainer.model.parameters() if each.requires_grad)
 
-    def spoil(gradient: Any) -> Any:
+    def make_nan(gradient: Any) -> Any:
         is_now = trainer.state.global_step + 1 == int(os.environ["POISON"])
         return gradient * float("nan") if is_now and os.environ.get("RANK") == "1" else gradient
 
-    weight.register_hook(spoil)
+    weight.register_hook(make_nan)
     return trainer
 
 

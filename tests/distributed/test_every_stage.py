@@ -1,7 +1,7 @@
-"""The same recipe on one process, on two, and under every ZeRO stage: the same numbers.
+"""A recipe gives the same numbers on one process, on two, and under every ZeRO stage.
 
-Float32 must agree to rounding. Under NF4 with bfloat16 arithmetic a batch that is cut otherwise
-rounds otherwise, so it has a bound of its own, a few times what was measured.
+In float32 the numbers must agree up to rounding. Under NF4 with bfloat16, another division of the
+batch rounds differently. So it has its own tolerance, a few times the measured difference.
 """
 
 from __future__ import annotations
@@ -14,55 +14,54 @@ from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from tests.distributed.cells import SPREADS as SPREADS_BY_NAME
-from tests.distributed.cells import STEPS
+from tests.distributed.cells import SETTINGS, STEPS
 
 pytest.importorskip("deepspeed", reason="pip install 'lora-sft[deepspeed]'")
 
 RELATIVE = {"lora": 1e-5, "qlora": 1e-4}  # measured: 2.5e-7 and 1.4e-6
 RELATIVE_GRADIENT = {"lora": 1e-5, "qlora": 5e-3}  # measured: 1.1e-7 and 2.5e-4
-SPREADS = ["ddp", "zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
-ALONE = ["zero2_alone", "zero3_alone"]
-BY_DEFAULT = {("qlora", "zero3")}
+ON_TWO_PROCESSES = ["ddp", "zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
+ON_ONE_PROCESS = ["zero2_alone", "zero3_alone"]
+NOT_SLOW = {("qlora", "zero3")}
 CASES = [
     pytest.param(
         base,
-        spread,
-        marks=[] if (base, spread) in BY_DEFAULT else [pytest.mark.slow],
-        id=f"{base}-{spread}",
+        setting,
+        marks=[] if (base, setting) in NOT_SLOW else [pytest.mark.slow],
+        id=f"{base}-{setting}",
     )
     for base in RELATIVE
-    for spread in (*SPREADS, *ALONE)
+    for setting in (*ON_TWO_PROCESSES, *ON_ONE_PROCESS)
 ]
 
 
-@pytest.mark.parametrize(("base", "spread"), CASES)
-def test_every_way_to_spread_a_run_gives_the_same_numbers(cell, base, spread):
-    one, spread_out = cell(base, "one"), cell(base, spread)
+@pytest.mark.parametrize(("base", "setting"), CASES)
+def test_every_distributed_setting_gives_the_same_numbers(cell, base, setting):
+    one, other = cell(base, "one"), cell(base, setting)
     for key, relative in (("loss", RELATIVE), ("grad_norm", RELATIVE_GRADIENT)):
-        expected, found = one.read(key), spread_out.read(key)
-        if (key, spread) == ("grad_norm", "zero0"):  # DeepSpeed computes none at stage 0
+        expected, found = one.read(key), other.read(key)
+        if (key, setting) == ("grad_norm", "zero0"):  # at stage 0 DeepSpeed computes no norm
             continue
         assert list(expected) == list(found) == list(range(1, STEPS + 1))
         residuals = [found[step] / value - 1 for step, value in expected.items()]
         assert max(map(abs, residuals)) <= relative[base], (key, residuals)
     losses = list(one.read("loss").values())
-    assert losses[-1] < losses[0] - 0.01, "a recipe that learns nothing compares nothing"
+    assert losses[-1] < losses[0] - 0.01, "the loss must fall, or the test compares nothing"
 
 
-@pytest.mark.parametrize(("base", "spread"), CASES)
-def test_every_saved_adapter_loads_in_plain_peft_and_scores_alike(cell, base, spread, shared_model):
-    one, spread_out = cell(base, "one"), cell(base, spread)
+@pytest.mark.parametrize(("base", "setting"), CASES)
+def test_every_saved_adapter_loads_in_peft_and_has_the_same_loss(cell, base, setting, shared_model):
+    one, other = cell(base, "one"), cell(base, setting)
     expected = score(one.run / "adapter", base, shared_model)
-    assert score(spread_out.run / "adapter", base, shared_model) == pytest.approx(
+    assert score(other.run / "adapter", base, shared_model) == pytest.approx(
         expected, rel=RELATIVE[base]
     )
     assert expected < score(None, base, shared_model) - 0.01
 
 
-@pytest.mark.parametrize(("base", "spread"), CASES)
-def test_adapters_are_float32_under_every_stage(cell, base, spread):
-    trained = cell(base, spread)
+@pytest.mark.parametrize(("base", "setting"), CASES)
+def test_adapters_are_float32_under_every_stage(cell, base, setting):
+    trained = cell(base, setting)
     folders = [trained.run / "adapter", *sorted((trained.run / "checkpoints").iterdir())]
     assert len(folders) == 3
     for folder in folders:
@@ -76,10 +75,13 @@ def test_adapters_are_float32_under_every_stage(cell, base, spread):
     assert trained.manifest["census"]["total_parameters"] == 125_248 + 8_192
 
 
-@pytest.mark.parametrize(("base", "spread"), CASES)
-def test_each_process_holds_its_share_and_no_more(cell, base, spread):
-    """The formulas of docs/scaling.md, in bytes between two steps (four a number, two moments)."""
-    processes, policy = SPREADS_BY_NAME[spread]
+@pytest.mark.parametrize(("base", "setting"), CASES)
+def test_each_process_holds_only_its_share(cell, base, setting):
+    """Check the formulas of docs/scaling.md: bytes between two steps, four per number.
+
+    AdamW has two moments.
+    """
+    processes, policy = SETTINGS[setting]
     stage = int(policy[4]) if policy is not None else 0
     whole = cell(base, "one").manifest["first_step"]["bytes_by_process"][0]
     share = processes if stage == 3 else 1
@@ -89,15 +91,15 @@ def test_each_process_holds_its_share_and_no_more(cell, base, spread):
         "adapter": whole["adapter"] / share,
         "optimizer": (moments + copy) * whole["adapter"],
     }
-    held = cell(base, spread).manifest["first_step"]["bytes_by_process"]
+    held = cell(base, setting).manifest["first_step"]["bytes_by_process"]
     assert len(held) == processes
     for record in held:
         assert record == pytest.approx(expected, rel=0.01)
 
 
-@pytest.mark.parametrize(("base", "spread"), CASES)
-def test_nothing_is_left_that_runs_code_unseen(cell, base, spread):
-    trained = cell(base, spread)
+@pytest.mark.parametrize(("base", "setting"), CASES)
+def test_every_pickle_of_a_checkpoint_is_in_its_manifest(cell, base, setting):
+    trained = cell(base, setting)
     assert not list(trained.run.rglob("*.bin"))
     assert not (trained.run / "processes").exists()
     for checkpoint in (trained.run / "checkpoints").iterdir():
@@ -112,7 +114,7 @@ def test_nothing_is_left_that_runs_code_unseen(cell, base, spread):
 
 
 def score(adapter, base, model):
-    """Mean loss over some tokens, by transformers and PEFT alone."""
+    """Return the mean loss of one conversation, computed only with transformers and PEFT."""
     quantization = None
     if base == "qlora":
         quantization = BitsAndBytesConfig(

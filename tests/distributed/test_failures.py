@@ -1,4 +1,4 @@
-"""What two processes do when a step, a save or the launch goes wrong."""
+"""A run of two processes ends with the right error if a step, a save or the start fails."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run_module(module, *arguments, **environment):
 
 
 @pytest.mark.parametrize(
-    ("base", "spread"),
+    ("base", "setting"),
     [
         ("lora", "ddp"),
         ("lora", "zero0"),
@@ -40,11 +40,11 @@ def run_module(module, *arguments, **environment):
         ("qlora", "zero3"),
     ],
 )
-def test_a_gradient_that_is_no_number_ends_the_run_and_keeps_nothing_of_it(
-    base, spread, tmp_path, shared_model
+def test_a_nan_gradient_ends_the_run_and_nothing_of_the_step_is_saved(
+    base, setting, tmp_path, shared_model
 ):
-    """ZeRO would leave the step out, with a warning, and go on."""
-    recipe = write_recipe_for(tmp_path, shared_model, base, spread, "run", max_steps=4)
+    """ZeRO would skip the step with a warning and continue."""
+    recipe = write_recipe_for(tmp_path, shared_model, base, setting, "run", max_steps=4)
     outcome = run_module("tests.distributed.poison", "train", recipe, POISON="2")
     assert outcome.code != 0
     status = read_status(tmp_path)
@@ -56,7 +56,7 @@ def test_a_gradient_that_is_no_number_ends_the_run_and_keeps_nothing_of_it(
     assert not (tmp_path / "run" / "adapter").exists()
 
 
-# A small disk for the run directory alone; gone with the namespace.
+# Mounts a small disk for the run directory; it is removed with the mount namespace.
 ON_A_SMALL_DISK = """
 mount -t tmpfs -o size={size}k tmpfs "$1" || exit 99
 shift; folder=$1; shift
@@ -68,7 +68,7 @@ exit $code
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_full_disk_is_named_with_its_path_and_older_checkpoints_stay(
+def test_the_path_of_a_full_disk_is_named_and_older_checkpoints_stay(
     processes, tmp_path, shared_model
 ):
     recipe = write_recipe_for(
@@ -83,10 +83,10 @@ def test_a_full_disk_is_named_with_its_path_and_older_checkpoints_stay(
         *("unshare", "-rm", "sh", "-c", script, "sh", tmp_path / "run", tmp_path, *command)
     )
     if outcome.code == 99 or "unshare failed" in outcome.stderr:
-        pytest.skip("NO MOUNT NAMESPACES HERE")
+        pytest.skip("MOUNT NAMESPACES ARE NOT AVAILABLE")
     status = json.loads((tmp_path / "status-kept.json").read_text())
     assert status["exit_code"] == 6, outcome.stderr
-    assert f"no room on the disk of {tmp_path / 'run'}" in status["reason"]
+    assert f"the disk of {tmp_path / 'run'} is full" in status["reason"]
     assert "MB free" in status["reason"]
     assert "Traceback" not in outcome.stderr.partition("failed (exitcode")[0]
     kept = (tmp_path / "checkpoints-kept").read_text().split()
@@ -94,7 +94,10 @@ def test_a_full_disk_is_named_with_its_path_and_older_checkpoints_stay(
 
 
 def train_on_two_machines(recipe, changes):
-    """What each of two torchruns says, one process each; `changes`: of the recipe, for each."""
+    """Run two torchruns with one process each, and return the stderr of each.
+
+    `changes`: one override of the recipe for each.
+    """
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
     torchrun += ["--master_addr=127.0.0.1", f"--master_port={find_free_port()}"]
     started = [
@@ -109,31 +112,34 @@ def train_on_two_machines(recipe, changes):
     return [process.communicate(timeout=120)[1] for process in started]
 
 
-def test_machines_that_do_not_share_the_output_folder_are_told_so(tmp_path, shared_model):
+def test_machines_that_do_not_share_the_output_directory_are_refused(tmp_path, shared_model):
     recipe = write_recipe_for(tmp_path, shared_model, "lora", "ddp", "run")
     changes = [f"output_dir={tmp_path / f'disk-{node}'}" for node in range(2)]
-    for said in train_on_two_machines(recipe, changes):
-        assert "error: output_dir is not shared by all machines" in said
-        assert "put it on a file system that all machines see" in said
+    for stderr in train_on_two_machines(recipe, changes):
+        assert "error: output_dir is not shared by all machines" in stderr
+        assert "a file system that all machines share" in stderr
     assert json.loads((tmp_path / "disk-0" / "status.json").read_text())["exit_code"] == 2
 
 
-def test_machines_whose_data_differ_train_nothing(tmp_path, shared_model):
+def test_machines_with_different_data_are_refused(tmp_path, shared_model):
     recipe = write_recipe_for(tmp_path, shared_model, "lora", "ddp", "run")
     source = tmp_path / "train.jsonl"
     shorter = tmp_path / "shorter.jsonl"
     lines = source.read_text().splitlines(keepends=True)
-    shorter.write_text("".join(lines[:-1]))  # the last one is for validation
+    shorter.write_text("".join(lines[:-1]))  # the last row is a validation row
     changes = [f"data.datasets.0.path={path}" for path in (source, shorter)]
-    for node, said in enumerate(train_on_two_machines(recipe, changes)):
-        assert f"process {1 - node} has other validation rows than process {node}" in said
-        assert "give every machine the same files" in said
+    for node, stderr in enumerate(train_on_two_machines(recipe, changes)):
+        assert (
+            f"the validation rows of process {1 - node} differ from those of process {node}"
+            in stderr
+        )
+        assert "give every machine the same files" in stderr
     assert read_status(tmp_path)["exit_code"] == 3
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_ctrl_c_on_any_process_is_ctrl_c_for_all(tmp_path, shared_model):
-    """The exit code and `status.json` say the same, whichever process was signalled."""
+def test_ctrl_c_on_one_process_stops_all(tmp_path, shared_model):
+    """The exit code and `status.json` are the same, whichever process receives the signal."""
     recipe = write_recipe_for(
         tmp_path, shared_model, "lora", "ddp", "run", max_steps=200, save_steps=500
     )
@@ -151,8 +157,8 @@ def test_ctrl_c_on_any_process_is_ctrl_c_for_all(tmp_path, shared_model):
     assert "SIGINT" in read_status(tmp_path)["reason"]
 
 
-def test_a_failed_export_is_the_code_of_the_launch(tmp_path, shared_model):
-    """The other process is done by then, and leaves no code that would hide it."""
+def test_launch_returns_the_exit_code_of_a_failed_export(tmp_path, shared_model):
+    """The other process has succeeded by then. Its code must not hide that of rank 0."""
     recipe = write_recipe_for(tmp_path, shared_model, "lora", "ddp", "run", max_steps=1)
     target = tmp_path / "merged"
     document = {**json.loads(recipe.read_text()), "export": {"merge": str(target)}}
@@ -164,7 +170,7 @@ def test_a_failed_export_is_the_code_of_the_launch(tmp_path, shared_model):
     while time.monotonic() < deadline and not metrics.exists():
         time.sleep(0.05)
     target.mkdir()
-    (target / "mine").write_text("somebody else was faster")
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 7, said
+    (target / "mine").write_text("a file of the user")
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 7, stderr
     assert read_status(tmp_path)["exit_code"] == 7

@@ -1,4 +1,4 @@
-"""Each launcher's own command line, with two real processes; and `lora-sft launch`."""
+"""Train on two processes with each launcher's command line, and with `lora-sft launch`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def launch_by(name, recipe, *arguments):
 
 
 @pytest.mark.parametrize(
-    ("launcher", "spread"),
+    ("launcher", "setting"),
     [
         ("torchrun", "ddp"),
         ("torchrun", "zero3"),
@@ -47,34 +47,36 @@ def launch_by(name, recipe, *arguments):
     ],
 )
 def test_each_launcher_trains_and_resumes_on_two_processes(
-    launcher, spread, cell, tmp_path, shared_model
+    launcher, setting, cell, tmp_path, shared_model
 ):
-    recipe = write_recipe_for(tmp_path, shared_model, "lora", spread, "run", max_steps=STEPS // 2)
+    recipe = write_recipe_for(tmp_path, shared_model, "lora", setting, "run", max_steps=STEPS // 2)
     first = launch_by(launcher, recipe)
     assert first.code == 0, first.stderr
+    assert ("states are signed with the key" in first.stderr) is (setting != "ddp")
+    assert "warning: process" not in first.stderr  # both have the same key
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["world_size"] == 2
     assert manifest["first_step"]["rows_by_process"] == [4, 4]
     assert manifest["first_step"]["rows_read_by_several"] == 0
     longer = launch_by(launcher, recipe, f"train.max_steps={STEPS}")
     assert longer.code == 0, longer.stderr
-    assert "going on from" in longer.stderr
+    assert "continuing from" in longer.stderr
     assert list(read_metrics(tmp_path / "run", "loss")) == list(range(1, STEPS + 1))
 
 
-def test_accelerate_that_starts_one_process_of_two_is_refused(tmp_path, shared_model):
-    """`accelerate launch --cpu --num_processes 2` runs one process without a word."""
+def test_if_accelerate_starts_one_process_instead_of_two_the_run_is_refused(tmp_path, shared_model):
+    """`accelerate launch --cpu --num_processes 2` starts one process without a warning."""
     recipe = write_recipe_for(tmp_path, shared_model, "lora", "ddp", "run")
     outcome = run_process(
         *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"),
         *("-m", "lora_sft", "train", recipe),
     )
     assert outcome.code != 0
-    assert "accelerate was asked for several processes and started one" in outcome.stderr
+    assert "accelerate was asked for several processes but started one" in outcome.stderr
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_launch_starts_the_processes_and_returns_their_code(tmp_path, shared_model):
+def test_launch_starts_the_processes_and_returns_their_exit_code(tmp_path, shared_model):
     recipe = write_recipe_for(tmp_path, shared_model, "lora", "ddp", "run", max_steps=2)
     outcome = run_process(sys.executable, "-m", "lora_sft", "launch", recipe, "--gpus", "2")
     assert outcome.code == 0, outcome.stderr
@@ -89,7 +91,7 @@ def test_launch_starts_the_processes_and_returns_their_code(tmp_path, shared_mod
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_launch_passes_a_signal_on_and_the_run_goes_on_later(number, tmp_path, shared_model):
+def test_launch_forwards_a_signal_and_the_run_saves_its_state(number, tmp_path, shared_model):
     recipe = write_recipe_for(
         tmp_path, shared_model, "lora", "ddp", "run", max_steps=60, save_steps=100
     )

@@ -1,4 +1,4 @@
-"""What most recipes also ask for, on two processes: checkpointing, evaluation, the best model."""
+"""Other common settings on two processes: activation checkpointing, evaluation, best model."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ pytest.importorskip("deepspeed", reason="pip install 'lora-sft[deepspeed]'")
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("spread", ["ddp", "zero2", "zero3"])
-def test_checkpointing_evaluation_and_the_best_checkpoint(spread, cell, tmp_path, shared_model):
+@pytest.mark.parametrize("setting", ["ddp", "zero2", "zero3"])
+def test_checkpointing_evaluation_and_the_best_checkpoint_work_together(
+    setting, cell, tmp_path, shared_model
+):
     recipe = write_recipe_for(
-        *(tmp_path, shared_model, "lora", spread, "run"),
+        *(tmp_path, shared_model, "lora", setting, "run"),
         activation_checkpointing=True,
         eval_strategy="steps",
         eval_steps=3,
@@ -43,28 +45,28 @@ def test_checkpointing_evaluation_and_the_best_checkpoint(spread, cell, tmp_path
     [{"modules_to_save": ["embed_tokens", "lm_head"]}, {"use_dora": True, "bias": "lora_only"}],
     ids=["modules_to_save", "dora"],
 )
-@pytest.mark.parametrize("spread", ["zero2", "zero3"])
-def test_what_an_adapter_trains_beside_its_matrices_is_the_same_on_two_processes(
-    spread, adapter, tmp_path, shared_model
+@pytest.mark.parametrize("setting", ["zero2", "zero3"])
+def test_adapter_weights_other_than_a_and_b_are_the_same_on_two_processes(
+    setting, adapter, tmp_path, shared_model
 ):
-    runs = [tmp_path / "one" / "run", tmp_path / spread / "run"]
+    runs = [tmp_path / "one" / "run", tmp_path / setting / "run"]
     for processes, run in enumerate(runs, start=1):
         recipe = write_recipe_for(run.parent, shared_model, "lora", run.parent.name, "run")
-        settings = json.loads(recipe.read_text())
-        settings["adapter"] |= adapter
-        recipe.write_text(json.dumps(settings))
+        document = json.loads(recipe.read_text())
+        document["adapter"] |= adapter
+        recipe.write_text(json.dumps(document))
         outcome = train(processes, recipe)
         assert outcome.code == 0, outcome.stderr
     losses = [read_metrics(run, "loss") for run in runs]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     one, two = (load_file(run / "adapter" / "adapter_model.safetensors") for run in runs)
     assert one.keys() == two.keys()
-    moved = max(float((one[name] - two[name]).abs().max()) for name in one)
-    assert moved <= 1e-4  # a learning rate of 1e-2 moves a number up to 6e-2
+    difference = max(float((one[name] - two[name]).abs().max()) for name in one)
+    assert difference <= 1e-4  # with a learning rate of 1e-2 a weight changes by up to 6e-2
 
 
-def test_a_loss_that_is_no_number_stops_both_processes_before_the_step(tmp_path, shared_model):
-    """At such a rate the weights overflow soon; nothing may be saved as if it were trained."""
+def test_a_nan_loss_stops_both_processes_before_the_step(tmp_path, shared_model):
+    """With this learning rate the weights overflow soon. No NaN weights may be saved."""
     recipe = write_recipe_for(
         *(tmp_path, shared_model, "lora", "ddp", "run"), learning_rate=1e30, save_steps=1
     )

@@ -1,4 +1,4 @@
-"""Two machines, as network namespaces of this one: train, lose one, go on."""
+"""Train on two machines (two network namespaces), lose one, and resume."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.distributed.cells import write_recipe_for
 pytestmark = pytest.mark.slow
 TOOL = Path(__file__).parents[2] / "tools" / "two_nodes.py"
 END_SECONDS = 60
-LONG = 40  # steps: more than are made before the kill
+LONG = 40  # more steps than the run makes before it is killed
 
 
 def can_make_namespaces():
-    """Whether this machine lets us; where `ip` is installed and we are root, it must."""
+    """Return whether this process may make network namespaces: it needs root and `ip`."""
     if shutil.which("ip") is None or os.geteuid() != 0:
         return False
     name = f"probe{os.getpid()}"
@@ -32,9 +32,9 @@ def can_make_namespaces():
 
 @pytest.fixture(autouse=True)
 def namespaces():
-    """Skip where the system has none: CI as root with iproute2 has them."""
+    """Skip the test without network namespaces; CI runs as root with iproute2 and has them."""
     if not can_make_namespaces():
-        pytest.skip("NO NETWORK NAMESPACES HERE: needs root and iproute2")
+        pytest.skip("NETWORK NAMESPACES ARE NOT AVAILABLE: they need root and iproute2")
 
 
 def run_two_nodes(*arguments):
@@ -43,7 +43,7 @@ def run_two_nodes(*arguments):
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "launch"])
-def test_two_nodes_train_the_run_of_one_process(launcher, cell, tmp_path, shared_model):
+def test_two_machines_give_the_losses_of_one_process(launcher, cell, tmp_path, shared_model):
     recipe = write_recipe_for(tmp_path, shared_model, "lora", "ddp", "run")
     outcome, result = run_two_nodes("--launcher", launcher, recipe)
     assert result["exit_codes"] == [0, 0], outcome.stderr
@@ -55,7 +55,9 @@ def test_two_nodes_train_the_run_of_one_process(launcher, cell, tmp_path, shared
 
 
 @pytest.mark.parametrize("killed", [0, 1])
-def test_both_nodes_end_soon_after_one_is_lost_and_the_run_goes_on(killed, tmp_path, shared_model):
+def test_both_machines_end_after_a_process_is_killed_and_the_run_can_resume(
+    killed, tmp_path, shared_model
+):
     recipe = write_recipe_for(
         tmp_path, shared_model, "lora", "ddp", "run", max_steps=LONG, save_steps=1
     )
@@ -65,9 +67,9 @@ def test_both_nodes_end_soon_after_one_is_lost_and_the_run_goes_on(killed, tmp_p
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["exit_code"] == 6
     assert "process" in status["reason"]
-    assert "the same command goes on from the last checkpoint" in outcome.stderr
+    assert "the same command continues from the last checkpoint" in outcome.stderr
     assert 1 <= max(read_metrics(tmp_path / "run", "loss")) < LONG
     again, result = run_two_nodes(recipe)
     assert result["exit_codes"] == [0, 0], again.stderr
-    assert "going on from" in again.stderr
+    assert "continuing from" in again.stderr
     assert list(read_metrics(tmp_path / "run", "loss")) == list(range(1, LONG + 1))

@@ -1,7 +1,7 @@
-"""Two processes whose micro-batches hold very different numbers of learned tokens.
+"""Every learned token has the same weight, even if two processes have different numbers of them.
 
-Averaging the processes' mean gradients gives a learned token of the short rows many times the
-weight of one of the long rows. The right gradient weighs every token alike, as one process does.
+On one process every learned token has the same weight. If two processes averaged their mean
+gradients, a learned token of a short row would have more weight than one of a long row.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ LONG = [
 
 @pytest.fixture
 def gradient(command, write_recipe, tmp_path):
-    """The gradient of one step: what plain gradient descent at rate 1 takes off the weights."""
+    """A function that returns the gradient of one step, as SGD with rate 1 subtracts it."""
     start = tmp_path / "start"
 
-    def of(name, rows, processes=1, **train):
+    def compute(name, rows, processes=1, **train):
         recipe = write_recipe(
             f"{name}.yaml",
             data={"datasets": [{"path": f"{name}.jsonl"}], "validation": None, "max_length": 512},
@@ -62,7 +62,7 @@ def gradient(command, write_recipe, tmp_path):
             },
         )
         if start.exists():
-            recipe.write_text(_drop_shape(recipe.read_text()))
+            recipe.write_text(_remove_shape(recipe.read_text()))
         write_rows(tmp_path / f"{name}.jsonl", rows)
         done = command("train", recipe) if processes == 1 else run_torchrun(2, "train", recipe)
         assert done.code == 0, done.stderr
@@ -70,7 +70,7 @@ def gradient(command, write_recipe, tmp_path):
         before = load_file(start / "adapter_model.safetensors") if start.exists() else after
         return torch.cat([(before[key] - after[key]).flatten() for key in sorted(after)])
 
-    of("start_run", SHORT + LONG)
+    compute("start_run", SHORT + LONG)
     (tmp_path / "start_run" / "adapter").rename(start)
     tensors = load_file(start / "adapter_model.safetensors")
     generator = torch.Generator().manual_seed(0)
@@ -79,20 +79,20 @@ def gradient(command, write_recipe, tmp_path):
         for key, tensor in tensors.items()
     }
     save_file(moved, start / "adapter_model.safetensors", metadata={"format": "pt"})
-    return of
+    return compute
 
 
-def _drop_shape(text):
-    """An adapter to go on from brings its own rank and scale."""
+def _remove_shape(text):
+    """Keep only `adapter.init_from`: that adapter has its own rank and scale."""
     recipe = json.loads(text)
     recipe["adapter"] = {"init_from": recipe["adapter"]["init_from"]}
     return json.dumps(recipe)
 
 
-def test_every_learned_token_weighs_the_same_on_two_processes(gradient):
+def test_every_learned_token_has_the_same_weight_on_two_processes(gradient):
     one = gradient("one", SHORT + LONG)
     two = gradient("two", SHORT + LONG, processes=2)
     short, long = gradient("short", SHORT), gradient("long", LONG)
     naive = (short + long) / 2
     assert (two - one).norm() <= 1e-5 * one.norm()
-    assert (naive - one).norm() > one.norm(), "rows like these must tell the two apart"
+    assert (naive - one).norm() > one.norm(), "these rows must distinguish the two gradients"

@@ -1,4 +1,4 @@
-"""A run that was begun on two processes goes on on one, and the other way round."""
+"""A run can be resumed with another number of processes: from two to one, and from one to two."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.distributed.cells import STEPS, train, write_recipe_for
 pytest.importorskip("deepspeed", reason="pip install 'lora-sft[deepspeed]'")
 pytestmark = pytest.mark.slow
 HALF = STEPS // 2
-# Rounding under NF4 and bfloat16 is another with another cut: see test_every_stage.
+# Under NF4 and bfloat16 another division of the batch rounds differently: see test_every_stage.
 RELATIVE = {"lora": {"loss": 1e-5, "grad_norm": 1e-5}, "qlora": {"loss": 1e-4, "grad_norm": 5e-3}}
 
 
-def begin(cell, spread, tmp_path, shared_model, name, base="lora"):
-    """The first half of a cell's run, in a folder of its own: its first checkpoint, moved."""
-    source = cell(base, spread)
-    recipe = write_recipe_for(tmp_path, shared_model, base, spread, name)
+def copy_first_half(cell, setting, tmp_path, shared_model, name, base="lora"):
+    """Copy a cell's run with only its first checkpoint; return the recipe and the new run."""
+    source = cell(base, setting)
+    recipe = write_recipe_for(tmp_path, shared_model, base, setting, name)
     run = tmp_path / name
     shutil.copytree(source.run, run)
     shutil.rmtree(run / "checkpoints" / f"checkpoint-{STEPS}")
@@ -61,10 +61,10 @@ def check_second_half(run, straight, base="lora"):
         ("qlora", "zero3_alone", 2),
     ],
 )
-def test_a_run_goes_on_with_another_number_of_processes(
+def test_a_run_continues_with_another_number_of_processes(
     base, before, processes, cell, tmp_path, shared_model
 ):
-    recipe, run = begin(cell, before, tmp_path, shared_model, "run", base)
+    recipe, run = copy_first_half(cell, before, tmp_path, shared_model, "run", base)
     outcome = train(processes, recipe)
     assert outcome.code == 0, outcome.stderr
     assert f"checkpoint-{HALF}" in outcome.stderr
@@ -72,9 +72,9 @@ def test_a_run_goes_on_with_another_number_of_processes(
     check_second_half(run, cell(base, "one"), base)
 
 
-def test_a_lost_optimizer_would_be_seen(cell, tmp_path, shared_model):
-    """The comparison above is worth something: without its moments the run is another one."""
-    recipe, run = begin(cell, "ddp", tmp_path, shared_model, "reset")
+def test_the_comparison_notices_lost_optimizer_states(cell, tmp_path, shared_model):
+    """The test above is strict enough: without the moments of AdamW it fails."""
+    recipe, run = copy_first_half(cell, "ddp", tmp_path, shared_model, "reset")
     checkpoint = run / "checkpoints" / f"checkpoint-{HALF}"
     state = torch.load(checkpoint / "optimizer.pt", weights_only=True)
     for moments in state["state"].values():
@@ -88,14 +88,14 @@ def test_a_lost_optimizer_would_be_seen(cell, tmp_path, shared_model):
         check_second_half(run, cell("lora", "one"))
 
 
-def test_a_shard_that_was_changed_is_never_loaded(cell, tmp_path, shared_model):
-    """DeepSpeed's states are pickles; one that is not the one that was saved could run anything."""
-    recipe, run = begin(cell, "zero2", tmp_path, shared_model, "changed")
+def test_a_changed_shard_is_never_loaded(cell, tmp_path, shared_model):
+    """DeepSpeed's states are pickles: a changed file could run any code."""
+    recipe, run = copy_first_half(cell, "zero2", tmp_path, shared_model, "changed")
     (shard, *_) = sorted(run.rglob("*optim_states.pt"))
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(bytes(content))
     outcome = train(1, recipe)
     assert outcome.code == 2
-    assert "is not the file that was saved" in outcome.stderr
-    assert "no complete checkpoint to go on from" in outcome.stderr
+    assert "has changed since it was saved" in outcome.stderr
+    assert "no complete checkpoint to continue from" in outcome.stderr

@@ -44,7 +44,7 @@ class Pattern:
     """One construction that is hard to read, as a regular expression over a sentence.
 
     Attributes:
-        name: What the construction is.
+        name: A short description of the construction.
         expression: Found anywhere in a sentence; upper and lower case are the same.
         old: A sentence of this project that had it.
         plain: The same thing said plainly. No pattern matches it.

@@ -6,7 +6,7 @@ import pytest
 
 from tests.docs.plain_english import PATTERNS, Pattern, Sentence, list_sentences
 
-MOST_PER_HUNDRED_SENTENCES = 11.0
+MOST_PER_HUNDRED_SENTENCES = 1.0
 LEAST_SENTENCES = 4_000  # a reader that finds too few has lost a kind of text
 # A sentence may have the words of a pattern and still be plain. None of these is a construction.
 PLAIN_ALL_THE_SAME: frozenset[str] = frozenset()
@@ -36,6 +36,6 @@ def test_odd_constructions_are_rare(sentences):
 
 def test_every_kind_of_text_is_read(sentences):
     texts = {(sentence.file, sentence.text) for sentence in sentences}
-    assert ("lora_sft/errors.py", "This file imports no other part of the package.") in texts
+    assert ("lora_sft/shown_text.py", "This file imports no other part of the package.") in texts
     for folder in ("lora_sft/", "tests/", "tools/", "benchmarks/", "docs/", "recipes/"):
         assert sum(file.startswith(folder) for file, _ in texts) > 50, folder

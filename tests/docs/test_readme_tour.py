@@ -21,7 +21,7 @@ import pytest
 PAGE = Path(__file__).parents[2] / "README.md"
 HEADING = "## The tour"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-HOME = "/home/me"  # what the page writes for the folder that the tour runs in
+HOME = "/home/me"  # stands for the folder of the tour on the page
 NUMBER = re.compile(r"\d+(?:,\d{3})+|\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 RELATIVE_TOLERANCE = 0.05  # losses of 69 steps, on another processor or another build of torch
 ROUNDING = 1e-3  # below it a number is rounding noise: a KL, a largest difference of logits

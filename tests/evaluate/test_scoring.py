@@ -1,4 +1,4 @@
-"""Held-out numbers: what is asked, what is counted."""
+"""Questions, loss and generated answers of held-out rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lora_sft.evaluate.token_loss import compute_loss
 
 
 @pytest.fixture(scope="module")
-def speaker(tmp_path_factory):
+def model_and_tokenizer(tmp_path_factory):
     from tests.tiny import make_tiny_llama
 
     folder = make_tiny_llama(tmp_path_factory.mktemp("m") / "tiny")
@@ -26,7 +26,7 @@ ROWS = [
 ]
 
 
-def test_each_learned_span_is_a_question_with_everything_before_it_as_prompt():
+def test_each_learned_span_is_a_question_whose_prompt_is_everything_before_it():
     assert make_questions(ROWS) == [
         Question((1, 40), (41, 42)),
         Question((1,), (50,)),
@@ -34,8 +34,8 @@ def test_each_learned_span_is_a_question_with_everything_before_it_as_prompt():
     ]
 
 
-def test_the_loss_is_the_mean_over_learned_tokens_and_ignores_the_batch_size(speaker):
-    model, _ = speaker
+def test_the_loss_is_the_mean_over_learned_tokens_at_every_batch_size(model_and_tokenizer):
+    model, _ = model_and_tokenizer
     nats, tokens = 0.0, 0
     for row in ROWS:
         log_probs = model(torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)
@@ -50,13 +50,13 @@ def test_the_loss_is_the_mean_over_learned_tokens_and_ignores_the_batch_size(spe
         )
 
 
-def test_answers_do_not_depend_on_the_batch_they_are_generated_in(speaker):
-    model, tokenizer = speaker
+def test_answers_are_the_same_in_a_batch_and_one_by_one(model_and_tokenizer):
+    model, tokenizer = model_and_tokenizer
     prompts = [[1, 40, 41], [1, 60, 61, 62, 63, 64], [1, 50]]
     config = make_generation_config(tokenizer, [tokenizer.eos_token_id], max_new_tokens=6)
     together = generate_answers(model, prompts, config, batch_size=3)
-    alone = [generate_answers(model, [prompt], config, batch_size=1)[0] for prompt in prompts]
-    assert together == alone
+    one_by_one = [generate_answers(model, [prompt], config, batch_size=1)[0] for prompt in prompts]
+    assert together == one_by_one
     assert all(together)
 
 

@@ -1,4 +1,4 @@
-"""Bases and adapters of every kind that PEFT saves, tiny and with random numbers."""
+"""Make tiny base models, and adapters of every kind that PEFT saves, with random weights."""
 
 from __future__ import annotations
 
@@ -64,7 +64,14 @@ MAKERS: Mapping[str, Callable[[Path], Path]] = {
 
 @dataclass(frozen=True)
 class Kind:
-    """An adapter to make: on which base, with which LoraConfig; what the merged config says."""
+    """One kind of adapter.
+
+    Attributes:
+        base: The base model, a key of MAKERS.
+        lora: The fields of its LoraConfig.
+        resized_tokens: The size of the vocabulary that it resizes the base model to.
+        config: Fields that the merged model's config must have.
+    """
 
     name: str
     base: str
@@ -102,10 +109,10 @@ KINDS = (
     Kind("embedding and head", "llama", {"target_modules": ["q_proj", *BOTH]}),
     Kind("embedding and head, DoRA", "llama", {"target_modules": BOTH, "use_dora": True}),
     Kind("norms trained whole", "llama", {**ATTENTION, **save("input_layernorm")}),
-    Kind("both ends trained whole", "llama", {**ATTENTION, **save(*BOTH)}),
+    Kind("embedding and head trained whole", "llama", {**ATTENTION, **save(*BOTH)}),
     Kind("some tokens", "llama", {**ATTENTION, **tokens(7, 300, 2)}),
     Kind(
-        "some tokens of both ends",
+        "some tokens of embedding and head",
         "llama",
         {**ATTENTION, "trainable_token_indices": {"embed_tokens": [7, 9], "lm_head": [9, 8, 1]}},
     ),
@@ -128,7 +135,7 @@ KINDS = (
     Kind("tied, embedding", "tied llama", {"target_modules": ["embed_tokens"]}, None, UNTIED),
     Kind("tied, head", "tied llama", {"target_modules": ["lm_head", "q_proj"]}, None, UNTIED),
     Kind(
-        "tied, both kept alike",
+        "tied, equal changes to both",
         "tied llama",
         {"target_modules": BOTH, "ensure_weight_tying": True},
         None,
@@ -143,7 +150,7 @@ KINDS = (
     ),
     Kind("tied, both whole", "tied llama", {**ATTENTION, **save(*BOTH)}, None, UNTIED),
     Kind(
-        "tied, whole embedding kept alike",
+        "tied, whole embedding that stays tied",
         "tied llama",
         {**ATTENTION, **save("embed_tokens"), "ensure_weight_tying": True},
         None,
@@ -191,7 +198,7 @@ def make_adapter(
     seed: int = 1,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """Save an adapter whose every number was moved, as training would; its logits for IDS."""
+    """Save an adapter with random changes to every number, and return its logits for IDS."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
     torch.manual_seed(seed)
     if resized_tokens:
@@ -208,6 +215,6 @@ def make_adapter(
 
 
 def answer(folder: Path, dtype: Any = "auto") -> torch.Tensor:
-    """Logits for IDS of a model folder, as plain transformers loads it."""
+    """Return the logits for IDS of a model folder that plain transformers loads."""
     with torch.no_grad():
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()(IDS).logits

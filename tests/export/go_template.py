@@ -1,7 +1,8 @@
-"""Go's text/template, as far as our Modelfiles use it: an independent reader of what we emit.
+"""Render a Go template with the parts of Go's text/template that our Modelfiles use.
 
-Pieces of text stand as they are; actions are `if`, `else if`, `else`, `end`, `range $i, $_ := X`,
-`$name := X`, and an expression to print. Expressions are calls in prefix form with parentheses.
+This is independent of the code that writes the templates. The actions are `if`, `else if`, `else`,
+`end`, `range $i, $_ := X`, `$name := X`, and an expression to print. An expression is a function
+call in prefix form, with parentheses. All other text is copied.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ def execute(template: str, data: dict[str, Any]) -> str:
     tokens = [(index % 2 == 1, part) for index, part in enumerate(parts)]
     out: list[str] = []
     position = _run(tokens, 0, data, {"$": data}, out, live=True)
-    assert position == len(tokens), "an `end` too many"
+    assert position == len(tokens), "there is one `end` too many"
     return "".join(out)
 
 
 def _run(tokens, position, dot, variables, out, *, live):
-    """Run until the end of the block; the index of the token that ends it."""
+    """Run a block, and return the index of the token that ends it."""
     while position < len(tokens):
         is_action, text = tokens[position]
         words = text.split() if is_action else []
@@ -81,7 +82,7 @@ def _run_range(tokens, position, dot, variables, out, *, live):
 
 
 def evaluate(text: str, dot: Any, variables: dict[str, Any]) -> Any:
-    """One expression."""
+    """Return the value of one expression."""
     value, rest = _call(WORD.findall(text), dot, variables)
     assert not rest, rest
     return value

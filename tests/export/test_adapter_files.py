@@ -1,4 +1,4 @@
-"""A saved adapter is read back before anyone relies on it."""
+"""A saved adapter is read from disk and checked before the run ends."""
 
 from __future__ import annotations
 
@@ -32,6 +32,6 @@ def test_an_empty_or_untrained_adapter_is_refused(tmp_path, tensors, message):
         check_adapter_file(tmp_path / "a.safetensors")
 
 
-def test_a_card_names_a_local_base_by_its_folder_alone(tmp_path):
+def test_the_public_name_of_a_local_base_model_is_its_folder_name(tmp_path):
     assert name_base(str(tmp_path / "my-base")) == "my-base"
     assert name_base("Qwen/Qwen3-8B") == "Qwen/Qwen3-8B"

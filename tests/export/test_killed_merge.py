@@ -1,4 +1,4 @@
-"""A merge that is killed leaves no folder that loads and is wrong, and the next one succeeds."""
+"""A killed merge leaves no folder that loads as a wrong model, and the next merge succeeds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from tests.export.adapters import answer, make_adapter
 from tests.export.weights.test_merged_files import make_shards
 
-# The real command, in small steps that each take a moment, so that a kill can fall between them.
+# The real command in many slow steps, so that a kill can happen between two steps.
 SLOW_MERGE = """
 import sys, time
 from lora_sft.export.weights import shard_writing
@@ -48,7 +48,7 @@ def start_merge(folder: Path) -> subprocess.Popen[bytes]:
 
 def list_open_outputs(process_id: int) -> list[str]:
     opened = []
-    with contextlib.suppress(OSError):  # it ended, or closed the file, while it was looked at
+    with contextlib.suppress(OSError):  # the process ended or closed the file in the meantime
         for link in Path(f"/proc/{process_id}/fd").iterdir():
             opened.append(link.readlink().name)
     return [name for name in opened if name.endswith(".safetensors.unfinished")]
@@ -59,8 +59,8 @@ def wait_for_writing(process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.005)
 
 
-def check_whatever_loads(folder: Path, expected: torch.Tensor) -> bool:
-    """Whether the folder loads; what loads is right."""
+def loads_correctly(folder: Path, expected: torch.Tensor) -> bool:
+    """Return whether the folder loads. If it loads, its answers must be right."""
     try:
         found = answer(folder, torch.float32)
     except (OSError, ValueError, RuntimeError):
@@ -69,13 +69,13 @@ def check_whatever_loads(folder: Path, expected: torch.Tensor) -> bool:
     return True
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks into /proc")
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
 @pytest.mark.parametrize(
     ("kills", "while_writing"),
     [(2, 1), pytest.param(20, 15, marks=pytest.mark.slow)],
     ids=["two moments", "twenty moments"],
 )
-def test_killed_at_any_moment(tmp_path, kills, while_writing):
+def test_a_merge_that_is_killed_at_any_moment_leaves_no_wrong_model(tmp_path, kills, while_writing):
     base = make_shards(tmp_path / "base")
     expected = make_adapter(base, tmp_path / "adapter", {"target_modules": "all-linear"})
     merged, staged = tmp_path / "merged", tmp_path / ".merged.merging"
@@ -83,11 +83,11 @@ def test_killed_at_any_moment(tmp_path, kills, while_writing):
     while killed < kills:
         process = start_merge(tmp_path)
         wait_for_writing(process)
-        # most while it writes, every tenth while it saves the tokenizer, verifies and renames
+        # Most kills are while it writes, every tenth while it saves, verifies and renames.
         moments = (0.0, 1.2) if killed % 10 else (1.2, 5.0)
         time.sleep(choose.uniform(*(moments if kills > 2 else (0.0, 1.0))))
-        if process.poll() is not None:  # it was faster: what it made is whole
-            assert check_whatever_loads(merged, expected)
+        if process.poll() is not None:  # the merge ended before the kill, so it must be complete
+            assert loads_correctly(merged, expected)
             shutil.rmtree(merged)
             continue
         process.send_signal(signal.SIGSTOP)
@@ -95,10 +95,10 @@ def test_killed_at_any_moment(tmp_path, kills, while_writing):
         process.kill()
         process.wait()
         killed += 1
-        assert not merged.exists() or check_whatever_loads(merged, expected)
-        check_whatever_loads(staged, expected)
+        assert not merged.exists() or loads_correctly(merged, expected)
+        loads_correctly(staged, expected)
         shutil.rmtree(merged, ignore_errors=True)
     assert open_files >= while_writing
     assert start_merge(tmp_path).wait() == 0
-    assert check_whatever_loads(merged, expected)
+    assert loads_correctly(merged, expected)
     assert not staged.exists()

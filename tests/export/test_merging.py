@@ -1,4 +1,4 @@
-"""The merged folder answers like base + adapter, or it is not called a merged model."""
+"""The merged model answers like base model + adapter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.tiny import make_tiny_llama
 
 
 def make_adapter(base: Path, folder: Path, *, scale: float = 0.5, **config: object) -> Path:
-    """An adapter with random B matrices, as any trainer may have left it."""
+    """Save an adapter with random B matrices."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model = get_peft_model(
         model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", **config)
@@ -35,7 +35,7 @@ def greedy(model: torch.nn.Module, ids: torch.Tensor) -> list[int]:
 @pytest.mark.parametrize(
     ("dtype", "largest"), [("float32", 1e-4), ("bfloat16", 0.3), ("float16", 0.05)]
 )
-def test_the_merged_folder_answers_like_base_plus_adapter(
+def test_the_merged_model_answers_like_base_model_plus_adapter(
     command, tiny_model, tmp_path, dtype, largest
 ):
     adapter = make_adapter(tiny_model, tmp_path / "adapter")
@@ -60,7 +60,9 @@ def test_the_merged_folder_answers_like_base_plus_adapter(
     assert (adapted(ids).logits - plain).abs().max() > 10 * difference
 
 
-def test_a_trained_run_merges_with_equal_greedy_text(command, write_recipe, tmp_path, tiny_model):
+def test_the_merged_model_of_a_run_gives_the_same_greedy_text(
+    command, write_recipe, tmp_path, tiny_model
+):
     assert command("train", write_recipe(train={"max_steps": 20, "learning_rate": 1e-2})).code == 0
     assert command("merge", tmp_path / "run", tmp_path / "merged").code == 0
     base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
@@ -73,13 +75,11 @@ def test_a_trained_run_merges_with_equal_greedy_text(command, write_recipe, tmp_
         return_tensors="pt",
         return_dict=False,
     )
-    assert merged.dtype == torch.float32  # the base's dtype in training
+    assert merged.dtype == torch.float32  # the dtype of training
     assert greedy(merged, ids) == greedy(adapted, ids)
 
 
-def test_validation_rows_of_a_run_are_compared_and_their_loss_is_told(
-    command, write_recipe, tmp_path
-):
+def test_the_report_has_the_loss_on_the_validation_rows_of_the_run(command, write_recipe, tmp_path):
     assert command("train", write_recipe()).code == 0
     outcome = command("merge", tmp_path / "run", tmp_path / "merged", "--json")
     shift = outcome.json["shift"]
@@ -91,7 +91,7 @@ def test_validation_rows_of_a_run_are_compared_and_their_loss_is_told(
     assert not list((tmp_path / "run" / "adapter").glob("*sample*"))
 
 
-def test_the_merged_folder_stands_alone(command, write_recipe, tmp_path):
+def test_the_merged_folder_has_every_file_that_a_server_needs(command, write_recipe, tmp_path):
     assert command("train", write_recipe()).code == 0
     assert command("merge", tmp_path / "run", tmp_path / "merged").code == 0
     names = {path.name for path in (tmp_path / "merged").iterdir()}
@@ -114,7 +114,7 @@ def test_the_merged_folder_stands_alone(command, write_recipe, tmp_path):
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".merged")]
 
 
-def test_a_moved_base_can_be_named(command, tmp_path):
+def test_base_gives_the_new_path_of_a_moved_base_model(command, tmp_path):
     base = make_tiny_llama(tmp_path / "old")
     adapter = make_adapter(base, tmp_path / "adapter")
     base.rename(tmp_path / "new")
@@ -132,7 +132,7 @@ def test_a_dry_run_writes_nothing(command, tiny_model, tmp_path):
     assert not (tmp_path / "merged").exists()
 
 
-def test_an_output_that_exists_is_left_alone(command, tiny_model, tmp_path):
+def test_an_output_that_exists_is_not_changed(command, tiny_model, tmp_path):
     adapter = make_adapter(tiny_model, tmp_path / "adapter")
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged" / "mine.txt").write_text("mine")

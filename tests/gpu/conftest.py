@@ -1,7 +1,7 @@
-"""Where the GPU tests run: on CUDA, or on the CPU where someone asks for it.
+"""Choose the device of the GPU tests: CUDA, or the CPU if `LORA_SFT_GPU_TESTS_ON` is "cpu".
 
-A GPU is lent for minutes, so a mistake in a test must be found without one:
-`LORA_SFT_GPU_TESTS_ON=cpu pytest -m gpu tests/gpu` runs all that can be run.
+Time on a GPU is rare, so faults in these tests should be found without a GPU:
+`LORA_SFT_GPU_TESTS_ON=cpu pytest -m gpu tests/gpu` runs all tests that can run on a CPU.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NEEDS_CUDA = "needs CUDA"
 
 @pytest.fixture(autouse=True)
 def device() -> Iterator[str]:
-    """`cuda` or `cpu`; what a test left on the GPU is given back after it."""
+    """The device of a test: "cuda" or "cpu". After the test its GPU memory is freed."""
     if torch.cuda.is_available():
         yield "cuda"
         gc.collect()
@@ -34,21 +34,23 @@ def device() -> Iterator[str]:
 
 @pytest.fixture
 def cuda(device: str) -> None:
-    """For tests of what only CUDA has."""
+    """Skip the test if there is no CUDA device."""
     if device != "cuda":
         pytest.skip(NEEDS_CUDA)
 
 
 @pytest.fixture
 def repeats_to(device: str) -> float:
-    """How closely (relative) a repeated run gives the same losses: CUDA kernels may add up in
-    another order each time, CPU kernels on one thread do not."""
+    """The largest relative difference between the losses of a run and its repetition.
+
+    CUDA kernels may add numbers in a different order each time. CPU kernels on one thread do not.
+    """
     return 1e-4 if device == "cuda" else 0.0
 
 
 @pytest.fixture
 def train(command: Callable[..., Outcome]) -> Callable[..., dict[int, float]]:
-    """Train a recipe to its end: step -> loss."""
+    """A function that trains a recipe to its end and returns the loss of each step."""
 
     def run(recipe: Path, run_folder: Path, *arguments: object) -> dict[int, float]:
         outcome = command("train", recipe, *arguments)

@@ -1,4 +1,4 @@
-"""The two kinds of run that every GPU test of a whole run covers, in the dtype that GPUs use."""
+"""The two kinds of run for the GPU tests: LoRA and QLoRA, both in bfloat16."""
 
 from __future__ import annotations
 

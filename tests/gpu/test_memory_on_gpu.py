@@ -1,4 +1,4 @@
-"""What four bits are for: a quantised base takes less of the GPU."""
+"""A base quantised to four bits needs less GPU memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MIB = 2**20
 
 @pytest.fixture
 def larger_model(tmp_path):
-    """About 75 million weights: more than what else a short run keeps on the GPU."""
+    """A model of about 75 million weights: they take most of the GPU memory of a short run."""
     return make_tiny_llama(tmp_path / "larger", hidden=1024, layers=8, heads=16, key_value_heads=8)
 
 

@@ -1,4 +1,4 @@
-"""Settings that must not change what is learned: dtype, attention kernel, checkpointing."""
+"""Settings that must not change the losses: dtype, attention kernel, activation checkpointing."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from tests.gpu.kinds import both_kinds
 
 pytestmark = pytest.mark.gpu
 
-# bfloat16 keeps 8 bits of each number (relative rounding 2^-9); a loss is a mean over hundreds.
+# Relative tolerances of a loss. bfloat16 has 8 significant bits, so it rounds by up to 2^-9. A loss
+# is a mean over hundreds of tokens.
 BFLOAT16_LOSS = 5e-3
 FLOAT32_LOSS = 1e-4
-# One last place: the two devices may fuse a multiplication and an addition, or not.
+# The relative tolerance of one unit in the last place: only one of the two devices may fuse a
+# multiplication with an addition.
 LAST_PLACE = {torch.float32: 1e-6, torch.bfloat16: 2**-7}
 
 
 @pytest.fixture
 def first_loss(train, write_recipe, tmp_path):
-    """The loss of the first step of a run with these model settings."""
+    """A function that trains one step with these model settings and returns its loss."""
 
     def run(name: str, **model: object) -> float:
         recipe = write_recipe(
@@ -34,12 +36,12 @@ def first_loss(train, write_recipe, tmp_path):
     return run
 
 
-def test_bfloat16_starts_from_the_loss_of_float32(first_loss):
+def test_the_first_loss_in_bfloat16_equals_that_in_float32(first_loss):
     exact = first_loss("exact", dtype="float32")
     assert first_loss("rounded", dtype="bfloat16") == pytest.approx(exact, rel=BFLOAT16_LOSS)
 
 
-def test_sdpa_attention_starts_from_the_loss_of_eager_attention(first_loss):
+def test_the_first_loss_with_sdpa_equals_that_with_eager_attention(first_loss):
     eager = first_loss("eager", attn_implementation="eager")
     sdpa = first_loss("sdpa", attn_implementation="sdpa")
     assert sdpa == pytest.approx(eager, rel=FLOAT32_LOSS)
@@ -48,7 +50,7 @@ def test_sdpa_attention_starts_from_the_loss_of_eager_attention(first_loss):
 @pytest.mark.skipif(
     importlib.util.find_spec("flash_attn") is None, reason="flash-attn is not installed"
 )
-def test_flash_attention_starts_from_the_loss_of_eager_attention(cuda, first_loss):
+def test_the_first_loss_with_flash_attention_equals_that_with_eager_attention(cuda, first_loss):
     eager = first_loss("eager", dtype="bfloat16", attn_implementation="eager")
     flash = first_loss("flash", dtype="bfloat16", attn_implementation="flash_attention_2")
     assert flash == pytest.approx(eager, rel=BFLOAT16_LOSS)
@@ -72,8 +74,8 @@ def test_activation_checkpointing_changes_no_loss(
 
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("dtype", list(LAST_PLACE))
-def test_four_bit_codes_mean_the_same_on_cuda_and_on_the_cpu(cuda, dtype, nested):
-    """A QLoRA run on a GPU is merged on a machine without one, so both must read the same base."""
+def test_four_bit_codes_have_the_same_values_on_cuda_and_on_the_cpu(cuda, dtype, nested):
+    """An adapter trained on a GPU may be merged on a CPU: both must read the same base."""
     from bitsandbytes import functional
 
     weights = torch.randn(256, 128, generator=torch.Generator().manual_seed(0)).to(dtype)

@@ -1,4 +1,4 @@
-"""A whole run on a GPU, through the command line: train, save, stop, go on, evaluate, merge."""
+"""Whole runs on a GPU, through the command line: train, stop, resume, evaluate and merge."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from lora_sft.recipe import read_recipe
-from lora_sft.train.trl.sft_arguments import default_optimizer
+from lora_sft.train.trl.sft_arguments import choose_optimizer
 from tests.commands import read_metrics
 from tests.gpu.kinds import both_kinds
 from tests.tiny import make_tiny_llama
@@ -26,7 +26,7 @@ STOPPED_STEPS = 80
 
 
 @both_kinds
-def test_lora_trains_saves_and_is_evaluated(sections, command, train, write_recipe, tmp_path):
+def test_lora_trains_and_its_adapter_is_evaluated(sections, command, train, write_recipe, tmp_path):
     losses = train(write_recipe(**sections, train=FAST), tmp_path / "run")
     assert list(losses) == list(range(1, 13))
     assert losses[12] < 0.98 * losses[1]
@@ -47,10 +47,10 @@ def test_every_weight_is_on_the_device(sections, train, write_recipe, tmp_path, 
 
 
 @both_kinds
-def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(
+def test_a_resumed_run_has_the_losses_of_an_uninterrupted_run(
     sections, train, write_recipe, tmp_path, repeats_to
 ):
-    """At rank 64 the adapter's matrices are large enough for optimizer states of eight bits."""
+    """At rank 64 the adapter's matrices are large enough for 8-bit optimizer states."""
     schedule = {"max_steps": 6, "save_steps": 3, "lr_scheduler_type": "constant", "warmup_steps": 0}
     given = {**sections, "adapter": {"r": 64}}
     straight = write_recipe(
@@ -64,7 +64,9 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(
 
 
 @both_kinds
-def test_a_merge_of_a_gpu_run_verifies(sections, command, train, write_recipe, tmp_path):
+def test_the_merge_of_a_gpu_run_passes_its_verification(
+    sections, command, train, write_recipe, tmp_path
+):
     train(write_recipe(**sections, train=FAST), tmp_path / "run")
     merged = command("merge", tmp_path / "run", tmp_path / "merged", "--json")
     assert merged.code == 0, merged.stderr
@@ -73,10 +75,10 @@ def test_a_merge_of_a_gpu_run_verifies(sections, command, train, write_recipe, t
     assert merged.json["correctness"]["prompts"] > 0
 
 
-def test_the_optimizer_of_a_four_bit_base_is_paged_and_in_eight_bits(
+def test_the_default_optimizer_of_a_four_bit_base_is_paged_and_8_bit(
     device, train, write_recipe, tmp_path
 ):
-    """bitsandbytes pages states of 100,000 numbers and more: rank 128 at a width of 1,024."""
+    """bitsandbytes pages a state with 100,000 numbers or more: so rank 128 and width 1,024."""
     wide = make_tiny_llama(tmp_path / "wide", hidden=1024, layers=1, heads=16, key_value_heads=8)
     chosen = {} if device == "cuda" else {"optim": "paged_adamw_8bit"}  # the default on CUDA
     recipe = write_recipe(
@@ -86,20 +88,20 @@ def test_the_optimizer_of_a_four_bit_base_is_paged_and_in_eight_bits(
         train={"max_steps": 2, "global_batch_size": 2, "warmup_steps": 0, **chosen},
     )
     if device == "cuda":
-        assert default_optimizer(read_recipe(recipe)) == "paged_adamw_8bit"
+        assert choose_optimizer(read_recipe(recipe)) == "paged_adamw_8bit"
     train(recipe, tmp_path / "run")
     checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-2"
     saved = torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"]
     assert len(saved) == 4
-    assert {find_state(each).dtype for each in saved.values()} == {torch.uint8}
+    assert {find_first_moment(each).dtype for each in saved.values()} == {torch.uint8}
 
 
-def find_state(saved):
-    """Adam's first moment; bitsandbytes 0.50 saves it one level down."""
+def find_first_moment(saved):
+    """Return Adam's first moment. bitsandbytes 0.50 saves it inside a nested dictionary."""
     return next((each["state1"] for each in saved.values() if isinstance(each, dict)), None)
 
 
-def test_a_terminated_run_saves_its_state_and_is_gone_on_with(command, write_recipe, tmp_path):
+def test_a_terminated_run_saves_its_state_and_can_be_resumed(command, write_recipe, tmp_path):
     schedule = {"max_steps": STOPPED_STEPS, "save_steps": 1000}
     recipe = write_recipe(model={"dtype": "bfloat16"}, train=schedule)
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Packed rows train what the same rows train unpacked, or they are not packed."""
+"""Packed rows give the same training as unpacked rows, or they are not packed."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from tests.conftest import make_rows, write_rows
 RELATIVE_LOSS, RELATIVE_LOSS_BFLOAT16 = 1e-5, 2e-3
 RELATIVE_NORM, RELATIVE_NORM_BFLOAT16 = 1e-4, 2e-2
 QLORA = {"model": {"dtype": "bfloat16"}, "quantization": "nf4"}
-# One step is the whole set, however many rows it is in.
+# One step has the whole data set, packed or not.
 WHOLE_SET = {"max_steps": -1, "num_train_epochs": 3, "global_batch_size": 64, "save_strategy": "no"}
 
 
 @pytest.fixture
 def leaking(monkeypatch):
-    """Attention that sees across the borders of documents, as other libraries' may."""
+    """Make attention see across the borders of documents."""
     masks = ALL_MASK_ATTENTION_FUNCTIONS._global_mapping
     monkeypatch.setitem(masks, "sdpa", lambda *arguments, **settings: None)
 
 
 @pytest.fixture
 def few_steps_are_enough(monkeypatch):
-    monkeypatch.setattr(packing, "MIN_STEPS_AN_EPOCH", 1)
+    monkeypatch.setattr(packing, "MIN_STEPS_PER_EPOCH", 1)
 
 
 def read_plan(run: Path) -> dict:
     return json.loads((run / "manifest.json").read_text())["plan"]
 
 
-@pytest.mark.parametrize("micro", [1, 4], ids=["one line", "a line a row"])
+@pytest.mark.parametrize("micro", [1, 4], ids=["one sequence", "separate rows"])
 @pytest.mark.parametrize(
     ("attention", "sections", "relative", "relative_norm"),
     [
@@ -49,7 +49,7 @@ def read_plan(run: Path) -> dict:
     ],
     ids=["lora, sdpa", "lora, eager", "qlora, sdpa"],
 )
-def test_packed_rows_have_the_loss_and_gradient_of_padded_ones(
+def test_packed_rows_have_the_loss_and_gradient_of_padded_rows(
     command, write_recipe, tmp_path, micro, attention, sections, relative, relative_norm
 ):
     recipes = {}
@@ -73,11 +73,11 @@ def test_packed_rows_have_the_loss_and_gradient_of_padded_ones(
         packed, padded = (read_metrics(tmp_path / name, key) for name in recipes)
         assert list(packed) == list(padded) == [1, 2, 3]
         assert packed[1] == pytest.approx(padded[1], rel=tolerance)
-        # Later steps carry the rounding of AdamW's first ones, where m / sqrt(v) is near a sign.
+        # The first steps of AdamW amplify rounding, because m / sqrt(v) is close to 1 or -1 there.
         assert packed[3] == pytest.approx(padded[3], rel=max(10 * tolerance, 1e-3))
 
 
-def test_the_comparison_would_notice_a_leak(command, write_recipe, tmp_path, leaking, monkeypatch):
+def test_the_comparison_notices_a_leak(command, write_recipe, tmp_path, leaking, monkeypatch):
     monkeypatch.setattr(packing, "measure_isolation", lambda *arguments: Isolation())
     for name, packs in (("packed", True), ("padded", False)):
         output = str(tmp_path / name)
@@ -90,7 +90,7 @@ def test_the_comparison_would_notice_a_leak(command, write_recipe, tmp_path, lea
         assert abs(packed - padded) > tolerance * padded
 
 
-def test_held_out_rows_have_the_same_loss_whether_training_packs(command, write_recipe, tmp_path):
+def test_packing_does_not_change_the_loss_of_held_out_rows(command, write_recipe, tmp_path):
     for name, packs in (("packed", True), ("padded", False)):
         evaluates = {"eval_on_start": True, "eval_strategy": "steps", "max_steps": 2}
         recipe = write_recipe(
@@ -119,7 +119,7 @@ def test_the_log_counts_every_token_once(command, write_recipe, tmp_path, micro)
     assert manifest["plan"]["learned_tokens_a_step"] == learned
 
 
-def test_a_leaking_attention_is_refused_in_three_lines(command, write_recipe, tmp_path, leaking):
+def test_leaking_attention_is_refused_in_three_lines(command, write_recipe, tmp_path, leaking):
     outcome = command("train", write_recipe(data={"packing": True}))
     assert outcome.code == 5
     what, where, fix = outcome.stderr.strip().splitlines()[-3:]
@@ -130,7 +130,7 @@ def test_a_leaking_attention_is_refused_in_three_lines(command, write_recipe, tm
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_auto_leaves_rows_alone_where_they_would_leak_and_says_why(
+def test_auto_does_not_pack_with_leaking_attention_and_logs_the_reason(
     command, write_recipe, tmp_path, leaking, few_steps_are_enough
 ):
     outcome = command("train", write_recipe(data={"packing": "auto"}))
@@ -142,26 +142,26 @@ def test_auto_leaves_rows_alone_where_they_would_leak_and_says_why(
     assert plan["rows"] == plan["documents"]
 
 
-def test_auto_packs_where_it_is_safe_and_says_into_what(
+def test_auto_packs_if_it_is_safe_and_logs_the_number_of_rows(
     command, write_recipe, tmp_path, few_steps_are_enough
 ):
     outcome = command("train", write_recipe(data={"packing": "auto"}))
     assert outcome.code == 0
     plan = read_plan(tmp_path / "run")["packing"]
     assert plan["on"]
-    line = f"packing: {plan['documents']} rows in {plan['rows']} packed ones"
+    line = f"packing: {plan['documents']} rows in {plan['rows']} packed rows"
     assert line in outcome.stderr
     assert plan["utilisation"] > 0.8
 
 
-def test_auto_leaves_a_small_set_its_steps(command, write_recipe, tmp_path):
+def test_auto_does_not_pack_a_small_data_set(command, write_recipe, tmp_path):
     outcome = command("train", write_recipe(data={"packing": "auto"}))
     assert outcome.code == 0
-    assert "steps an epoch at global_batch_size 8 (auto wants at least 32)" in outcome.stderr
+    assert "steps per epoch at global_batch_size 8 (auto needs at least 32)" in outcome.stderr
     assert not read_plan(tmp_path / "run")["packing"]["on"]
 
 
-def test_auto_leaves_rows_alone_that_fill_a_sequence_each(
+def test_auto_does_not_pack_rows_that_fill_max_length(
     command, write_recipe, tmp_path, few_steps_are_enough
 ):
     lengths = {"data": {"packing": "auto", "max_length": 48, "overlong": "drop"}}
@@ -170,7 +170,7 @@ def test_auto_leaves_rows_alone_that_fill_a_sequence_each(
     assert "rows fit beside others in max_length" in outcome.stderr
 
 
-def test_an_interrupted_packed_run_ends_as_the_straight_one(command, write_recipe, tmp_path):
+def test_a_resumed_packed_run_gives_the_same_adapter(command, write_recipe, tmp_path):
     recipe = write_recipe(data={"packing": True}, train={"global_batch_size": 2})
     assert command("train", recipe).code == 0
     run = tmp_path / "run"
@@ -181,12 +181,12 @@ def test_an_interrupted_packed_run_ends_as_the_straight_one(command, write_recip
     (run / "status.json").unlink()
     outcome = command("train", recipe)
     assert outcome.code == 0
-    assert "going on from" in outcome.stderr
+    assert "continuing from" in outcome.stderr
     assert (run / "adapter" / "adapter_model.safetensors").read_bytes() == straight
     assert read_metrics(run, "loss") == losses
 
 
-def test_a_run_does_not_go_on_where_packing_is_decided_otherwise(
+def test_a_run_does_not_continue_if_the_packing_decision_changes(
     command, write_recipe, tmp_path, few_steps_are_enough, monkeypatch
 ):
     recipe = write_recipe(data={"packing": "auto"})
@@ -195,14 +195,14 @@ def test_a_run_does_not_go_on_where_packing_is_decided_otherwise(
     shutil.rmtree(run / "checkpoints" / "checkpoint-4")
     shutil.rmtree(run / "adapter")
     (run / "status.json").unlink()
-    monkeypatch.setattr(packing, "MIN_STEPS_AN_EPOCH", 32)
+    monkeypatch.setattr(packing, "MIN_STEPS_PER_EPOCH", 32)
     outcome = command("train", recipe)
     assert outcome.code == 2
-    assert "packed rows, and this start would train on" in outcome.stderr
+    assert "packed rows, but this start would train on" in outcome.stderr
     assert (run / "checkpoints" / "checkpoint-2").exists()
 
 
-def test_two_processes_train_the_same_packed_run_as_one(command, write_recipe, tmp_path):
+def test_two_processes_give_the_losses_of_one_with_packing(command, write_recipe, tmp_path):
     for name in ("one", "two"):
         recipe = write_recipe(
             f"{name}.yaml",
@@ -219,7 +219,7 @@ def test_two_processes_train_the_same_packed_run_as_one(command, write_recipe, t
 
 
 @pytest.mark.parametrize("apart", [False, True])
-def test_no_document_is_learned_from_the_one_before_it(apart):
+def test_the_first_token_of_a_document_is_never_learned(apart):
     collate = RowCollator(pad_token_id=0, keeps_rows_apart=apart)
     rows = [
         {"input_ids": [5, 6, 7, 8, 9], "labels": [5, 6, 7, 8, 9], "seq_lengths": [2, 3]},
@@ -240,7 +240,7 @@ def test_no_document_is_learned_from_the_one_before_it(apart):
         assert batch["max_length_k"] == 3
 
 
-def test_plain_rows_are_padded_as_ever():
+def test_unpacked_rows_are_padded():
     rows = [{"input_ids": [5, 6], "labels": [-100, 6]}, {"input_ids": [7], "labels": [-100]}]
     for apart in (False, True):
         batch = RowCollator(pad_token_id=0, keeps_rows_apart=apart)(rows)

@@ -1,4 +1,4 @@
-"""The same recipe gives the same numbers however it is cut and however it is started."""
+"""A recipe gives the same numbers with any division of the batch and under any launcher."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from tests.commands import find_free_port, read_metrics, run_process, run_torchrun
 
 QLORA = {"model": {"dtype": "bfloat16"}, "quantization": "nf4"}
-# bfloat16 rounds each of the sums differently when a batch is cut differently.
+# In bfloat16 another division of the batch rounds the sums differently.
 RELATIVE_LOSS, RELATIVE_LOSS_BFLOAT16 = 1e-5, 2e-3
 
 
@@ -24,19 +24,17 @@ def check_same_losses(tmp_path, one: str, other: str, relative: float) -> None:
 
 
 @pytest.mark.parametrize("micro", [1, 8])
-def test_accumulation_changes_no_number(command, write_recipe, tmp_path, micro):
+def test_gradient_accumulation_does_not_change_the_losses(command, write_recipe, tmp_path, micro):
     command("train", write_recipe(output_dir=str(tmp_path / "two")))
-    cut = f"train.per_device_train_batch_size={micro}"
-    command("train", write_recipe(output_dir=str(tmp_path / "other")), cut)
+    override = f"train.per_device_train_batch_size={micro}"
+    command("train", write_recipe(output_dir=str(tmp_path / "other")), override)
     check_same_losses(tmp_path, "two", "other", RELATIVE_LOSS)
 
 
 @pytest.mark.parametrize(
     ("sections", "relative"), [({}, RELATIVE_LOSS), (QLORA, RELATIVE_LOSS_BFLOAT16)]
 )
-def test_two_processes_train_the_same_run_as_one(
-    command, write_recipe, tmp_path, sections, relative
-):
+def test_two_processes_give_the_losses_of_one(command, write_recipe, tmp_path, sections, relative):
     one = write_recipe("one.yaml", **sections, output_dir=str(tmp_path / "one"))
     assert command("train", one).code == 0
     two = write_recipe("two.yaml", **sections, output_dir=str(tmp_path / "two"))
@@ -48,7 +46,7 @@ def test_two_processes_train_the_same_run_as_one(
     check_same_losses(tmp_path, "one", "two", relative)
 
 
-def test_accelerate_launch_gives_the_same_adapter(command, write_recipe, tmp_path):
+def test_accelerate_launch_gives_the_same_losses(command, write_recipe, tmp_path):
     assert command("train", write_recipe(output_dir=str(tmp_path / "direct"))).code == 0
     launched = write_recipe("launched.yaml", output_dir=str(tmp_path / "launched"))
     outcome = run_process(
@@ -67,7 +65,7 @@ def test_accelerate_launch_gives_the_same_adapter(command, write_recipe, tmp_pat
     check_same_losses(tmp_path, "direct", "launched", RELATIVE_LOSS)
 
 
-def test_a_repeated_run_gives_equal_bytes(command, write_recipe, tmp_path):
+def test_a_repeated_run_gives_the_same_bytes(command, write_recipe, tmp_path):
     for name in ("first", "second"):
         assert command("train", write_recipe(output_dir=str(tmp_path / name))).code == 0
     adapters = [tmp_path / name / "adapter" for name in ("first", "second")]

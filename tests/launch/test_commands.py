@@ -1,4 +1,4 @@
-"""The launchers' command lines: who hosts the rendezvous, and what a remote shell makes of it."""
+"""The command lines of torchrun and of DeepSpeed's launcher."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lora_sft.errors import RecipeError
+from lora_sft.launch import supervision
 from lora_sft.launch.commands import World, make_deepspeed_command, make_torchrun_command
 
 NAMES = {"node1": "10.0.0.1", "node1-ib": "10.1.0.1", "node2": "10.0.0.2"}
@@ -20,7 +21,7 @@ TWO = World(nodes=2, gpus=1)
 
 @pytest.fixture
 def names(monkeypatch):
-    """Stand-in for the cluster's name service."""
+    """Replace the name service by one that knows the machines of `NAMES`."""
 
     def look_up(host, port, **options):
         if host not in {**NAMES, **dict.fromkeys(NAMES.values())} and not host.startswith("fd00"):
@@ -40,11 +41,11 @@ def names(monkeypatch):
         ("unknown:29500", "unknown", True),
         ("[fd00::1]:29500", "fd00::1", True),
         ("node1:29500", "10.0.0.2", False),
-        ("node1:29500", "10.1.0.1", False),  # its other network: torch compares the host names
+        ("node1:29500", "10.1.0.1", False),  # an address on the other network of node1
         ("unknown:29500", "10.0.0.1", False),
     ],
 )
-def test_the_machine_at_the_rendezvous_hosts_it_and_no_other_is_told_not_to(
+def test_is_host_is_given_only_if_the_address_is_that_of_the_rendezvous(
     rendezvous, address, is_certain
 ):
     command = make_torchrun_command(TWO, ["train", "r.yaml"], rendezvous, address)
@@ -66,14 +67,14 @@ HARD = ["a b", "it's", 'say "no"', "$HOME", "a `b` $c", "x;y", "{r: [1, 2]}", "b
 
 @pytest.fixture
 def two_machines(tmp_path):
-    """A hostfile, and stand-ins for ssh and pdsh: the far end is a shell, one for each machine."""
+    """Return a hostfile, and an environment in which ssh and pdsh only start local shells."""
     pytest.importorskip("deepspeed", reason="pip install 'lora-sft[deepspeed]'")
     tools = tmp_path / "tools"
     tools.mkdir()
-    far_end = """hosts=$5; shift 5
+    remote_shells = """hosts=$5; shift 5
 case $hosts in *,*) sh -c "$(echo "$*" | sed s/%n/1/)" & second=$!;; esac
 sh -c "$(echo "$*" | sed s/%n/0/)"; code=$?; wait $second; exit $((code | $?))"""
-    for name, body in {"ssh": "echo 127.0.0.1", "pdsh": far_end}.items():
+    for name, body in {"ssh": "echo 127.0.0.1", "pdsh": remote_shells}.items():
         (tools / name).write_text(f"#!/bin/bash\n{body}\n")
         (tools / name).chmod(0o755)
     hostfile = tmp_path / "hostfile"
@@ -104,12 +105,26 @@ def test_an_option_that_would_be_ignored_is_refused(options, words, command, wri
     assert outcome.stderr.startswith(f"error: {words}")
 
 
+def test_the_key_file_is_named_to_the_processes_of_every_machine(
+    two_machines, command, write_recipe, monkeypatch, tmp_path
+):
+    hostfile, environment = two_machines
+    monkeypatch.setenv("PATH", environment["PATH"])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LORA_SFT_KEY_FILE", "shared.key")
+    started = []
+    monkeypatch.setattr(supervision, "supervise", lambda words, *_: started.append(words) or 0)
+    outcome = command("launch", write_recipe(), "--gpus", "1", "--hostfile", hostfile)
+    assert outcome.code == 0, outcome.stderr
+    assert f"LORA_SFT_KEY_FILE={tmp_path / 'shared.key'}" in started[0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("nodes", [1, 2])
-def test_a_hostfiles_machines_get_the_words_and_variables_that_were_given(
+def test_deepspeeds_launcher_passes_arguments_and_variables_to_each_machine(
     nodes, two_machines, tmp_path
 ):
-    """With DeepSpeed's own launcher."""
+    """The real launcher runs, because the quoting of the arguments must fit its own."""
     hostfile, environment = two_machines
     (tmp_path / "lora_sft.py").write_text(
         "import json, os, sys\n"

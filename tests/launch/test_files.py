@@ -1,4 +1,4 @@
-"""What `lora-sft launch --write` leaves is accepted by those who will read it."""
+"""The files of `lora-sft launch --write` are accepted by bash, accelerate and DeepSpeed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture
 def written(command, write_recipe, tmp_path):
-    """The files for four machines with eight GPUs each."""
+    """The folder with the files for four machines with eight GPUs each."""
     outcome = command(
         *("launch", write_recipe(), "train.max_steps=9", "--nodes", "4", "--gpus", "8"),
         *("--slurm", "--write", tmp_path / "out", "--hosts", "a,b"),
@@ -25,7 +25,7 @@ def written(command, write_recipe, tmp_path):
     return tmp_path / "out"
 
 
-def test_the_batch_script_is_bash_and_starts_the_same_recipe(written, tmp_path):
+def test_the_batch_script_is_valid_bash_and_starts_the_same_recipe(written, tmp_path):
     script = written / "job.sbatch"
     assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
     text = script.read_text()
@@ -41,8 +41,8 @@ def test_the_batch_script_is_bash_and_starts_the_same_recipe(written, tmp_path):
     assert {"--nodes=4", "--gpus=8", "--rendezvous"} <= set(words)
 
 
-def test_the_batch_script_asks_to_be_queued_again_after_75(written, tmp_path):
-    """Run with stand-ins for SLURM's programs: only their calls are looked at."""
+def test_the_batch_script_queues_the_job_again_after_exit_code_75(written, tmp_path):
+    """SLURM's programs are replaced by scripts that note how they were called."""
     tools = tmp_path / "tools"
     tools.mkdir()
     for name, body in {
@@ -67,7 +67,7 @@ def test_the_batch_script_asks_to_be_queued_again_after_75(written, tmp_path):
 
 @pytest.mark.parametrize("options", [["--overwrite"], ["--resume", "never"], ["--resume", "x"]])
 @pytest.mark.parametrize("way", [["--slurm"], ["--write", "out"]])
-def test_a_job_that_would_lose_its_run_when_queued_again_is_refused(
+def test_options_that_would_lose_the_run_of_a_requeued_job_are_refused(
     options, way, command, write_recipe, tmp_path, monkeypatch
 ):
     recipe = write_recipe()
@@ -77,6 +77,15 @@ def test_a_job_that_would_lose_its_run_when_queued_again_is_refused(
     assert f"{' '.join(options)} would be repeated" in outcome.stderr
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "run").exists()
+
+
+def test_the_batch_script_trusts_the_checkpoint_if_launch_does(command, write_recipe, tmp_path):
+    outcome = command(
+        *("launch", write_recipe(), "--gpus", "2", "--write", tmp_path / "out"),
+        "--trust-checkpoint",
+    )
+    assert outcome.code == 0, outcome.stderr
+    assert " --trust-checkpoint " in (tmp_path / "out" / "job.sbatch").read_text()
 
 
 def test_accelerate_reads_the_configuration(written):
@@ -96,13 +105,13 @@ def test_deepspeed_reads_the_hostfile(written):
     assert dict(hosts) == {"a": 8, "b": 8, "node-3": 8, "node-4": 8}
 
 
-def test_several_machines_need_a_way_to_meet(command, write_recipe):
+def test_several_machines_need_a_rendezvous(command, write_recipe):
     outcome = command("launch", write_recipe(), "--nodes", "2", "--gpus", "1")
     assert outcome.code == 2
     assert "--rendezvous HOST:PORT" in outcome.stderr
 
 
-def test_without_sbatch_a_job_is_not_submitted(command, write_recipe, monkeypatch, tmp_path):
+def test_slurm_without_sbatch_is_refused(command, write_recipe, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     outcome = command("launch", write_recipe(), "--gpus", "2", "--slurm")
     assert outcome.code == 5

@@ -1,4 +1,4 @@
-"""A hostfile, or a machine, on which DeepSpeed's launcher would fail is refused before."""
+"""A hostfile or a machine that DeepSpeed's launcher cannot use is refused before the start."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ TWO = World(nodes=2, gpus=4)
 @pytest.mark.parametrize(
     ("text", "what", "line"),
     [
-        ("a slots=4\nb\n", "'b' is not a machine and its slots", ":2"),
-        ("# two\n\na slots=4\na slots=4\n", "a is there twice", ":4"),
-        ("a slots=4\nb slots=2\n", "b has slots=2, and --gpus is 4", ""),
-        ("a slots=4\n", "1 machines for --nodes 2", ""),
+        ("a slots=4\nb\n", "'b' is not a machine name and its slots", ":2"),
+        ("# two\n\na slots=4\na slots=4\n", "a is listed twice", ":4"),
+        ("a slots=4\nb slots=2\n", "b has slots=2, but --gpus is 4", ""),
+        ("a slots=4\n", "the hostfile has fewer machines (1) than --nodes (2)", ""),
         ("# none\n", "the hostfile names no machine", ""),
     ],
 )
-def test_a_hostfile_that_does_not_do_is_refused_with_its_line(text, what, line, tmp_path):
+def test_an_unusable_hostfile_is_refused_with_its_line(text, what, line, tmp_path):
     hostfile = tmp_path / "hostfile"
     hostfile.write_text(text)
     with pytest.raises(RecipeError) as caught:
@@ -33,7 +33,7 @@ def test_a_hostfile_that_does_not_do_is_refused_with_its_line(text, what, line, 
     assert "node1 slots=8" in caught.value.fix
 
 
-def test_a_hostfile_may_name_more_than_are_used(tmp_path):
+def test_a_hostfile_may_name_more_machines_than_the_run_uses(tmp_path):
     hostfile = tmp_path / "hostfile"
     hostfile.write_text("# mine\na slots=4\n\nb   slots=8\nsmall slots=1\n")
     check_room(read_hostfile(hostfile), TWO, hostfile)
@@ -54,10 +54,10 @@ def test_a_missing_hostfile_is_refused(command, write_recipe, tmp_path):
         ("far1 slots=8\n", [], 1),
     ],
 )
-def test_the_machines_of_a_hostfile_are_used_and_never_this_one_in_their_place(
+def test_the_machines_of_a_hostfile_are_used_even_if_it_is_only_one(
     text, options, nodes, command, write_recipe, tmp_path, monkeypatch
 ):
-    """DeepSpeed's launcher starts one machine's processes here unless it is told not to."""
+    """Without `--force_multi` DeepSpeed's launcher would use this machine instead."""
     pytest.importorskip("deepspeed", reason="pip install 'lora-sft[deepspeed]'")
     hostfile = tmp_path / "hostfile"
     hostfile.write_text(text)
@@ -83,7 +83,7 @@ def add_program(folder, name):
 
 
 @pytest.mark.parametrize("missing", ["deepspeed", "ssh", "pdsh"])
-def test_what_the_launcher_needs_and_is_not_here_is_named(
+def test_a_missing_program_of_the_launcher_is_named(
     missing, command, write_recipe, tmp_path, monkeypatch
 ):
     hostfile = tmp_path / "hostfile"
@@ -91,11 +91,11 @@ def test_what_the_launcher_needs_and_is_not_here_is_named(
     for name in {"ssh", "pdsh"} - {missing}:
         add_program(tmp_path, name)
     monkeypatch.setenv("PATH", str(tmp_path))
-    is_there = object() if missing != "deepspeed" else None
+    installed = object() if missing != "deepspeed" else None
     find = importlib.util.find_spec
     monkeypatch.setattr(
         *(importlib.util, "find_spec"),
-        lambda name, *rest: is_there if name == "deepspeed" else find(name, *rest),
+        lambda name, *rest: installed if name == "deepspeed" else find(name, *rest),
     )
     outcome = command("launch", write_recipe(), "--gpus", "1", "--hostfile", hostfile)
     assert outcome.code == 5

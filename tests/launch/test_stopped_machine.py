@@ -1,4 +1,4 @@
-"""Two machines, as network namespaces: a process that stands still on either ends both."""
+"""A suspended process ends the run on both of two machines (two network namespaces)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("stopped", [0, 1])
-def test_launch_ends_on_both_machines_after_a_process_of_one_was_stopped(
+def test_launch_ends_on_both_machines_after_a_process_was_suspended(
     stopped, write_recipe, tmp_path
 ):
-    """On machine 0, which hosts the rendezvous, torchrun alone waited for ever."""
+    """Without `launch`, torchrun on machine 0, which hosts the rendezvous, waits for ever."""
     if not can_make_namespaces():
-        pytest.skip("NO NETWORK NAMESPACES HERE: needs root and iproute2")
+        pytest.skip("NETWORK NAMESPACES ARE NOT AVAILABLE: they need root and iproute2")
     recipe = write_recipe()
     outcome = run_process(
         *(sys.executable, TOOL, "--launcher", "launch", "--stop", stopped, recipe),
@@ -31,4 +31,4 @@ def test_launch_ends_on_both_machines_after_a_process_of_one_was_stopped(
     assert max(result["seconds"]) < 60
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert f"process {stopped}" in status["reason"]
-    assert "gave no sign of life" in status["reason"]
+    assert "sent no heartbeat" in status["reason"]

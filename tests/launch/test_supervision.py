@@ -1,4 +1,4 @@
-"""Signals reach the workers below a launcher, and their exit code comes back."""
+"""`lora-sft launch` forwards signals to the workers and returns their exit code."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ import pytest
 from lora_sft.errors import DataError
 from lora_sft.launch import supervision
 from lora_sft.launch.supervision import supervise
-from lora_sft.launch.workers import find_workers, is_listening
-from lora_sft.processes.outcome import OUTCOME, leave_outcome
+from lora_sft.launch.workers import find_workers, handles_signals
+from lora_sft.processes.outcome import OUTCOME_VARIABLE, leave_outcome
 from lora_sft.processes.report import Report
 from lora_sft.processes.stop_signal import Stopped
 from lora_sft.processes.this_process import Processes
@@ -27,7 +27,7 @@ from lora_sft.processes.watch import FOLDER, Watch
 from lora_sft.run_directory import RunDirectory
 from lora_sft.train.fit import make_result
 
-# A launcher as torchrun is: dies of signals itself, returns 1 when a worker fails.
+# A launcher like torchrun: a signal kills it, and it returns 1 if a worker fails.
 LAUNCHER = """
 import os, subprocess, sys
 environment = {**os.environ, "RANK": "0"}
@@ -37,7 +37,7 @@ sys.exit(1 if finished.returncode else 0)
 WORKER = """
 import time
 if "LATE" in __import__("os").environ:
-    time.sleep(1)  # before it can hear
+    time.sleep(1)  # no handlers are installed yet
 import os, signal, subprocess, sys, time
 from pathlib import Path
 from lora_sft.processes.outcome import (leave_outcome)
@@ -59,7 +59,7 @@ def run(worker, tmp_path, environment=None):
 
 @pytest.fixture
 def hangup():
-    """`hangup(handler)`: what SIGHUP does meanwhile; nohup may have started the tests too."""
+    """Return a function that sets the handler of SIGHUP; it is restored after the test."""
     before = signal.getsignal(signal.SIGHUP)
     yield lambda handler: signal.signal(signal.SIGHUP, handler)
     signal.signal(signal.SIGHUP, before)
@@ -69,7 +69,7 @@ def hangup():
     ("number", "code"),
     [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130), (signal.SIGHUP, 75)],
 )
-def test_a_signal_reaches_the_workers_and_their_code_comes_back(number, code, tmp_path, hangup):
+def test_a_signal_reaches_the_workers_and_their_code_is_returned(number, code, tmp_path, hangup):
     hangup(signal.SIG_DFL)
     ready = tmp_path / "ready"
 
@@ -88,14 +88,14 @@ def test_a_signal_reaches_the_workers_and_their_code_comes_back(number, code, tm
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
 )
-def test_a_signal_before_the_workers_can_hear_it_waits_for_them(number, code, tmp_path):
+def test_a_signal_waits_until_the_workers_have_their_handlers(number, code, tmp_path):
     sender = threading.Timer(0.3, os.kill, (os.getpid(), number))
     sender.start()
     assert run(WORKER, tmp_path, {"READY": str(tmp_path / "ready"), "LATE": "1"}) == code
 
 
-def test_a_signal_reaches_each_of_several_workers_when_it_can_hear(tmp_path):
-    """The second one is a second later; both write down that they were told."""
+def test_a_signal_reaches_each_worker_when_its_handlers_are_installed(tmp_path):
+    """The second worker installs its handlers one second after the first."""
     launcher = (
         "import os, subprocess, sys, time\n"
         "def start(rank, more): return subprocess.Popen([sys.executable, '-c', sys.argv[1]],"
@@ -108,7 +108,7 @@ def test_a_signal_reaches_each_of_several_workers_when_it_can_hear(tmp_path):
     environment = {**os.environ, "READY": str(tmp_path / "ready")}
     began = time.monotonic()
     assert supervise(command, environment, RunDirectory(tmp_path)) == 75
-    assert time.monotonic() - began < 30  # a worker that was not told sleeps for a minute
+    assert time.monotonic() - began < 30  # without the signal a worker sleeps for a minute
 
 
 @pytest.mark.slow
@@ -116,22 +116,24 @@ def test_a_signal_reaches_each_of_several_workers_when_it_can_hear(tmp_path):
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
 )
-def test_launch_ends_by_the_contract_whenever_the_signal_comes(number, code, seconds, write_recipe):
-    """From the reading of the recipe to the loading of the model, with real processes."""
+def test_launch_returns_the_right_code_whenever_the_signal_arrives(
+    number, code, seconds, write_recipe
+):
+    """It may arrive while the recipe is read, torch is imported or the model is loaded."""
     recipe = write_recipe(train={"learning_rate": 1e-3, "max_steps": 10**5})
     command = [sys.executable, "-m", "lora_sft", "launch", str(recipe), "--gpus", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     time.sleep(seconds)
     process.send_signal(number)
-    _, words = process.communicate(timeout=120)
-    assert process.returncode == code, words
+    _, log = process.communicate(timeout=120)
+    assert process.returncode == code, log
 
 
 @pytest.mark.parametrize("is_launcher_stuck", [False, True])
-def test_a_stopped_worker_does_not_outlive_the_end_that_another_machine_said(
+def test_a_suspended_worker_is_killed_after_another_machine_ended_the_run(
     is_launcher_stuck, tmp_path, monkeypatch
 ):
-    """It stops itself where it stands; its neighbour, elsewhere, writes the end of the run."""
+    """The worker suspends itself. A process on another machine notices it and ends the run."""
     monkeypatch.setattr(supervision, "LEAVE_SECONDS", 1.5)
     monkeypatch.setattr(supervision, "END_POLL_SECONDS", 0.2)
     old, new = (
@@ -141,7 +143,7 @@ def test_a_stopped_worker_does_not_outlive_the_end_that_another_machine_said(
     for watch in (old, new):
         watch.folder.mkdir(parents=True)
     old.end(3, "an earlier start")
-    threading.Timer(1, new.end, (6, "process 0 gave no sign of life")).start()
+    threading.Timer(1, new.end, (6, "process 0 sent no heartbeat")).start()
     worker = "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"
     launcher = LAUNCHER + "import time; time.sleep(60)" if is_launcher_stuck else LAUNCHER
     launcher = launcher.replace("sys.exit(1", "is_stuck or sys.exit(1")
@@ -154,23 +156,23 @@ def test_a_stopped_worker_does_not_outlive_the_end_that_another_machine_said(
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
 )
-@pytest.mark.parametrize("is_deaf", [False, True])
-def test_a_launcher_without_workers_here_is_ended_itself(
-    is_deaf, number, code, tmp_path, monkeypatch
+@pytest.mark.parametrize("ignores_sigterm", [False, True])
+def test_a_launcher_without_workers_on_this_machine_is_ended(
+    ignores_sigterm, number, code, tmp_path, monkeypatch
 ):
-    """As pdsh is, whose workers are on other machines, or torchrun before the rendezvous."""
+    """For example pdsh, whose workers are on other machines, or torchrun before the rendezvous."""
     monkeypatch.setattr(supervision, "NO_WORKER_SECONDS", 0.5)
     monkeypatch.setattr(supervision, "LAUNCHER_SECONDS", 0.5)
-    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN); " if is_deaf else ""
-    launcher = f"import signal, subprocess; {deaf}subprocess.run(['sleep', '60'])"
+    ignore = "signal.signal(signal.SIGTERM, signal.SIG_IGN); " if ignores_sigterm else ""
+    launcher = f"import signal, subprocess; {ignore}subprocess.run(['sleep', '60'])"
     threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
     began = time.monotonic()
     assert supervise([sys.executable, "-c", launcher], os.environ, RunDirectory(tmp_path)) == code
     assert time.monotonic() - began < 20
 
 
-def test_workers_do_not_outlive_a_launcher_that_was_killed(tmp_path, capfd):
-    """They would train on, and a new start would find their lock."""
+def test_the_workers_of_a_killed_launcher_are_killed(tmp_path, capfd):
+    """Otherwise they would continue to train, and a new start would find their lock."""
     worker = (
         "import os, pathlib, signal, time;"
         f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()));"
@@ -182,18 +184,19 @@ def test_workers_do_not_outlive_a_launcher_that_was_killed(tmp_path, capfd):
         stranger.kill()
     pid = (tmp_path / "pid").read_text()
     assert not is_alive(pid)
-    assert f"the launcher died of signal 9: killed its processes {pid}" in capfd.readouterr().err
+    message = f"the launcher was killed by signal 9; its processes {pid} were killed too"
+    assert message in capfd.readouterr().err
 
 
-def test_a_launcher_is_told_when_launch_itself_is_killed(tmp_path):
-    ready, told = tmp_path / "ready", tmp_path / "told"
+def test_the_launcher_receives_sigterm_if_launch_is_killed(tmp_path):
+    ready, stopped = tmp_path / "ready", tmp_path / "stopped"
     launcher = (
         "import pathlib, signal, sys, time\n"
         "def stop(number, frame): pathlib.Path(sys.argv[2]).touch(); sys.exit()\n"
         "signal.signal(signal.SIGTERM, stop)\n"
         "pathlib.Path(sys.argv[1]).touch(); time.sleep(600)"
     )
-    command = [sys.executable, "-c", launcher, str(ready), str(told)]
+    command = [sys.executable, "-c", launcher, str(ready), str(stopped)]
     launch = (
         "import os, pathlib; from lora_sft.launch.supervision import supervise;"
         "from lora_sft.run_directory import RunDirectory;"
@@ -202,12 +205,12 @@ def test_a_launcher_is_told_when_launch_itself_is_killed(tmp_path):
     with subprocess.Popen([sys.executable, "-c", launch]) as process:
         await_true(ready.exists)
         process.kill()
-        await_true(told.exists)
+        await_true(stopped.exists)
 
 
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"])
-def test_a_pods_own_rank_is_not_taken_for_a_workers(name, tmp_path):
-    """As PyTorchJob sets them: all that a launcher starts seemed a worker, and none listened."""
+def test_rank_variables_of_the_pod_are_not_passed_to_the_launcher(name, tmp_path):
+    """PyTorchJob sets them. Every process of the launcher would look like a worker."""
     environment = {**os.environ, name: "0"}
     launcher = f"import os, sys; sys.exit(1 if {name!r} in os.environ else 0)"
     command = [sys.executable, "-c", launcher]
@@ -229,23 +232,21 @@ def is_alive(process):
     return state not in ("Z", "X")
 
 
-def test_a_terminal_that_nohup_gave_up_is_not_missed(tmp_path, hangup):
+def test_under_nohup_a_closed_terminal_does_not_stop_the_run(tmp_path, hangup):
     hangup(signal.SIG_IGN)
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGHUP)).start()
     assert run("import time; time.sleep(1)", tmp_path) == 0
 
 
-def test_a_worker_that_was_killed_leaves_its_code_in_the_status(tmp_path):
+def test_without_an_outcome_file_the_code_comes_from_status_json(tmp_path):
     status = tmp_path / "status.json"
     worker = f"open({str(status)!r}, 'w').write('{{\"exit_code\": 6}}'); raise SystemExit(9)"
     assert run(worker, tmp_path) == 6
 
 
 @pytest.mark.parametrize(("was_told", "code"), [(True, 1), (False, 75)])
-def test_a_worker_that_was_told_to_stop_by_another_than_us_is_not_believed(
-    was_told, code, tmp_path
-):
-    """torchrun tells whoever is left when a process dies; a saved state is a stop."""
+def test_the_code_of_a_worker_that_the_launcher_stopped_does_not_count(was_told, code, tmp_path):
+    """torchrun sends SIGTERM to the other workers if one dies. The user did not stop the run."""
     worker = (
         "import os, sys; from lora_sft.processes.outcome import leave_outcome;"
         f"leave_outcome(os.environ, 75, was_told={was_told}); sys.exit(75)"
@@ -261,17 +262,15 @@ def test_a_worker_that_was_told_to_stop_by_another_than_us_is_not_believed(
         (DataError("no rows"), 3),
     ],
 )
-def test_a_main_process_that_the_launcher_stopped_while_it_loaded_asks_for_no_restart(
-    stop, code, tmp_path
-):
-    """Its `status.json` says 75; nobody wanted the run to stop, and it would die again."""
+def test_if_the_launcher_stops_rank_0_while_it_loads_the_code_is_not_75(stop, code, tmp_path):
+    """`status.json` has 75, but the user did not stop the run, and a new start would fail too."""
     written = RunDirectory(tmp_path / "written").create()
     Report(written, Processes(0, 2)).fail(stop)
     assert run(f"import shutil; {copy_status(written, tmp_path)}; exit(9)", tmp_path) == code
 
 
-def test_a_run_that_was_stopped_elsewhere_with_its_state_saved_is_to_be_resumed(tmp_path):
-    """By SLURM, say, on the other machine of a hostfile: the status is all there is."""
+def test_a_run_that_another_machine_stopped_with_its_state_saved_returns_75(tmp_path):
+    """SLURM may stop the other machine of a hostfile. This machine only has `status.json`."""
     state = SimpleNamespace(global_step=2, max_steps=4)
     stop = SimpleNamespace(received=signal.SIGUSR1)
     result = make_result(state, stop)
@@ -283,12 +282,10 @@ def test_a_run_that_was_stopped_elsewhere_with_its_state_saved_is_to_be_resumed(
 
 
 @pytest.mark.parametrize("code", [75, 130])
-@pytest.mark.parametrize("reason", ["stopped by SIGTERM, state saved", "in other words"])
+@pytest.mark.parametrize("reason", ["stopped by SIGTERM, state saved", "another text"])
 @pytest.mark.parametrize("step", [0, 4])
-def test_a_field_of_the_status_and_not_its_words_says_whether_a_stop_counts(
-    code, reason, step, tmp_path
-):
-    """Step 4: an older checkpoint is intact, which says nothing of this stop."""
+def test_the_field_state_saved_decides_whether_a_stop_counts(code, reason, step, tmp_path):
+    """Neither the reason nor the step of an older checkpoint decides."""
     written = RunDirectory(tmp_path / "written").create()
     for state_saved, expected in ((True, code), (False, 1)):
         written.write_status(code, reason, step, state_saved=state_saved)
@@ -297,7 +294,7 @@ def test_a_field_of_the_status_and_not_its_words_says_whether_a_stop_counts(
 
 
 @pytest.mark.parametrize("stop", [Stopped(signal.SIGTERM), DataError("no rows")])
-def test_a_start_that_failed_saved_no_state_though_an_older_checkpoint_is_intact(stop, tmp_path):
+def test_a_failed_start_saved_no_state_even_if_an_older_checkpoint_is_intact(stop, tmp_path):
     written = RunDirectory(tmp_path).create()
     checkpoint = written.checkpoints / "checkpoint-4"
     checkpoint.mkdir(parents=True)
@@ -313,15 +310,13 @@ def copy_status(source, folder):
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_while_it_imports_ends_launch_with_no_word_of_resuming(
-    write_recipe, tmp_path
-):
-    """Real ones: torchrun sends the other process SIGTERM, which is no wish of anybody's."""
+def test_if_a_process_is_killed_while_it_imports_launch_does_not_return_75(write_recipe, tmp_path):
+    """torchrun then sends SIGTERM to the other process. The user did not stop the run."""
     launch = start_launch(write_recipe())
     _, second = await_workers(launch, 2)
     os.kill(second, signal.SIGKILL)
-    _, words = launch.communicate(timeout=120)
-    assert launch.returncode in (1, 6), words
+    _, log = launch.communicate(timeout=120)
+    assert launch.returncode in (1, 6), log
 
 
 def start_launch(recipe, **more):
@@ -330,15 +325,15 @@ def start_launch(recipe, **more):
 
 
 def await_workers(launch, count):
-    """Process ids in the order of their ranks, once each of them listens."""
+    """Return the process ids by rank, once all workers have their signal handlers."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         workers = find_workers(launch.pid)
-        if len(workers) == count and all(map(is_listening, workers)):
+        if len(workers) == count and all(map(handles_signals, workers)):
             return sorted(workers, key=read_rank)
         time.sleep(0.02)
     launch.kill()
-    raise AssertionError("no workers came")
+    raise AssertionError("the workers did not start")
 
 
 def read_rank(process):
@@ -346,20 +341,20 @@ def read_rank(process):
     return int(rank)
 
 
-def test_an_old_status_is_not_this_runs(tmp_path):
+def test_the_status_of_an_earlier_start_is_ignored(tmp_path):
     status = tmp_path / "status.json"
     status.write_text('{"exit_code": 75}')
     os.utime(status, (1, 1))
     assert run("raise SystemExit(9)", tmp_path) == 1
 
 
-def test_a_run_that_ends_well_returns_nought(tmp_path):
+def test_a_successful_run_returns_0(tmp_path):
     assert run("pass", tmp_path) == 0
 
 
-def test_the_first_worker_to_speak_is_believed(tmp_path):
-    environment = {OUTCOME: str(tmp_path / "code")}
-    leave_outcome(environment, 0)  # it has done its part; the main process exports later
+def test_the_code_of_the_first_failed_worker_counts(tmp_path):
+    environment = {OUTCOME_VARIABLE: str(tmp_path / "code")}
+    leave_outcome(environment, 0)  # this worker succeeded; rank 0 may still export
     leave_outcome(environment, 3)
     leave_outcome(environment, 6)
     assert json.loads((tmp_path / "code").read_text())["exit_code"] == 3

@@ -1,4 +1,4 @@
-"""Every target must match, and every saved tensor must find its place."""
+"""Every target of an adapter matches a module, and the model uses every saved tensor."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def recipe(**lora: object) -> SimpleNamespace:
     )
 
 
-def test_a_misspelt_target_is_refused_with_the_nearest_name(tiny_model):
+def test_the_error_for_a_misspelt_target_names_the_most_similar_module(tiny_model):
     with pytest.raises(ModelError) as caught:
         add_adapter(load(tiny_model), recipe(target_modules=["q_proj", "v_porj"]))
     assert str(caught.value).splitlines() == [
@@ -38,10 +38,10 @@ def test_a_misspelt_target_is_refused_with_the_nearest_name(tiny_model):
     ]
 
 
-def test_a_pattern_that_matches_nothing_lists_the_linear_layers(tiny_model):
+def test_the_error_for_a_pattern_without_a_match_lists_the_linear_layers(tiny_model):
     with pytest.raises(ModelError) as caught:
         add_adapter(load(tiny_model), recipe(target_modules=r".*\.attention\.query"))
-    assert "linear layers here: down_proj, gate_proj, k_proj" in caught.value.fix
+    assert "linear layers of this model: down_proj, gate_proj, k_proj" in caught.value.fix
 
 
 @pytest.mark.parametrize(
@@ -57,12 +57,12 @@ def test_a_pattern_that_matches_nothing_lists_the_linear_layers(tiny_model):
         ),
     ],
 )
-def test_exactly_the_targets_are_adapted(tiny_model, targets, adapted):
+def test_only_the_target_modules_get_an_adapter(tiny_model, targets, adapted):
     model = add_adapter(load(tiny_model), recipe(r=4, target_modules=targets))
     assert count_adapted_modules(model) == adapted
 
 
-def test_an_adapter_with_tensors_for_layers_that_are_not_there_is_refused(tiny_model, tmp_path):
+def test_an_adapter_with_tensors_for_missing_layers_is_refused(tiny_model, tmp_path):
     adapted = get_peft_model(load(tiny_model), LoraConfig(r=4, target_modules="all-linear"))
     adapted.save_pretrained(tmp_path / "adapter")
     other = make_tiny_llama(tmp_path / "other", layers=1)
@@ -70,7 +70,7 @@ def test_an_adapter_with_tensors_for_layers_that_are_not_there_is_refused(tiny_m
         load_adapter(load(other), tmp_path / "adapter")
 
 
-def test_an_adapter_of_another_width_is_refused(tiny_model, tmp_path):
+def test_an_adapter_for_another_hidden_size_is_refused(tiny_model, tmp_path):
     adapted = get_peft_model(load(tiny_model), LoraConfig(r=4, target_modules="all-linear"))
     adapted.save_pretrained(tmp_path / "adapter")
     other = make_tiny_llama(tmp_path / "other", hidden=128)
@@ -78,8 +78,8 @@ def test_an_adapter_of_another_width_is_refused(tiny_model, tmp_path):
         load_adapter(load(other), tmp_path / "adapter")
 
 
-def test_a_folder_without_an_adapter_is_named(tiny_model, tmp_path):
-    with pytest.raises(ModelError, match="no adapter here"):
+def test_a_folder_without_an_adapter_is_refused(tiny_model, tmp_path):
+    with pytest.raises(ModelError, match="this folder has no adapter"):
         load_adapter(load(tiny_model), tmp_path)
 
 
@@ -96,7 +96,7 @@ def test_the_census_counts_every_parameter_once(tmp_path):
     }
 
 
-def test_a_model_without_anything_to_train_is_refused(tiny_model):
+def test_a_model_without_trainable_parameters_is_refused(tiny_model):
     model = load(tiny_model).requires_grad_(False)
     with pytest.raises(ModelError, match="no parameter of the model would be trained"):
         take_census(model)

@@ -1,4 +1,4 @@
-"""The probe finds what crosses the border between two packed documents, and nothing else."""
+"""The probe finds every effect of one packed document on another, and reports no other effect."""
 
 from __future__ import annotations
 
@@ -46,25 +46,25 @@ def make_llama(attention: str = "sdpa", **fields):
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_attention_that_respects_borders_leaks_nothing_at_all(attention):
+def test_attention_that_respects_document_borders_has_no_leak(attention):
     found = measure_isolation(make_llama(attention), make_batch, DOCUMENTS)
     assert found.leak == 0.0
     assert found.loss_change < 1e-5
     assert found.fault == ""
 
 
-def test_dropout_does_not_look_like_a_leak():
+def test_dropout_is_not_reported_as_a_leak():
     found = measure_isolation(make_llama("eager", attention_dropout=0.5), make_batch, DOCUMENTS)
     assert found.leak == 0.0
 
 
-def test_bfloat16_stays_within_its_tolerance():
+def test_rounding_in_bfloat16_is_not_reported_as_a_fault():
     model = make_llama().to(torch.bfloat16)
     assert measure_isolation(model, make_batch, DOCUMENTS).fault == ""
     assert measure_isolation(make_llama(), make_batch, DOCUMENTS, torch.bfloat16).fault == ""
 
 
-def test_the_probe_leaves_the_model_and_the_random_state_as_they_were():
+def test_the_probe_restores_the_model_and_the_random_state():
     model = make_llama()
     model.eval()
     model.model.layers[0].train()
@@ -76,7 +76,7 @@ def test_the_probe_leaves_the_model_and_the_random_state_as_they_were():
     assert not model.model.layers[1].training
 
 
-def test_attention_that_ignores_borders_is_found(monkeypatch):
+def test_attention_that_ignores_document_borders_is_found(monkeypatch):
     masks = ALL_MASK_ATTENTION_FUNCTIONS._global_mapping
     monkeypatch.setitem(masks, "sdpa", lambda *arguments, **settings: None)
     found = measure_isolation(make_llama("sdpa"), make_batch, DOCUMENTS)
@@ -84,8 +84,8 @@ def test_attention_that_ignores_borders_is_found(monkeypatch):
     assert "packed documents see each other" in found.fault
 
 
-def test_positions_that_do_not_start_anew_are_found():
-    """Documents cannot see each other, and still the second is computed otherwise than alone."""
+def test_positions_that_do_not_restart_in_each_document_are_found():
+    """The documents cannot see each other, but the second one gets wrong positions."""
     config = GPT2Config(vocab_size=128, n_embd=64, n_layer=2, n_head=4, n_positions=256)
     model = make_model(config)
     assert measure_isolation(model, make_batch, DOCUMENTS).fault == ""
@@ -103,7 +103,7 @@ def test_positions_that_do_not_start_anew_are_found():
     model.forward = forward_without_restarts
     found = measure_isolation(model, make_batch, DOCUMENTS)
     assert found.leak == 0.0
-    assert "another loss than alone" in found.fault
+    assert "packing changes the loss of a document" in found.fault
 
 
 @pytest.mark.parametrize(
@@ -132,12 +132,12 @@ def test_positions_that_do_not_start_anew_are_found():
     ],
     ids=["short convolutions", "state space (mamba2)", "state space (mamba)"],
 )
-def test_layers_that_are_no_attention_and_carry_state_over_are_found(config):
+def test_other_layers_that_carry_state_over_a_border_are_found(config):
     found = measure_isolation(make_model(config), make_batch, DOCUMENTS)
     assert found.fault != ""
 
 
-def test_experts_that_share_their_batches_are_no_leak():
+def test_experts_that_share_batches_are_not_reported_as_a_leak():
     config = MixtralConfig(
         vocab_size=128,
         hidden_size=64,
@@ -152,13 +152,14 @@ def test_experts_that_share_their_batches_are_no_leak():
         assert found.fault == "", found
 
 
-def test_a_model_that_takes_no_positions_is_refused():
+def test_a_model_that_does_not_accept_positions_is_refused():
     model = make_llama()
     forward = model.forward
     model.forward = lambda input_ids, use_cache: forward(input_ids, use_cache=use_cache)
-    assert "takes no positions" in measure_isolation(model, make_batch, DOCUMENTS).fault
+    fault = measure_isolation(model, make_batch, DOCUMENTS).fault
+    assert "does not accept position ids" in fault
 
 
-def test_a_number_that_is_none_is_a_fault():
+def test_nan_is_a_fault():
     assert Isolation(leak=float("nan")).fault
     assert Isolation(loss_change=float("nan")).fault

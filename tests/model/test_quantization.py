@@ -1,4 +1,4 @@
-"""NF4 through bitsandbytes for real, on the CPU."""
+"""NF4 with the real bitsandbytes, on the CPU."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def test_linear_layers_are_quantised_and_counted(tiny_model):
 
     model = get_peft_model(load_nf4(tiny_model), LoraConfig(r=4, target_modules=["q_proj"]))
     rows = {row.kind: row for row in take_census(model).rows}
-    # per layer: q, o 64x64; k, v 32x64; gate, up, down 64x128
+    # Per layer: q and o have 64x64 weights, k and v 32x64, gate, up and down 64x128.
     weights = 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 128)
     assert rows["quantised"].parameters == weights
     assert rows["quantised"].dtype == "nf4 in uint8"
-    assert weights / 2 < rows["quantised"].bytes < weights  # 4 bits and the constants
+    assert weights / 2 < rows["quantised"].bytes < weights  # 4 bits per weight, and the constants
     assert rows["trained"].dtype == "float32"
 
 
@@ -44,7 +44,7 @@ def test_dequantising_after_inference_gives_the_same_weights(tiny_model):
     assert all(torch.equal(fresh[name], used[name]) for name in fresh)
 
 
-def test_codes_stay_unpacked_where_the_cpu_would_repack_them(tiny_model):
+def test_repacking_of_codes_is_switched_off_in_every_layer(tiny_model):
     switches = [
         module.support_avx512bf16_for_cpu
         for module in load_nf4(tiny_model).modules()
@@ -54,14 +54,14 @@ def test_codes_stay_unpacked_where_the_cpu_would_repack_them(tiny_model):
     assert not any(switches)
 
 
-def test_missing_bitsandbytes_names_the_command_that_installs_it(monkeypatch):
+def test_the_error_for_missing_bitsandbytes_names_the_install_command(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(CapabilityError) as caught:
         make_quantization_config(NF4, torch.bfloat16, "my.yaml:3  quantization")
     assert caught.value.fix == "pip install 'lora-sft[qlora]'"
 
 
-def test_a_folder_that_is_no_model_is_a_model_error(tmp_path):
+def test_loading_a_folder_without_a_model_is_a_model_error(tmp_path):
     section = ModelSection(model_name_or_path=str(tmp_path), dtype="float32")
     with pytest.raises(ModelError) as caught:
         load_base_model(section, where="my.yaml:1  model.model_name_or_path")

@@ -1,4 +1,4 @@
-"""A mark of the template that the base never saw is named, and the line that lets it be learned."""
+"""Training warns if the template uses an untrained token, and names the setting that trains it."""
 
 import pytest
 import torch
@@ -17,16 +17,18 @@ def make_model(rows):
     return model
 
 
-def test_zero_small_and_mean_rows_are_found_among_those_asked_for():
+def test_zero_small_and_mean_rows_are_found_among_the_given_tokens():
     torch.manual_seed(0)
     model = make_model({3: 1e-6, 5: 0.1, 7: None, 9: 1e-6})
     assert find_untrained_tokens(model, {2, 3, 5, 7, 11}) == [3, 5, 7]
-    assert find_untrained_tokens(model, {3, 50}) == []  # other checks refuse such an id
+    assert (
+        find_untrained_tokens(model, {3, 50}) == []
+    )  # other checks refuse a token id outside the embedding
     assert find_untrained_tokens(model, set()) == []
 
 
 @pytest.fixture
-def model_with_new_marks(tmp_path):
+def model_with_untrained_marker(tmp_path):
     folder = tiny.make_tiny_llama(tmp_path / "model")
     tokenizer = tiny.make_tokenizer()
     weights = load_file(folder / "model.safetensors")
@@ -35,10 +37,10 @@ def model_with_new_marks(tmp_path):
     return folder, tokenizer
 
 
-def test_training_warns_at_its_start_and_the_line_it_names_ends_that(
-    command, write_recipe, model_with_new_marks
+def test_training_warns_and_the_named_setting_removes_the_warning(
+    command, write_recipe, model_with_untrained_marker
 ):
-    folder, tokenizer = model_with_new_marks
+    folder, tokenizer = model_with_untrained_marker
     recipe = write_recipe()
     model = f"model.model_name_or_path={folder}"
     warned = command("train", recipe, model, "train.max_steps=3")
@@ -47,14 +49,14 @@ def test_training_warns_at_its_start_and_the_line_it_names_ends_that(
     line = f"adapter.trainable_token_indices: [{token}]"
     assert line in " ".join(warned.stderr.split())
     assert "<|im_start|>" in warned.stderr
-    mended = command(
+    corrected = command(
         "train", recipe, model, "train.max_steps=3", line.replace(": ", "="), "--overwrite"
     )
-    assert mended.code == 0
-    assert "never to have been trained" not in mended.stderr
+    assert corrected.code == 0
+    assert "never trained on" not in corrected.stderr
 
 
-def test_a_base_that_knows_its_marks_is_not_warned_of(command, write_recipe):
+def test_a_base_with_trained_markers_causes_no_warning(command, write_recipe):
     outcome = command("train", write_recipe(), "train.max_steps=3")
     assert outcome.code == 0
-    assert "never to have been trained" not in outcome.stderr
+    assert "never trained on" not in outcome.stderr

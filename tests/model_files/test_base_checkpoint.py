@@ -1,4 +1,4 @@
-"""A base is found in a folder or the hub's cache, and known again by its fingerprint."""
+"""A base model is found in a folder or in the hub's cache, and its fingerprint identifies it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.tiny import make_tiny_llama
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def test_a_fingerprint_does_not_depend_on_how_the_files_are_cut(tmp_path):
+def test_a_fingerprint_does_not_depend_on_how_weights_are_split_into_files(tmp_path):
     base = make_tiny_llama(tmp_path / "base")
     model = AutoModelForCausalLM.from_pretrained(base)
     model.save_pretrained(tmp_path / "cut", max_shard_size="200KB")
@@ -29,7 +29,7 @@ def test_a_fingerprint_does_not_depend_on_how_the_files_are_cut(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model.norm.weight", "lm_head.weight"])
-def test_a_fingerprint_notices_one_number(tmp_path, name):
+def test_changing_one_value_changes_the_fingerprint(tmp_path, name):
     base = make_tiny_llama(tmp_path / "base")
     before = fingerprint_base(read_base_checkpoint(str(base)))
     path = base / "model.safetensors"
@@ -39,7 +39,7 @@ def test_a_fingerprint_notices_one_number(tmp_path, name):
     assert fingerprint_base(read_base_checkpoint(str(base)))["sha256"] != before["sha256"]
 
 
-def test_a_base_of_the_hub_is_read_from_its_cache(command, tmp_path, monkeypatch):
+def test_a_base_model_on_the_hub_is_read_from_the_cache(command, tmp_path, monkeypatch):
     cache = tmp_path / "hub" / "models--me--base"
     make_tiny_llama(cache / "snapshots" / COMMIT)
     (cache / "refs").mkdir()
@@ -54,8 +54,8 @@ def test_a_base_of_the_hub_is_read_from_its_cache(command, tmp_path, monkeypatch
     assert outcome.json["correctness"]["passed"]
 
 
-def test_a_base_that_is_nowhere_is_a_model_error(tmp_path):
-    with pytest.raises(ModelError, match="cannot find the base"):
+def test_a_missing_base_model_or_one_without_safetensors_is_a_model_error(tmp_path):
+    with pytest.raises(ModelError, match="cannot find the base model"):
         read_base_checkpoint("nobody/nothing")
     (tmp_path / "config.json").write_text("{}")
     torch.save({}, tmp_path / "pytorch_model.bin")

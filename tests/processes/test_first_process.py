@@ -1,4 +1,4 @@
-"""One process prepares the data; the others wait for it, and for nobody else."""
+"""One process prepares the data; the processes that need the same data wait for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-# Builds what is not there yet, slowly, and writes down when it began and ended to build.
+# Builds the data if no process has built it, takes the given seconds, and logs each build.
 BUILDER = """
 import sys, time
 from pathlib import Path
@@ -17,7 +17,7 @@ from lora_sft.processes import first_process
 first_process.SAY_EVERY_SECONDS = 0.3
 folder, work = Path(sys.argv[1]), sys.argv[2]
 print("started", flush=True)
-with first_process.first_one_builds(folder, {"data": work}):
+with first_process.build_once(folder, {"data": work}):
     done = folder / f"{work}.done"
     if not done.exists():
         with (folder / "log").open("a") as log:
@@ -32,7 +32,7 @@ print("ready", flush=True)
 def start(tmp_path):
     processes = []
 
-    def one(work="corpus", seconds=1.5):
+    def start_one(work="corpus", seconds=1.5):
         process = subprocess.Popen(
             [sys.executable, "-c", BUILDER, str(tmp_path), work, str(seconds)],
             stdout=subprocess.PIPE,
@@ -44,7 +44,7 @@ def start(tmp_path):
         assert process.stdout.readline() == "started\n"
         return process
 
-    yield one
+    yield start_one
     for process in processes:
         process.kill()
         process.wait()
@@ -56,17 +56,17 @@ def wait_for_log(tmp_path):
         time.sleep(0.02)
 
 
-def test_of_several_processes_one_builds_and_the_others_say_that_they_wait(start, tmp_path):
+def test_one_process_builds_and_the_others_log_that_they_wait(start, tmp_path):
     builder = start()
     wait_for_log(tmp_path)
     waiting = [start(), start()]
     for process in (builder, *waiting):
         assert process.wait(timeout=30) == 0
     assert (tmp_path / "log").read_text() == "built corpus\n"
-    assert "another process prepares the data" in waiting[0].stderr.read()
+    assert "waiting for another process that prepares the data" in waiting[0].stderr.read()
 
 
-def test_where_the_builder_is_killed_the_next_one_builds(start, tmp_path):
+def test_after_the_builder_is_killed_the_next_process_builds(start, tmp_path):
     builder = start(seconds=60)
     wait_for_log(tmp_path)
     other = start(seconds=0)
@@ -75,7 +75,7 @@ def test_where_the_builder_is_killed_the_next_one_builds(start, tmp_path):
     assert (tmp_path / "log").read_text() == "built corpus\nbuilt corpus\n"
 
 
-def test_other_data_does_not_wait(start, tmp_path):
+def test_a_process_with_other_data_does_not_wait(start, tmp_path):
     start(seconds=60)
     wait_for_log(tmp_path)
     assert start("other", seconds=0).wait(timeout=30) == 0

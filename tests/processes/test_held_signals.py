@@ -1,4 +1,4 @@
-"""A signal that comes while a library holds a lock is handled, and after it gave the lock back."""
+"""A signal that arrives while a library holds a lock is handled after the lock is released."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lora_sft.processes.held_signals import HELD, signals_held
 
 
 class Stop(BaseException):
-    """What a handler raises."""
+    """The exception that the test's handler raises."""
 
 
 @pytest.fixture
 def handler():
-    """Raises `Stop` for every signal that can be held."""
+    """Install a handler that raises `Stop` for each signal that can be delayed."""
 
     def stop(number, frame):
         raise Stop(number)
@@ -30,7 +30,7 @@ def handler():
 
 
 @pytest.mark.parametrize("number", HELD)
-def test_a_signal_is_handled_at_the_end_and_as_before(handler, number):
+def test_a_signal_is_handled_at_the_end_of_the_block(handler, number):
     done = []
 
     def hold():
@@ -44,13 +44,13 @@ def test_a_signal_is_handled_at_the_end_and_as_before(handler, number):
     assert signal.getsignal(number) is handler
 
 
-def test_an_error_inside_gives_the_handlers_back(handler):
+def test_the_handlers_are_restored_after_an_error(handler):
     with pytest.raises(KeyError), signals_held():
         raise KeyError
     assert all(signal.getsignal(number) is handler for number in HELD)
 
 
-def test_what_ends_the_process_or_is_ignored_stays_so(handler):
+def test_default_and_ignored_signals_are_not_delayed(handler):
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     with signals_held():
@@ -58,14 +58,14 @@ def test_what_ends_the_process_or_is_ignored_stays_so(handler):
         assert signal.getsignal(signal.SIGUSR1) == signal.SIG_IGN
 
 
-def test_another_thread_than_the_main_one_holds_nothing(handler):
+def test_in_another_thread_nothing_is_delayed(handler):
     failures = []
 
     def hold():
         try:
             with signals_held():
                 pass
-        except ValueError as error:  # handlers are the main thread's to set
+        except ValueError as error:  # only the main thread may set handlers
             failures.append(error)
 
     thread = threading.Thread(target=hold)
@@ -74,7 +74,7 @@ def test_another_thread_than_the_main_one_holds_nothing(handler):
     assert not failures
 
 
-def test_a_signal_while_rows_are_handed_out_leaves_no_lock_behind(handler, monkeypatch):
+def test_a_signal_while_rows_are_sent_to_workers_leaves_no_lock_taken(handler, monkeypatch):
     submitted = []
 
     class Interrupted(ProcessPoolExecutor):

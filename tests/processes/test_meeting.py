@@ -1,4 +1,4 @@
-"""Processes wait for each other through files, hear each other's word, and end together."""
+"""Processes wait for each other with files, exchange messages, and end together."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lora_sft.processes.watch import Watch
 
 @pytest.fixture
 def watches(tmp_path):
-    """What two processes of one run see of it; here they are two threads."""
+    """The watches of two processes of one run. The tests use two threads in their place."""
     return [Watch(tmp_path, Processes(rank, 2), 60.0, lambda *_: None) for rank in range(2)]
 
 
@@ -26,19 +26,19 @@ def pool():
         yield threads
 
 
-def test_nobody_goes_on_before_the_last_one_is_there(watches, pool):
-    first = pool.submit(meet, watches[0], "data", "of zero")
+def test_each_process_waits_for_the_last_one(watches, pool):
+    first = pool.submit(meet, watches[0], "data", "from 0")
     time.sleep(0.5)
     assert not first.done()
-    assert meet(watches[1], "data", "of one") == {0: "of zero", 1: "of one"}
-    assert first.result(timeout=10) == {0: "of zero", 1: "of one"}
+    assert meet(watches[1], "data", "from 1") == {0: "from 0", 1: "from 1"}
+    assert first.result(timeout=10) == {0: "from 0", 1: "from 1"}
 
 
-def test_a_place_is_met_at_once_by_a_run_of_one_process():
-    assert meet(None, "data", "alone") == {0: "alone"}
+def test_a_run_of_one_process_does_not_wait():
+    assert meet(None, "data", "mine") == {0: "mine"}
 
 
-def test_who_waits_leaves_when_another_process_ends_the_run(watches, pool):
+def test_a_waiting_process_ends_if_another_process_ends_the_run(watches, pool):
     waiting = pool.submit(meet, watches[0], "model")
     watches[1].end(3, "the disk is full")
     with pytest.raises(TrainingError, match="process 1 ended the run: the disk is full") as caught:
@@ -46,7 +46,7 @@ def test_who_waits_leaves_when_another_process_ends_the_run(watches, pool):
     assert caught.value.exit_code == 3
 
 
-def test_a_long_wait_names_who_is_missing(watches, pool, monkeypatch, capsys):
+def test_a_long_wait_names_the_missing_process(watches, pool, monkeypatch, capsys):
     monkeypatch.setattr(meeting, "SAY_EVERY_SECONDS", 0.2)
     waiting = pool.submit(meet, watches[0], "model")
     time.sleep(0.6)
@@ -56,24 +56,24 @@ def test_a_long_wait_names_who_is_missing(watches, pool, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_rows_that_differ_between_machines_end_every_process(watches, pool, split):
+def test_different_rows_on_two_machines_end_every_process(watches, pool, split):
     same = {"train": "0" * 64, "validation": "0" * 64}
     seen = [same, {**same, split: "1" * 64}]
     found = [pool.submit(check_same_data, watches[rank], seen[rank]) for rank in range(2)]
     for rank, each in enumerate(found):
-        what = f"process {1 - rank} has other {split} rows than process {rank}"
+        what = f"the {split} rows of process {1 - rank} differ from those of process {rank}"
         with pytest.raises(DataError, match=what):
             each.result(timeout=10)
 
 
-def test_rows_that_are_the_same_everywhere_are_trained_on(watches, pool):
+def test_equal_rows_on_all_machines_are_accepted(watches, pool):
     rows = {"train": "0" * 64}
     for each in [pool.submit(check_same_data, watch, rows) for watch in watches]:
         each.result(timeout=10)
     check_same_data(None, rows)
 
 
-def test_the_others_stay_until_the_main_process_says_so_and_it_leaves_last(watches, pool):
+def test_the_others_wait_for_rank_0_and_rank_0_leaves_last(watches, pool):
     beat = watches[0].folder / "beat-1.json"
     beat.touch()
     other = pool.submit(leave_after_main, watches[1])
@@ -81,14 +81,14 @@ def test_the_others_stay_until_the_main_process_says_so_and_it_leaves_last(watch
     assert not other.done()
     main = pool.submit(leave_after_main, watches[0])
     other.result(timeout=10)
-    assert not main.done()  # what it put down stays until the others have seen it
+    assert not main.done()  # its message must stay until the other process has read it
     beat.unlink()
     main.result(timeout=5)
     leave_after_main(None)
 
 
-def test_a_main_process_that_fails_at_the_end_gives_the_others_its_exit_code(watches, pool):
-    """The status is written by then, and is no sign of a good end."""
+def test_if_rank_0_fails_at_the_end_the_others_return_its_exit_code(watches, pool):
+    """`status.json` exists by then, but it does not mean that the run succeeded."""
     watches[0].end(7, "the output exists already")
     (watches[0].folder / "status.json").touch()
     with pytest.raises(TrainingError, match="the output exists already") as caught:

@@ -1,4 +1,4 @@
-"""Two runs never write into one directory."""
+"""Two runs never write into the same directory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def holder(tmp_path):
     process.wait()
 
 
-def test_a_second_run_is_refused_and_told_who_holds_it(holder, tmp_path):
+def test_a_second_run_is_refused_and_the_first_is_named(holder, tmp_path):
     with pytest.raises(RecipeError) as caught, locked(tmp_path, is_main=True):
         pass
     assert f"process {holder.pid} on " in caught.value.what
@@ -59,7 +59,7 @@ def test_a_second_start_of_a_running_recipe_is_refused(command, write_recipe, tm
     with locked(tmp_path / "run", is_main=True):
         outcome = command("train", write_recipe())
     assert outcome.code == 2
-    assert f"another run is writing there (process {os.getpid()}" in outcome.stderr
+    assert f"another run uses this output directory (process {os.getpid()}" in outcome.stderr
     assert not (tmp_path / "run" / "status.json").exists()
 
 
@@ -70,7 +70,7 @@ def test_a_second_start_of_a_running_recipe_is_refused(command, write_recipe, tm
 def test_a_signal_before_the_first_step_ends_the_run_with_its_code(
     number, code, write_recipe, tmp_path
 ):
-    """The model is loading, say: nothing has been trained, and nothing is lost."""
+    """The model is still loading, so no training is lost."""
     process = subprocess.Popen(
         [sys.executable, "-m", "lora_sft", "train", str(write_recipe())],
         stderr=subprocess.PIPE,
@@ -78,7 +78,7 @@ def test_a_signal_before_the_first_step_ends_the_run_with_its_code(
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert process.stderr is not None
-    while "rows read" not in process.stderr.readline():  # tokenised; the model comes next
+    while "rows read" not in process.stderr.readline():  # then the model loads
         assert process.poll() is None
     process.send_signal(number)
     _, error = process.communicate(timeout=60)

@@ -1,4 +1,4 @@
-"""A process's place in the run, and the GPU that is its own."""
+"""Each process has a GPU of its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lora_sft.processes.this_process import check_devices
 
 
 @pytest.mark.parametrize("num_gpus", [0, 1, 4, 8])
-def test_four_processes_fit_where_each_has_a_gpu_or_is_shown_one(num_gpus):
+def test_four_processes_are_accepted_if_each_has_or_sees_its_own_gpu(num_gpus):
     check_devices({"LOCAL_WORLD_SIZE": "4"}, num_gpus)
 
 
@@ -20,19 +20,19 @@ def test_more_processes_than_gpus_are_refused():
         check_devices({"LOCAL_WORLD_SIZE": "4"}, 2)
     assert caught.value.exit_code == EXIT_RECIPE
     assert str(caught.value) == (
-        "error: 4 processes on this machine, and 2 GPUs\n"
+        "error: 4 processes were started on this machine, but it has 2 GPUs\n"
         "where: LOCAL_WORLD_SIZE\n"
-        "fix:   start 2 processes on it: lora-sft launch RECIPE --gpus 2"
+        "fix:   start one process per GPU: lora-sft launch RECIPE --gpus 2"
     )
 
 
-def test_a_process_alone_may_see_several_gpus():
+def test_a_single_process_may_see_several_gpus():
     check_devices({}, 8)
 
 
 @pytest.mark.parametrize(("rank", "seen", "index"), [("3", 1, 0), ("3", 8, 3), ("0", 2, 0)])
-def test_the_device_is_the_one_that_accelerate_chooses(rank, seen, index, monkeypatch):
-    """Some launchers show each process its own GPU, which then is number 0 whatever the rank."""
+def test_the_device_is_the_same_as_accelerates(rank, seen, index, monkeypatch):
+    """Some launchers show each process only its own GPU. Its index is then 0 on every rank."""
     monkeypatch.setenv("LOCAL_RANK", rank)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)

@@ -1,4 +1,4 @@
-"""A run of several processes ends when one is gone or stands still, and says which and why."""
+"""A run of several processes ends if one dies or hangs, and names this process and the reason."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import time
 
 import pytest
 
-# A process of a run of two that does nothing but watch; what it does then is in its argument.
+# One of two processes. It only watches the other, and then does the action of its argument.
 PROCESS = """
 import sys, time
 from pathlib import Path
 from lora_sft.run_directory import write_json
 from lora_sft.processes import watch
 from lora_sft.processes.this_process import Processes
-folder, rank, deed = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+folder, rank, action = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 watch.BEAT_SECONDS, watch.DEAD_SECONDS, watch.BLIND_SECONDS = 0.2, 2.0, 1.0
 def write_status(code, reason):
     write_json(folder / "status.json", {"exit_code": code, "reason": reason, "by": rank})
@@ -27,28 +27,28 @@ one.start()
 print("watching", flush=True)
 def a_function_that_hangs():
     time.sleep(60)
-if deed == "fail":
+if action == "fail":
     time.sleep(0.5)
     error = one.explain(ValueError("the disk is full"))
     one.end(3, str(error))
     one.stop()
     sys.exit(3)
-if deed == "fail without links":
+if action == "fail without links":
     time.sleep(0.5)
     (folder / "processes" / "x" / f"end-{rank}.staged").unlink()
     one.end(3, "no hard links here")
     one.stop()
     sys.exit(3)
-if deed == "connection":
+if action == "connection":
     time.sleep(1.0)
     error = one.explain(RuntimeError("gloo: connection closed by peer"))
     one.end(6, error.what)
     one.stop()
     print(error, file=sys.stderr)
     sys.exit(6)
-if deed == "stall":
-    one.stepping(True)
-if deed == "finish":
+if action == "stall":
+    one.expect_steps(True)
+if action == "finish":
     time.sleep(0.5)
     one.stop()
     sys.exit(0)
@@ -58,12 +58,12 @@ a_function_that_hangs()
 
 @pytest.fixture
 def start(tmp_path):
-    """`start("wait", "fail")`: two processes and what each of them does."""
+    """Return a function: `start("wait", "fail")` starts two processes with these actions."""
     processes = []
 
-    def start_all(*deeds):
-        for rank, deed in enumerate(deeds):
-            command = [sys.executable, "-c", PROCESS, str(tmp_path), str(rank), deed]
+    def start_all(*actions):
+        for rank, action in enumerate(actions):
+            command = [sys.executable, "-c", PROCESS, str(tmp_path), str(rank), action]
             processes.append(
                 subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
             )
@@ -86,14 +86,14 @@ def read_stacks(tmp_path, rank):
     return (tmp_path / "processes" / "x" / f"stacks-{rank}.txt").read_text()
 
 
-def test_an_error_in_any_process_ends_all_with_its_reason_and_code(start, tmp_path):
+def test_an_error_in_one_process_ends_all_with_its_reason_and_exit_code(start, tmp_path):
     processes = start("wait", "fail")
     assert [process.wait(timeout=20) for process in processes] == [3, 3]
     assert read_status(tmp_path) == {"exit_code": 3, "reason": "the disk is full", "by": 1}
     assert "a_function_that_hangs" in read_stacks(tmp_path, 0)
 
 
-def test_a_file_system_that_refuses_links_passes_the_word_on_all_the_same(start, tmp_path):
+def test_without_hard_links_the_reason_still_reaches_the_other_process(start, tmp_path):
     processes = start("wait", "fail without links")
     assert [process.wait(timeout=20) for process in processes] == [3, 3]
     assert read_status(tmp_path)["reason"] == "no hard links here"
@@ -109,13 +109,13 @@ def test_a_killed_process_is_noticed_and_named(start, tmp_path):
     assert "a_function_that_hangs" in read_stacks(tmp_path, 0)
 
 
-def test_a_process_of_another_container_is_not_looked_for_by_its_number(start, tmp_path):
-    """Containers may share a host's name; a number of one names nobody, or another, in the next."""
+def test_a_process_of_another_container_is_not_looked_up_by_its_id(start, tmp_path):
+    """Containers may share a host name, but each has its own process ids."""
     (process,) = start("wait")
     beat = tmp_path / "processes" / "x" / "beat-0.json"
-    no_one = subprocess.Popen(["true"])
-    no_one.wait()
-    other = {**json.loads(beat.read_text()), "pids": "elsewhere", "pid": no_one.pid}
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    other = {**json.loads(beat.read_text()), "pids": "elsewhere", "pid": ended.pid}
     for count in range(20):
         staged = beat.with_name("staged")
         staged.write_text(json.dumps({**other, "beat": count}))
@@ -123,21 +123,21 @@ def test_a_process_of_another_container_is_not_looked_for_by_its_number(start, t
         time.sleep(0.2)
     assert process.poll() is None
     assert process.wait(timeout=20) == 6
-    assert "gave no sign of life for 2 s" in read_status(tmp_path)["reason"]
+    assert "sent no heartbeat for 2 s" in read_status(tmp_path)["reason"]
 
 
-def test_a_process_that_stands_still_in_the_kernel_is_noticed(start, tmp_path):
-    """Nothing of it runs any more, not even the thread that says so: as on a machine that hangs."""
+def test_a_suspended_process_is_noticed(start, tmp_path):
+    """None of its threads runs, as on a machine that hangs."""
     processes = start("wait", "wait")
     os.kill(processes[1].pid, signal.SIGSTOP)
     assert processes[0].wait(timeout=20) == 6
-    assert "gave no sign of life for 2 s" in read_status(tmp_path)["reason"]
+    assert "sent no heartbeat for 2 s" in read_status(tmp_path)["reason"]
 
 
-def test_a_run_that_was_suspended_as_a_whole_goes_on(start, tmp_path):
-    """A scheduler that shares a machine out stops all processes, and wakes one after the other."""
+def test_a_run_continues_after_all_its_processes_were_suspended(start, tmp_path):
+    """A scheduler may suspend all processes, and resume them one after the other."""
     processes = start("wait", "wait")
-    for process in reversed(processes):  # so that the first has seen the other's last sign of life
+    for process in reversed(processes):  # rank 0 must have seen the last heartbeat of rank 1
         os.kill(process.pid, signal.SIGSTOP)
         time.sleep(0.6)
     time.sleep(3.0)  # more than the 2 s after which a process counts as dead
@@ -149,7 +149,7 @@ def test_a_run_that_was_suspended_as_a_whole_goes_on(start, tmp_path):
     assert not (tmp_path / "status.json").exists()
 
 
-def test_no_step_in_any_process_is_a_stall_and_leaves_all_stacks(start, tmp_path):
+def test_a_run_without_steps_ends_as_stalled_and_writes_all_stacks(start, tmp_path):
     processes = start("stall", "stall")
     assert [process.wait(timeout=20) for process in processes] == [6, 6]
     assert "no process made a step for" in read_status(tmp_path)["reason"]
@@ -157,14 +157,14 @@ def test_no_step_in_any_process_is_a_stall_and_leaves_all_stacks(start, tmp_path
         assert "a_function_that_hangs" in read_stacks(tmp_path, rank)
 
 
-def test_a_broken_connection_is_put_down_to_the_process_that_is_gone(start, tmp_path):
+def test_a_broken_connection_is_explained_by_the_process_that_died(start, tmp_path):
     processes = start("connection", "wait")
     processes[1].kill()
     assert processes[0].wait(timeout=20) == 6
-    assert "is gone without a word" in read_status(tmp_path)["reason"]
+    assert "died without an error message" in read_status(tmp_path)["reason"]
 
 
-def test_a_good_end_leaves_nothing_behind(start, tmp_path):
+def test_a_run_without_errors_leaves_no_files(start, tmp_path):
     processes = start("finish", "finish")
     assert [process.wait(timeout=20) for process in processes] == [0, 0]
     assert not (tmp_path / "processes").exists()

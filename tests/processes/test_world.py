@@ -1,4 +1,4 @@
-"""A world that is not the one that was asked for is refused before anything is loaded."""
+"""A run with another number of processes than asked for is refused before anything is loaded."""
 
 from __future__ import annotations
 
@@ -21,11 +21,14 @@ from tests.commands import run_lora_sft
         ),
         ({"SLURM_STEP_NUM_TASKS": "8"}, "srun started 8 processes"),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, "mpirun started 2 processes"),
-        ({"LORA_SFT_WORLD_SIZE": "4"}, "4 processes were asked for, and this is one of 1"),
-        ({"LORA_SFT_WORLD_SIZE": "4", "WORLD_SIZE": "2"}, "this is one of 2"),
+        ({"LORA_SFT_WORLD_SIZE": "4"}, "4 processes were asked for, but the world size is 1"),
+        (
+            {"LORA_SFT_WORLD_SIZE": "4", "WORLD_SIZE": "2"},
+            "but the world size is 2",
+        ),
     ],
 )
-def test_fewer_processes_than_asked_for_are_refused(environment, words):
+def test_another_number_of_processes_than_asked_for_is_refused(environment, words):
     with pytest.raises(RecipeError) as caught:
         check_world(environment)
     assert words in caught.value.what
@@ -40,15 +43,15 @@ def test_fewer_processes_than_asked_for_are_refused(environment, words):
         {"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "4"},
         {"SLURM_STEP_NUM_TASKS": "4", "WORLD_SIZE": "32"},
         {"ACCELERATE_MIXED_PRECISION": "bf16"},
-        {"ACCELERATE_MIXED_PRECISION": "bf16", "MASTER_ADDR": "h"},  # a shell's own
+        {"ACCELERATE_MIXED_PRECISION": "bf16", "MASTER_ADDR": "h"},  # the user's shell may set it
         {"MASTER_ADDR": "h", "MASTER_PORT": "29500"},
         {"LOCAL_RANK": "-1"},
         {"PMI_SIZE": ""},
         {"LORA_SFT_WORLD_SIZE": "2", "WORLD_SIZE": "2"},
-        {"LORA_SFT_PROCESSES": "4"},  # how many prepare the data
+        {"LORA_SFT_PROCESSES": "4"},  # the number of processes that prepare the data
     ],
 )
-def test_the_world_that_was_asked_for_is_let_through(environment):
+def test_the_expected_number_of_processes_is_accepted(environment):
     check_world(environment)
 
 
@@ -59,18 +62,19 @@ def test_the_world_that_was_asked_for_is_let_through(environment):
         *[("RANK", "zero"), ("PMI_SIZE", "x"), ("LORA_SFT_WORLD_SIZE", "two")],
     ],
 )
-def test_an_environment_that_says_no_number_is_refused_by_its_name(name, text):
+def test_a_variable_that_is_not_an_integer_is_refused_by_its_name(name, text):
     with pytest.raises(RecipeError) as caught:
         check_world({name: text})
-    assert caught.value.what == f"{name} is {text!r} in the environment, and no number"
+    what = f"the environment variable {name} is {text!r}, which is not an integer"
+    assert caught.value.what == what
     assert caught.value.fix.startswith(f"unset {name}")
 
 
-def test_an_empty_rank_and_world_size_are_three_lines(write_recipe, tmp_path):
+def test_an_empty_rank_gives_an_error_of_three_lines(write_recipe, tmp_path):
     outcome = run_lora_sft("train", write_recipe(), RANK="", WORLD_SIZE="")
     assert outcome.code == 2
     assert len(outcome.stderr.strip().splitlines()) == 3
-    assert outcome.stderr.startswith("error: RANK is '' in the environment")
+    assert outcome.stderr.startswith("error: the environment variable RANK is ''")
     assert not (tmp_path / "run").exists()
 
 

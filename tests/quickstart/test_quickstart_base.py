@@ -1,4 +1,4 @@
-"""The shipped base model: it loads offline, it is what the checksums say, and it knows English."""
+"""The shipped base model loads offline, has the recorded checksums, and knows English."""
 
 import hashlib
 import json
@@ -48,7 +48,7 @@ def model() -> Any:
 
 @torch.no_grad()
 def compute_plain_text_loss(model: Any, tokenizer: Any) -> float:
-    """Mean loss per token over the held-out texts."""
+    """Return the mean loss per token over the held-out texts."""
     losses, num_tokens = 0.0, 0
     for line in (QUICKSTART / "data" / "plain_text.jsonl").read_text("utf-8").splitlines():
         input_ids = tokenizer(json.loads(line)["text"], return_tensors="pt")["input_ids"]
@@ -81,14 +81,14 @@ def test_the_checksums_match_the_shipped_files() -> None:
         assert hashlib.sha256((BASE / name).read_bytes()).hexdigest() == digest
 
 
-def test_the_folder_is_small_and_so_is_the_model(model: Any) -> None:
+def test_the_folder_and_the_model_are_small(model: Any) -> None:
     assert sum(path.stat().st_size for path in BASE.iterdir()) < MAX_FOLDER_BYTES
     assert 1_000_000 <= model.num_parameters() <= 5_000_000
     assert model.config.tie_word_embeddings
     assert model.config.max_position_embeddings >= 512
 
 
-def test_every_width_suits_four_bit_layers_on_a_cpu(model: Any) -> None:
+def test_every_width_is_a_multiple_of_64_as_4bit_layers_on_a_cpu_need(model: Any) -> None:
     linears = [m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)]
     assert len(linears) == 7 * model.config.num_hidden_layers + 1
     for linear in linears:
@@ -97,16 +97,16 @@ def test_every_width_suits_four_bit_layers_on_a_cpu(model: Any) -> None:
 
 
 @pytest.mark.parametrize("text", ODD_TEXTS)
-def test_any_text_survives_the_tokenizer(tokenizer: Any, text: str) -> None:
+def test_decoding_the_tokens_of_any_text_returns_the_text(tokenizer: Any, text: str) -> None:
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-def test_digits_are_tokens_of_their_own(tokenizer: Any) -> None:
+def test_each_digit_is_one_token(tokenizer: Any) -> None:
     assert tokenizer.is_fast
     assert tokenizer.tokenize("48213") == list("48213")
 
 
-def test_padding_is_not_the_stop_token(model: Any, tokenizer: Any) -> None:
+def test_the_padding_token_is_not_a_stop_token(model: Any, tokenizer: Any) -> None:
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
     assert tokenizer.pad_token_id not in model.generation_config.eos_token_id
     assert tokenizer.eos_token_id in model.generation_config.eos_token_id
@@ -127,7 +127,7 @@ def test_a_longer_conversation_starts_with_the_shorter_one(tokenizer: Any) -> No
         assert longer.endswith(message["content"] + tokenizer.eos_token)
 
 
-def test_an_unknown_role_is_refused(tokenizer: Any) -> None:
+def test_the_chat_template_refuses_an_unknown_role(tokenizer: Any) -> None:
     with pytest.raises(Exception, match="unknown role: tool"):
         tokenizer.apply_chat_template([{"role": "tool", "content": "x"}], tokenize=False)
 

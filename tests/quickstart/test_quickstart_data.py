@@ -1,4 +1,4 @@
-"""The shipped quickstart rows: made again from the seed, and no split leaks into another."""
+"""The seed reproduces the shipped quickstart rows, and no split leaks into another one."""
 
 import importlib
 import itertools
@@ -36,7 +36,7 @@ def read_answers(split: str) -> list[dict[str, Any]]:
 
 
 def find_frame(messages: list[dict[str, str]]) -> str:
-    """The message with its open values blanked: what a frame id must tell apart."""
+    """Return the message without its open values: the text that no other split may use."""
     text, answer = messages[0]["content"], json.loads(messages[-1]["content"])
     for slot in OPEN_SLOTS:
         value = answer[slot].removeprefix("Dear ")
@@ -62,7 +62,7 @@ def test_no_two_splits_share_an_open_value() -> None:
     assert num_compared == 3 * (3900 * 200 + 3900 * 200 + 200 * 200)
 
 
-def test_no_two_splits_share_a_frame() -> None:
+def test_no_two_splits_share_a_message_frame() -> None:
     frames = {split: [find_frame(m) for m in read_conversations(split)] for split in NUM_ROWS}
     num_compared = 0
     for one, other in itertools.combinations(NUM_ROWS, 2):
@@ -79,7 +79,7 @@ def test_a_frame_or_value_in_two_splits_is_refused(tool: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(("split", "num_rows"), NUM_ROWS.items())
-def test_each_split_is_whole(split: str, num_rows: int) -> None:
+def test_each_split_has_the_right_number_of_complete_rows(split: str, num_rows: int) -> None:
     conversations = read_conversations(split)
     assert len(conversations) == num_rows
     assert len({messages[0]["content"] for messages in conversations}) == num_rows
@@ -93,7 +93,7 @@ def test_each_split_is_whole(split: str, num_rows: int) -> None:
 
 
 @pytest.mark.parametrize("split", NUM_ROWS)
-def test_no_answer_is_common_enough_to_guess(split: str) -> None:
+def test_no_answer_is_so_frequent_that_guessing_it_scores_well(split: str) -> None:
     answers = read_answers(split)
     for key in ("intent", "urgent"):
         counts = [sum(a[key] == v for a in answers) for v in {a[key] for a in answers}]

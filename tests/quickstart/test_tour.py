@@ -1,4 +1,4 @@
-"""The main job, whole: what `lora-sft quickstart` promises a new user."""
+"""The whole quickstart, as a new user runs it."""
 
 from __future__ import annotations
 
@@ -30,4 +30,4 @@ def test_the_quickstart_learns_a_task_and_leaves_a_verified_model(command, tmp_p
     again = command("quickstart", folder)
     assert again.code == 0
     assert "this run is finished" in again.stderr
-    assert "merged already" in again.stderr
+    assert "already merged" in again.stderr

@@ -1,4 +1,4 @@
-"""Whole runs on real data: minutes each, so they stand behind `make test-all`."""
+"""Whole runs on real data. Each takes minutes, so only `make test-all` runs them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 E2E_RECIPE = Path(__file__).resolve().parents[2] / "docs" / "e2e_lora.yaml"
 
 
-def test_lora_on_e2e_reaches_the_reference_and_the_merge_speaks_alike(
+def test_lora_on_e2e_reaches_the_reference_loss_and_the_merged_model_answers_the_same(
     command, shared_data, tmp_path
 ):
     base_folder = shared_data / "models" / "stories260K-hf"
@@ -49,7 +49,7 @@ def test_lora_on_e2e_reaches_the_reference_and_the_merge_speaks_alike(
     assert texts[0] == texts[1]
 
 
-def test_qlora_on_gsm8k_with_the_real_qwen3_template_on_two_processes(
+def test_qlora_on_gsm8k_with_the_real_qwen3_template_lowers_the_loss_on_two_processes(
     command, shared_data, tmp_path
 ):
     tokenizer = AutoTokenizer.from_pretrained(shared_data / "tokenizers" / "qwen3")

@@ -1,4 +1,4 @@
-"""Small recipes on disk, and the faults of reading them."""
+"""Write small recipes to disk, read them, and return their faults."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def read_smallest(folder: Path, *overrides: str) -> Recipe:
 
 
 def faults_of(folder: Path, text: str, *overrides: str) -> list[Fault]:
-    """The faults of a recipe, `where` without the folder in front."""
+    """Return the faults of a recipe. Their `where` does not contain the folder."""
     with pytest.raises(RecipeError) as caught:
         read(folder, text, *overrides)
     return [

@@ -1,4 +1,4 @@
-"""The shelf lists what its recipes say, and copies work."""
+"""The list of shipped recipes shows the settings of each recipe, and a copy of a recipe works."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def shelf(tmp_path, monkeypatch):
     return folder
 
 
-def test_a_recipe_on_the_shelf_describes_itself(shelf):
+def test_the_list_shows_settings_and_comments_of_a_recipe(shelf):
     plain, qlora = catalogue.list_recipes()
     assert (qlora.name, qlora.model) == ("some-model/qlora_1x24gb", "some/model")
     assert (qlora.method, qlora.hardware) == ("QLoRA nf4", "1 x 24 GiB")
@@ -29,26 +29,26 @@ def test_a_recipe_on_the_shelf_describes_itself(shelf):
     assert (plain.name, plain.method, plain.hardware) == ("plain", "LoRA", "")
 
 
-def test_a_copy_reads_as_its_original(shelf, tmp_path):
+def test_a_copy_has_the_settings_of_the_original(shelf, tmp_path):
     copied = catalogue.copy_recipe("some-model/qlora_1x24gb", tmp_path / "new" / "mine.yaml")
     assert read_recipe(copied).quantization is not None
 
 
-def test_a_copy_never_overwrites(shelf, tmp_path):
+def test_a_copy_never_overwrites_a_file(shelf, tmp_path):
     target = write(tmp_path, "mine", "mine.yaml")
-    with pytest.raises(RecipeError, match="exists already") as caught:
+    with pytest.raises(RecipeError, match="already exists") as caught:
         catalogue.copy_recipe("plain", target)
     assert target.read_text() == "mine"
-    assert caught.value.fix == "name another file, or delete this one"
+    assert caught.value.fix == "choose another file name, or delete this file"
 
 
-def test_an_unknown_recipe_gets_the_nearest_name(shelf):
+def test_the_error_for_an_unknown_recipe_names_the_most_similar_recipe(shelf):
     with pytest.raises(RecipeError) as caught:
         catalogue.find_recipe("plane")
     assert caught.value.fix == "did you mean plain?"
 
 
-def test_shipped_recipes_can_be_copied_anywhere():
+def test_shipped_recipes_contain_no_local_paths():
     seen = 0
     for shipped in catalogue.list_recipes():
         paths = [path for _field, path in _paths(read_recipe(shipped.path).to_dict())]
@@ -58,7 +58,7 @@ def test_shipped_recipes_can_be_copied_anywhere():
             if re.match(r"[./~]|.*/.*/", path) and not path.startswith("lora_sft://")
         ]
         assert not written, f"{shipped.name}: {written}"
-        assert len(paths) >= 2, f"{shipped.name}: a model and a data set at least"
+        assert len(paths) >= 2, f"{shipped.name}: found fewer paths than a model and a data set"
         seen += 1
     assert seen >= 4
 

@@ -1,4 +1,4 @@
-"""The schema for editors says what the reader says."""
+"""The JSON Schema for editors matches the recipe reader."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_the_schema_is_json_and_names_every_section():
     assert schema["additionalProperties"] is False
 
 
-def test_every_setting_of_ours_is_explained():
+def test_each_of_our_settings_has_a_description():
     seen = 0
     for section in SECTIONS.values():
         for name, field in section_fields(section).items():
@@ -24,7 +24,7 @@ def test_every_setting_of_ours_is_explained():
     assert seen > 25
 
 
-def test_libraries_and_our_own_settings_stand_side_by_side():
+def test_a_section_contains_the_librarys_settings_and_ours():
     properties = recipe_json_schema()["properties"]
     train = properties["train"]["properties"]
     assert train["learning_rate"]["default"] == 2e-4

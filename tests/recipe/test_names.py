@@ -1,4 +1,4 @@
-"""A name that does not exist here is met with the one that does."""
+"""The error for a name that is not a setting gives the setting to use instead."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 from lora_sft.recipe.library_fields import library_fields, read_snapshot
 from lora_sft.recipe.other_names import (
     ADAPTER_SET_BY_RUN,
-    FOREIGN,
-    REMOVED,
+    OTHER_TOOLS_NAMES,
+    REMOVED_NAMES,
     TRAIN_OWNED_ELSEWHERE,
 )
 from lora_sft.recipe.schema import (
@@ -47,14 +47,14 @@ TYPOS = [
 
 
 @pytest.mark.parametrize(("typo", "meant"), TYPOS)
-def test_a_typo_at_any_level_gets_the_nearest_name(tmp_path, typo, meant):
+def test_the_error_for_a_typo_names_the_most_similar_setting(tmp_path, typo, meant):
     fault = fault_of(tmp_path, SMALLEST, f"{typo}=1")
     name = meant.rpartition(".")[2]
     assert fault.where == f"command line  {typo}"
     assert fault.fix.startswith(f'did you mean "{name}"? write {meant}: ')
 
 
-def test_nearly_every_one_letter_typo_gets_the_right_name():
+def test_the_right_setting_is_found_for_nearly_every_missing_letter():
     from lora_sft.recipe.suggest import advise_on_unknown
 
     names = [name for name in train_fields() if len(name) > 5]
@@ -84,17 +84,22 @@ def test_nearly_every_one_letter_typo_gets_the_right_name():
         ("max_length=64", '"max_length" belongs under data: write data.max_length: 64'),
         ("train.r=4", '"r" belongs under adapter: write adapter.r: 4'),
         ("bf16=auto", '"bf16" belongs under train: write train.bf16: true'),
-        ("evaluate.nonsense=1", "known here: metrics, max_new_tokens, batch_size, num_samples"),
-        ("train.nonsense=1", "train takes the settings of SFTConfig (trl "),
+        (
+            "evaluate.nonsense=1",
+            "the settings here are: metrics, max_new_tokens, batch_size, num_samples",
+        ),
+        ("train.nonsense=1", "train has the settings of SFTConfig (trl "),
     ],
 )
-def test_a_name_of_another_section_is_sent_home(tmp_path, override, fix):
+def test_the_error_for_a_setting_in_the_wrong_section_names_the_right_section(
+    tmp_path, override, fix
+):
     assert fault_of(tmp_path, SMALLEST, override).fix.startswith(fix)
 
 
-def test_a_key_with_dots_is_explained(tmp_path):
+def test_the_error_for_a_key_with_dots_gives_the_line_without_dots(tmp_path):
     fault = fault_of(tmp_path, SMALLEST + "train.seed: 3\n")
-    assert fault.fix == "keys have no dots: under train, write seed: 3"
+    assert fault.fix == "a key cannot contain dots: under train, write seed: 3"
 
 
 @pytest.mark.parametrize(
@@ -113,7 +118,7 @@ def test_a_key_with_dots_is_explained(tmp_path):
         ("train.output_dir=out", "write output_dir: out"),
         ("train.model_init_kwargs={dtype: float16}", "write model.dtype: float16"),
         ("train.trust_remote_code=true", "write model.trust_remote_code: true"),
-        ("train.hub_token=abc", "delete the line: secrets stay out of recipes; set the"),
+        ("train.hub_token=abc", "delete the line: a recipe must not contain secrets; set the"),
         ("train.warmup_ratio=0.1", "write train.warmup_steps: 0.1"),
         ("train.evaluation_strategy=steps", "write train.eval_strategy: steps"),
         ("train.max_seq_length=99", "write data.max_length: 99"),
@@ -141,21 +146,21 @@ def test_a_key_with_dots_is_explained(tmp_path):
         ("wandb_project=x", "write train.report_to: wandb, and set WANDB_PROJECT"),
         ("special_tokens={pad_token: '<pad>'}", "write tokenizer.pad_token: <pad>"),
         ("lora_model_dir=null", "delete the line"),
-        ("adapter.task_type=CAUSAL_LM", "delete the line: it follows from model and task"),
+        ("adapter.task_type=CAUSAL_LM", "delete the line: it follows from the model and the task"),
     ],
 )
-def test_a_name_from_elsewhere_gives_the_line_to_write(tmp_path, override, fix):
+def test_the_error_for_a_name_from_elsewhere_gives_the_line_to_write(tmp_path, override, fix):
     fault = fault_of(tmp_path, SMALLEST, override)
     assert fault.fix.startswith(fix)
     assert "abc" not in str(fault)
 
 
-def test_every_name_from_elsewhere_leads_to_a_setting_that_exists():
+def test_the_fix_for_every_name_from_elsewhere_sets_an_existing_setting():
     from lora_sft.recipe.other_names import Advice
 
     known = set(all_settings()) | {"quantization", "output_dir", "data.datasets"}
     seen = 0
-    for table in (TRAIN_OWNED_ELSEWHERE, REMOVED, FOREIGN):
+    for table in (TRAIN_OWNED_ELSEWHERE, REMOVED_NAMES, OTHER_TOOLS_NAMES):
         for name, make_fix in table.items():
             for value in (True, False, 1, 0.1, "word", {"dtype": "auto"}):
                 target = Advice("", make_fix(value)).target
@@ -164,12 +169,12 @@ def test_every_name_from_elsewhere_leads_to_a_setting_that_exists():
     assert seen > 500
 
 
-def test_a_required_setting_under_another_name_is_one_fault(tmp_path):
+def test_a_required_setting_under_a_wrong_name_is_reported_once(tmp_path):
     fault = fault_of(tmp_path, SMALLEST.replace("max_length", "max_seq_len"))
     assert fault.fix == "write data.max_length: 128"
 
 
-def test_the_snapshot_is_what_the_installed_libraries_take():
+def test_the_snapshot_matches_the_installed_libraries():
     pytest.importorskip("trl")
     root = Path(__file__).parents[2]
     finished = subprocess.run(
@@ -184,7 +189,7 @@ def test_the_snapshot_is_what_the_installed_libraries_take():
     assert len(library_fields("LoraConfig")) > 30
 
 
-def test_our_own_tables_name_fields_that_exist():
+def test_our_tables_contain_only_existing_settings():
     assert TRAIN_DEFAULTS.keys() <= train_fields().keys()
     assert TRAIN_OWNED_ELSEWHERE.keys() <= library_fields("SFTConfig").keys()
     assert ADAPTER_DEFAULTS.keys() | ADAPTER_SET_BY_RUN <= library_fields("LoraConfig").keys()
@@ -192,10 +197,10 @@ def test_our_own_tables_name_fields_that_exist():
         assert preset.keys() <= quantization_fields().keys()
 
 
-def test_no_removed_name_has_come_back():
-    assert not REMOVED.keys() & library_fields("SFTConfig").keys()
+def test_the_installed_library_has_none_of_the_removed_names():
+    assert not REMOVED_NAMES.keys() & library_fields("SFTConfig").keys()
 
 
-def test_the_snapshot_says_which_versions_it_is_of():
+def test_the_snapshot_contains_the_libraries_versions():
     assert set(read_snapshot()["versions"]) == {"trl", "transformers", "peft", "bitsandbytes"}
     json.dumps(read_snapshot())

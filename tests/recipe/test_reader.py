@@ -1,16 +1,18 @@
-"""A recipe is read whole, or every fault in it is shown at once."""
+"""`read_recipe` returns a complete recipe, or one error with all faults."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 
 import pytest
 
 from lora_sft.errors import RecipeError
-from lora_sft.recipe import read_recipe
+from lora_sft.recipe import read_recipe, suggest
+from lora_sft.recipe.fault_list import MOST_SHOWN
 from lora_sft.recipe.schema import TRAIN_DEFAULTS
 from tests.recipe.recipes import SMALLEST, fault_of, faults_of, read, read_smallest, write
 
@@ -29,7 +31,7 @@ train:
 """
 
 
-def test_five_different_faults_are_shown_together_in_the_order_of_the_file(tmp_path):
+def test_five_different_faults_are_reported_together_in_the_order_of_the_file(tmp_path):
     faults = faults_of(tmp_path, FIVE_FAULTS)
     assert [(fault.where, fault.what) for fault in faults] == [
         (
@@ -42,9 +44,40 @@ def test_five_different_faults_are_shown_together_in_the_order_of_the_file(tmp_p
             "my.yaml:9  train.num_train_epochs",
             'train.num_train_epochs must be a number, not the text "three"',
         ),
-        ("my.yaml:10  train.bf16, my.yaml:11  train.fp16", "bf16 and fp16 are both on"),
+        ("my.yaml:10  train.bf16, my.yaml:11  train.fp16", "bf16 and fp16 are both true"),
     ]
     assert all(fault.fix for fault in faults)
+
+
+@pytest.mark.parametrize(
+    "many",
+    [
+        "".join(f"unknown_key_{i}: 1\n" for i in range(3_000)),
+        "train:\n" + "".join(f"  learning_rat_{i}: 1\n" for i in range(3_000)),
+        "evaluate: {metrics: [], "
+        + ", ".join(f"x{i}: {{deep: {'y' * 100}}}" for i in range(3_000))
+        + "}\n",
+    ],
+)
+def test_of_many_faults_the_first_are_shown_and_the_others_counted(tmp_path, monkeypatch, many):
+    searched = []
+
+    def find(name, *arguments, **options):
+        searched.append(name)
+        return get_close_matches(name, *arguments, **options)
+
+    monkeypatch.setattr(suggest, "get_close_matches", find)
+    shown = faults_of(tmp_path, SMALLEST + many)
+    assert len(shown) == MOST_SHOWN + 1
+    assert [fault.what for fault in shown[-1:]] == ["2,950 more faults from here on"]
+    assert all(fault.fix for fault in shown)
+    assert len(searched) <= 2 * MOST_SHOWN
+
+
+def test_a_fault_with_a_huge_value_is_short(tmp_path):
+    shown = str(fault_of(tmp_path, f"{SMALLEST}output_di: {'x' * 100_000}\n"))
+    assert 'did you mean "output_dir"?' in shown
+    assert len(shown) < 10_000
 
 
 def test_the_smallest_recipe_gets_every_default(tmp_path):
@@ -75,7 +108,7 @@ def test_max_length_has_no_default(tmp_path):
     assert fault.fix == "write data.max_length: 2048"
 
 
-def test_a_recipe_without_sections_names_what_is_required(tmp_path):
+def test_the_error_for_a_recipe_without_sections_names_the_required_settings(tmp_path):
     faults = faults_of(tmp_path, "output_dir: runs/x\n")
     assert [fault.what for fault in faults] == [
         "model.model_name_or_path is required",
@@ -122,25 +155,25 @@ def test_a_recipe_without_sections_names_what_is_required(tmp_path):
         ("train.deepspeed=ds.json", "create "),
         ("extends=other.yaml", "write extends into the recipe"),
         ("learning_rate", "write it as section.field=value"),
-        ("data.datasets.3.path=x", "items count from 0"),
+        ("data.datasets.3.path=x", "items are counted from 0"),
         ("output_dir.name=x", "write output_dir=..."),
         ("train.seed=[1", "check the indentation"),
     ],
 )
-def test_a_value_that_does_not_fit_names_the_one_to_write(tmp_path, line, fix):
+def test_the_error_for_an_invalid_value_gives_the_line_to_write(tmp_path, line, fix):
     fault = fault_of(tmp_path, SMALLEST + "output_dir: runs/my\n", line)
     assert fault.where.startswith("command line")
     assert fault.fix.startswith(fix)
 
 
-def test_the_model_may_be_written_short(tmp_path):
+def test_the_model_can_be_only_a_name(tmp_path):
     recipe = read(tmp_path, SMALLEST, "model.dtype=float32")
     assert recipe.model.model_name_or_path == "some/model"
     assert recipe.model.dtype == "float32"
     assert recipe.origins["model.model_name_or_path"].endswith("my.yaml:1")
 
 
-def test_a_quantization_preset_stands_for_the_usual_settings(tmp_path):
+def test_a_quantization_preset_is_expanded_to_its_settings(tmp_path):
     recipe = read_smallest(tmp_path, "quantization=nf4", "model.dtype=float16")
     assert recipe.quantization == {
         "load_in_4bit": True,
@@ -160,7 +193,7 @@ def test_a_setting_inside_a_preset_can_be_overridden(tmp_path):
     assert recipe.quantization["bnb_4bit_use_double_quant"] is False
 
 
-def test_accumulation_without_a_global_batch_takes_its_default_away(tmp_path):
+def test_setting_only_accumulation_removes_the_default_of_the_global_batch(tmp_path):
     recipe = read_smallest(tmp_path, "train.gradient_accumulation_steps=4")
     assert recipe.train["global_batch_size"] is None
     assert recipe.origins["train.global_batch_size"] == "default"
@@ -168,14 +201,14 @@ def test_accumulation_without_a_global_batch_takes_its_default_away(tmp_path):
     assert read_smallest(tmp_path, *both).train["global_batch_size"] == 8
 
 
-def test_the_older_name_of_checkpointing_is_read_as_the_new_one(tmp_path):
+def test_gradient_checkpointing_is_read_as_activation_checkpointing(tmp_path):
     recipe = read_smallest(tmp_path, "train.gradient_checkpointing=false")
     assert recipe.train["activation_checkpointing"] is False
     assert "gradient_checkpointing" not in recipe.train
     assert recipe.origins["train.activation_checkpointing"] == "command line"
 
 
-def test_where_names_file_line_and_setting(tmp_path):
+def test_the_place_of_a_setting_has_file_line_and_name(tmp_path):
     text = SMALLEST + "adapter:\n  target_modules:\n    - q_proj\n    - v_porj\n"
     recipe = read(tmp_path, text)
     source = tmp_path / "my.yaml"
@@ -225,7 +258,7 @@ def full_recipe(tmp_path, monkeypatch):
     return read_recipe(write(tmp_path, FULL))
 
 
-def test_a_resolved_recipe_reads_back_equal(tmp_path, full_recipe):
+def test_a_resolved_recipe_is_read_back_as_an_equal_recipe(tmp_path, full_recipe):
     text = json.dumps(full_recipe.to_dict())  # JSON is YAML
     again = read_recipe(write(tmp_path, text, "again.yaml"))
     assert again == full_recipe
@@ -233,7 +266,9 @@ def test_a_resolved_recipe_reads_back_equal(tmp_path, full_recipe):
     assert read_recipe(write(tmp_path, full_recipe.annotated_text(), "shown.yaml")) == full_recipe
 
 
-def test_a_resolved_recipe_reads_back_equal_from_another_folder(tmp_path, full_recipe, monkeypatch):
+def test_a_resolved_recipe_is_read_back_equal_from_another_folder(
+    tmp_path, full_recipe, monkeypatch
+):
     elsewhere = write(tmp_path / "other" / "folder", full_recipe.resolved_text(), "recipe.yaml")
     monkeypatch.chdir(elsewhere.parent)
     again = read_recipe("recipe.yaml")
@@ -244,12 +279,12 @@ def test_a_resolved_recipe_reads_back_equal_from_another_folder(tmp_path, full_r
     assert again == full_recipe
 
 
-def test_recipes_that_differ_are_not_equal(tmp_path):
+def test_recipes_with_different_settings_are_not_equal(tmp_path):
     assert read_smallest(tmp_path) != read_smallest(tmp_path, "train.seed=1")
     assert read_smallest(tmp_path) != "recipe"
 
 
-def test_paths_lead_to_local_places_first(tmp_path, full_recipe):
+def test_an_existing_local_path_is_preferred(tmp_path, full_recipe):
     assert full_recipe.model.location == full_recipe.tokenizer.location == str(tmp_path / "base")
     places = [dataset.location for dataset in full_recipe.data.datasets]
     assert places[:3] == [
@@ -280,14 +315,16 @@ def test_paths_lead_to_local_places_first(tmp_path, full_recipe):
         ("adapter={init_from: runs/a/adapter}", True),
     ],
 )
-def test_what_looks_like_a_path_and_leads_nowhere_is_a_fault(tmp_path, override, is_path):
+def test_a_text_that_looks_like_a_path_must_exist(tmp_path, override, is_path):
     if not is_path:
         read_smallest(tmp_path, override)
         return
     assert fault_of(tmp_path, SMALLEST, override).what.startswith("no such f")
 
 
-def test_a_path_that_starts_from_the_wrong_folder_gets_the_right_one(tmp_path, monkeypatch):
+def test_the_error_for_a_path_relative_to_the_wrong_folder_gives_the_right_path(
+    tmp_path, monkeypatch
+):
     (tmp_path / "rows.jsonl").write_text("{}")
     monkeypatch.chdir(tmp_path)
     write(tmp_path, SMALLEST.replace("some/data", "rows.jsonl"), "recipes/my.yaml")
@@ -297,7 +334,7 @@ def test_a_path_that_starts_from_the_wrong_folder_gets_the_right_one(tmp_path, m
     assert caught.value.fix.startswith("write ../rows.jsonl ")
 
 
-def test_an_override_starts_from_the_current_folder(tmp_path, monkeypatch):
+def test_a_path_in_an_override_starts_from_the_current_folder(tmp_path, monkeypatch):
     (tmp_path / "rows.jsonl").write_text("{}")
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path, SMALLEST, "recipes/my.yaml")
@@ -305,19 +342,19 @@ def test_an_override_starts_from_the_current_folder(tmp_path, monkeypatch):
     assert recipe.data.datasets[0].location == str(tmp_path / "rows.jsonl")
 
 
-def test_a_misspelt_file_gets_its_neighbour(tmp_path):
+def test_the_error_for_a_misspelt_file_names_the_most_similar_file(tmp_path):
     (tmp_path / "train.jsonl").write_text("{}")
     fault = fault_of(tmp_path, SMALLEST.replace("some/data", "./trian.jsonl"))
     assert fault.fix == "did you mean train.jsonl?"
 
 
-def test_a_misspelt_shipped_file_keeps_its_prefix(tmp_path):
+def test_the_suggestion_for_a_misspelt_shipped_file_keeps_the_prefix(tmp_path):
     written = SMALLEST.replace("some/data", "lora_sft://quickstart/data/trian.jsonl")
     fault = fault_of(tmp_path, written)
     assert fault.fix == "did you mean lora_sft://quickstart/data/train.jsonl?"
 
 
-def test_a_recipe_that_is_not_there_is_a_recipe_error(tmp_path, monkeypatch):
+def test_a_missing_recipe_file_is_a_recipe_error(tmp_path, monkeypatch):
     write(tmp_path, SMALLEST)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RecipeError) as caught:
@@ -328,13 +365,14 @@ def test_a_recipe_that_is_not_there_is_a_recipe_error(tmp_path, monkeypatch):
     )
 
 
-def test_reading_a_recipe_imports_nothing_heavy(tmp_path):
+def test_reading_a_recipe_imports_no_heavy_library(tmp_path):
     write(tmp_path, SMALLEST, "good.yaml")
     write(tmp_path, FIVE_FAULTS, "bad.yaml")
     code = """
 import sys
 from lora_sft.errors import RecipeError
-from lora_sft.recipe import read_recipe
+from lora_sft.recipe import read_recipe, suggest
+from lora_sft.recipe.fault_list import MOST_SHOWN
 read_recipe("good.yaml")
 try:
     read_recipe("bad.yaml")
@@ -357,7 +395,7 @@ print(sorted(heavy & sys.modules.keys()))
 @pytest.mark.parametrize(
     "name", ["zero0", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"]
 )
-def test_a_shipped_deepspeed_policy_is_found_by_name_and_stays_a_name(tmp_path, name):
+def test_a_shipped_deepspeed_policy_is_found_by_name_and_stored_as_a_name(tmp_path, name):
     recipe = read_smallest(tmp_path, f"train.deepspeed={name}")
     assert recipe.deepspeed_location is not None
     assert recipe.deepspeed_location.endswith(f"{name}.json")

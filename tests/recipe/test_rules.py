@@ -1,4 +1,4 @@
-"""Each rule is broken once, and says how to keep it."""
+"""For each rule, a recipe that breaks it is refused with the fix."""
 
 from __future__ import annotations
 
@@ -11,64 +11,68 @@ import pytest
 from lora_sft.recipe import rules
 from lora_sft.recipe.fault_list import FaultList
 from lora_sft.recipe.rules import table
-from tests.recipe.recipes import SMALLEST, fault_of, faults_of, read_smallest
+from tests.recipe.recipes import SMALLEST, fault_of, faults_of, read, read_smallest
 
 VALIDATION = "data.validation={fraction: 0.1}"
 CASES = [
-    ("settings_of_a_later_version", ["tokenizer.new_tokens=[a]"], "write tokenizer.new_tokens: []"),
     (
-        "pushing_waits_for_the_end",
+        "settings_work_in_this_version",
+        ["tokenizer.new_tokens=[a]"],
+        "write tokenizer.new_tokens: []",
+    ),
+    (
+        "push_happens_after_training",
         ["train.push_to_hub=true"],
         "write export.push_to_hub: your-name/the-model, and delete train.push_to_hub",
     ),
     (
-        "settings_of_a_later_version",
+        "settings_work_in_this_version",
         ["train.per_device_train_batch_size=auto"],
         "write train.per_device_train_batch_size: 1",
     ),
     (
-        "partial_checkpointing_comes_later",
+        "checkpointing_is_on_or_off",
         ["train.activation_checkpointing=auto"],
         "write train.activation_checkpointing: true",
     ),
     (
-        "partial_checkpointing_comes_later",
+        "checkpointing_is_on_or_off",
         ["train.gradient_checkpointing=12"],
         "write train.gradient_checkpointing: true",
     ),
     (
-        "rows_come_from_somewhere",
+        "dataset_lists_are_not_empty",
         ["data.datasets=[]"],
         "write data.datasets: [{path: train.jsonl}]",
     ),
     (
-        "rows_come_from_somewhere",
+        "dataset_lists_are_not_empty",
         ["data.test={datasets: []}"],
         "write data.test.datasets: [{path: train.jsonl}]",
     ),
     (
-        "a_split_has_one_source",
+        "split_has_one_source",
         ["data.test={fraction: 0.1, datasets: [{path: a/b, split: test}]}"],
-        "keep one: delete data.test.fraction or data.test.datasets",
+        "delete data.test.fraction or data.test.datasets",
     ),
-    ("a_split_has_one_source", ["data.validation={}"], "write data.validation.fraction: 0.05"),
+    ("split_has_one_source", ["data.validation={}"], "write data.validation.fraction: 0.05"),
     (
-        "groups_are_of_a_fraction",
+        "group_by_needs_a_fraction",
         ["data.test={datasets: [{path: a/b, split: test}], group_by: id}"],
         "delete data.test.group_by",
     ),
     (
-        "held_out_fractions_group_alike",
+        "fractions_use_the_same_groups",
         ["data.validation={fraction: 0.1, group_by: id}", "data.test={fraction: 0.1}"],
         "write data.test.group_by: id",
     ),
     (
-        "held_out_fractions_leave_rows_to_train_on",
+        "fractions_leave_training_rows",
         ["data.validation.fraction=0.5", "data.test.fraction=0.5"],
         "write fractions that add up to less than 1",
     ),
     (
-        "a_data_set_is_listed_once",
+        "dataset_is_listed_once",
         ["data.datasets=[{path: a/b}, {path: a/b, split: train}]"],
         "delete one, or write data.datasets.0.repeat: 2",
     ),
@@ -78,98 +82,98 @@ CASES = [
         "name another file or split, or write data.validation: {fraction: 0.05}",
     ),
     (
-        "held_out_hub_data_names_its_split",
+        "held_out_hub_dataset_names_its_split",
         ["data.validation={datasets: [{path: other/data}]}"],
         "write data.validation.datasets.0.split: validation",
     ),
     (
-        "files_are_named_in_path",
+        "path_names_the_data_file",
         ["data.datasets=[{path: json, data_files: x.jsonl}]"],
         "write data.datasets.0.path: x.jsonl",
     ),
     (
-        "what_is_learned_fits_the_format",
+        "loss_on_fits_the_format",
         ["data.loss_on=completion", "data.datasets.0.format=messages"],
         "write data.loss_on: last_assistant",
     ),
     (
-        "what_is_learned_fits_the_format",
+        "loss_on_fits_the_format",
         ["data.loss_on=assistant", "data.datasets.0.format=text"],
         "write data.loss_on: all",
     ),
     (
-        "what_is_learned_fits_the_format",
+        "loss_on_fits_the_format",
         ["data.loss_on=assistant", "data.datasets.0.format=tokenized"],
         "write data.loss_on: auto",
     ),
     (
-        "a_template_date_is_a_day",
+        "template_date_is_a_date",
         ["data.template_date=2026-13-01"],
         'write data.template_date: "2026-01-31"',
     ),
     (
-        "remote_code_is_pinned",
+        "remote_code_has_a_fixed_revision",
         ["model.trust_remote_code=true"],
-        "write model.revision: <the commit you have read>",
+        "write model.revision: <a commit whose code you have read>",
     ),
     (
-        "quantization_says_how",
+        "quantization_sets_one_switch",
         ["quantization={load_in_4bit: true, load_in_8bit: true}"],
         "delete one of the two lines",
     ),
     (
-        "quantization_says_how",
+        "quantization_sets_one_switch",
         ["quantization={bnb_4bit_quant_type: nf4}"],
         "write quantization: nf4, or null",
     ),
     (
-        "the_head_takes_no_adapter",
+        "lm_head_is_not_a_target",
         ["adapter.target_modules=[q_proj, lm_head]"],
-        "take lm_head out of adapter.target_modules, or write adapter.modules_to_save: [lm_head]",
+        "remove lm_head from adapter.target_modules, or write adapter.modules_to_save: [lm_head]",
     ),
     (
-        "an_adapter_has_targets",
+        "target_modules_are_not_empty",
         ["adapter.target_modules=[]"],
         "write adapter.target_modules: all-linear",
     ),
     (
-        "a_continued_adapter_keeps_its_shape",
+        "continued_adapter_keeps_its_settings",
         ["adapter={init_from: org/adapter, r: 8}"],
         "delete adapter.r",
     ),
-    ("one_mixed_precision", ["train.bf16=true", "train.fp16=true"], "delete train.fp16"),
+    ("only_one_mixed_precision", ["train.bf16=true", "train.fp16=true"], "delete train.fp16"),
     (
-        "one_word_on_checkpointing",
+        "checkpointing_names_agree",
         ["train.activation_checkpointing=true", "train.gradient_checkpointing=false"],
         "delete train.gradient_checkpointing",
     ),
     (
-        "evaluation_needs_rows",
+        "evaluation_has_validation_rows",
         ["train.eval_strategy=epoch"],
         "write data.validation: {fraction: 0.05}",
     ),
     (
-        "what_watches_evaluation_needs_it",
+        "evaluation_is_on_if_its_results_are_used",
         [VALIDATION, "train.load_best_model_at_end=true"],
         "write train.eval_strategy: epoch",
     ),
     (
-        "what_watches_evaluation_needs_it",
+        "evaluation_is_on_if_its_results_are_used",
         [VALIDATION, "train.save_strategy=best"],
         "write train.eval_strategy: epoch",
     ),
     (
-        "early_stopping_keeps_the_best",
+        "early_stopping_keeps_the_best_model",
         [VALIDATION, "train.eval_strategy=epoch", "train.early_stopping_patience=2"],
         "write train.load_best_model_at_end: true",
     ),
     (
-        "the_best_model_is_saved_when_evaluated",
+        "best_model_is_saved_when_evaluated",
         [VALIDATION, "train.eval_strategy=epoch", "train.load_best_model_at_end=true"],
         "write train.save_strategy: epoch",
     ),
     (
-        "the_best_model_is_saved_when_evaluated",
+        "best_model_is_saved_when_evaluated",
         [
             VALIDATION,
             "train={eval_strategy: steps, eval_steps: 30, save_steps: 40}",
@@ -178,53 +182,53 @@ CASES = [
         "write train.save_steps: 30",
     ),
     (
-        "the_best_metric_exists",
+        "best_metric_is_reported",
         ["train.metric_for_best_model=accuracy"],
         "write train.metric_for_best_model: eval_loss",
     ),
     (
-        "the_micro_batch_stays",
+        "micro_batch_size_is_fixed",
         ["train.auto_find_batch_size=true"],
         "write train.auto_find_batch_size: false",
     ),
     (
-        "one_process_saves",
+        "only_one_machine_saves",
         ["train.save_on_each_node=true"],
         "write train.save_on_each_node: false",
     ),
     (
-        "steps_are_counted_or_off",
+        "max_steps_is_positive_or_off",
         ["train.max_steps=0"],
         "delete the line, or write train.max_steps: 100",
     ),
     ("metrics_are_known", ["evaluate.metrics=[bleu]"], "write evaluate.metrics: [exact_match]"),
     (
-        "a_policy_leaves_the_numbers_to_the_recipe",
+        "policy_agrees_with_the_recipe",
         ["train.deepspeed={gradient_clipping: 0.5}"],
         'write "gradient_clipping": "auto" in train.deepspeed',
     ),
     (
-        "a_policy_leaves_the_numbers_to_the_recipe",
+        "policy_agrees_with_the_recipe",
         ["train.deepspeed={optimizer: {type: Adam}}"],
         'delete "optimizer" in train.deepspeed',
     ),
     (
-        "a_policy_leaves_the_numbers_to_the_recipe",
+        "policy_agrees_with_the_recipe",
         ["train.deepspeed={bf16: {enabled: true}}"],
         'delete "bf16" in train.deepspeed',
     ),
     (
-        "float16_needs_a_loss_scale_that_is_shared",
+        "deepspeed_runs_without_float16",
         ["train.deepspeed=zero1", "model.dtype=float16"],
         "write model.dtype: bfloat16, or leave out train.deepspeed",
     ),
     (
-        "eight_bit_weights_are_not_partitioned",
+        "zero3_runs_without_8bit_weights",
         ["train.deepspeed=zero3", "quantization=int8"],
         "write quantization: nf4, or train.deepspeed: zero2",
     ),
     (
-        "four_bit_storage_is_the_dtype",
+        "zero3_stores_4bit_codes_in_model_dtype",
         [
             "train.deepspeed=zero3_offload",
             "quantization={load_in_4bit: true, bnb_4bit_quant_storage: uint8}",
@@ -232,37 +236,37 @@ CASES = [
         "write quantization.bnb_4bit_quant_storage: bfloat16",
     ),
     (
-        "checkpointing_is_reentrant",
+        "zero3_uses_reentrant_checkpointing",
         ["train.deepspeed=zero3", "train.activation_checkpointing_kwargs={use_reentrant: false}"],
         "delete train.activation_checkpointing_kwargs",
     ),
     (
-        "single_tokens_are_not_partitioned",
+        "zero3_runs_without_trained_tokens",
         ["train.deepspeed=zero3", "adapter.trainable_token_indices=[1, 2]"],
         "write train.deepspeed: zero2, or adapter.modules_to_save: [embed_tokens, lm_head]",
     ),
     (
-        "an_optimizer_may_see_flat_shares",
+        "deepspeed_has_an_elementwise_optimizer",
         ["train.deepspeed=zero2", "train.optim=adafactor"],
         "write train.optim: adamw_torch_fused",
     ),
     (
-        "an_optimizer_may_see_flat_shares",
+        "deepspeed_has_an_elementwise_optimizer",
         ["train.deepspeed=zero3", "train.optim=stable_adamw"],
         "write train.optim: adamw_torch_fused",
     ),
     (
-        "one_way_to_spread_the_model",
+        "deepspeed_runs_without_fsdp",
         ["train.deepspeed=zero2", "train.fsdp=full_shard"],
         "delete train.fsdp",
     ),
 ]
-# A file that is no JSON has its own test below: it needs one on disk.
-WITH_A_FILE = {"a_policy_is_json"}
+# These rules have their own tests, because they need a file on disk.
+WITH_A_FILE = {"policy_is_json", "remote_code_is_not_trusted_by_a_run"}
 
 
 @pytest.mark.parametrize(("rule", "overrides", "fix"), CASES)
-def test_breaking_a_rule_says_how_to_keep_it(tmp_path, rule, overrides, fix):
+def test_a_broken_rule_is_reported_with_its_fix(tmp_path, rule, overrides, fix):
     fault = fault_of(tmp_path, SMALLEST, *overrides)
     assert fault.fix == fix
     assert fault.what
@@ -270,14 +274,14 @@ def test_breaking_a_rule_says_how_to_keep_it(tmp_path, rule, overrides, fix):
 
 
 @pytest.mark.parametrize(("rule", "overrides", "fix"), CASES)
-def test_only_the_rule_that_is_named_speaks(tmp_path, monkeypatch, rule, overrides, fix):
+def test_each_case_breaks_only_the_named_rule(tmp_path, monkeypatch, rule, overrides, fix):
     monkeypatch.setattr(table, "RULES", ())
     recipe = read_smallest(tmp_path, *overrides)
     monkeypatch.undo()
-    assert [one.__name__ for one in table.RULES if list(one(recipe))] == [rule]
+    assert [each.__name__ for each in table.RULES if list(each(recipe))] == [rule]
 
 
-def test_every_rule_has_a_case_and_a_reason():
+def test_every_rule_has_a_case_and_a_docstring():
     assert {rule for rule, _, _ in CASES} | WITH_A_FILE == {rule.__name__ for rule in table.RULES}
     assert all(rule.__doc__ for rule in table.RULES)
 
@@ -322,33 +326,46 @@ GOOD = [
 ]
 
 
-def test_a_deepspeed_file_that_is_no_json_is_named(tmp_path):
+def test_trust_that_a_run_directory_sets_is_refused(tmp_path):
+    trusting = SMALLEST.replace(
+        "model: some/model",
+        "model: {model_name_or_path: some/model, revision: 0123abc, trust_remote_code: true}",
+    )
+    assert read(tmp_path, trusting).model.trust_remote_code
+    (tmp_path / "manifest.json").write_text("{}")
+    fault = fault_of(tmp_path, trusting)
+    assert fault.where == "my.yaml:1  model.trust_remote_code"
+    assert "--trust-remote-code" in fault.fix
+    assert read(tmp_path, trusting, "model.trust_remote_code=true").model.trust_remote_code
+
+
+def test_a_deepspeed_file_that_is_not_json_is_refused(tmp_path):
     (tmp_path / "ds.json").write_text("{")
     fault = fault_of(tmp_path, SMALLEST + "train: {deepspeed: ds.json}\n")
     assert "the DeepSpeed file cannot be read" in fault.what
     assert fault.where == "my.yaml:6  train.deepspeed"
 
 
-def test_a_contradicting_deepspeed_file_names_both_places(tmp_path):
+def test_the_error_for_a_contradicting_deepspeed_file_names_both_places(tmp_path):
     (tmp_path / "ds.json").write_text('{"train_micro_batch_size_per_gpu": 8}')
     train = "train:\n  deepspeed: ds.json\n  per_device_train_batch_size: 4\n"
     fault = fault_of(tmp_path, SMALLEST + train)
-    assert "ds.json says train_micro_batch_size_per_gpu: 8" in fault.what
+    assert "ds.json sets train_micro_batch_size_per_gpu: 8" in fault.what
     assert "my.yaml:8  train.per_device_train_batch_size" in fault.where
     assert fault.fix == 'write "train_micro_batch_size_per_gpu": "auto" in ds.json'
 
 
 @pytest.mark.parametrize("overrides", GOOD)
-def test_what_goes_together_is_left_alone(tmp_path, overrides):
+def test_valid_combinations_of_settings_are_accepted(tmp_path, overrides):
     read_smallest(tmp_path, *overrides)
 
 
-def test_a_rule_is_silent_about_what_already_has_a_fault(tmp_path):
+def test_a_rule_does_not_report_a_setting_that_already_has_a_fault(tmp_path):
     faults = faults_of(tmp_path, SMALLEST, "train.bf16=true", "train.fp16=yes")
     assert [fault.where for fault in faults] == ["command line  train.fp16"]
 
 
-def test_rules_find_nothing_in_the_smallest_recipe(tmp_path):
+def test_the_smallest_recipe_breaks_no_rule(tmp_path):
     recipe, faults = read_smallest(tmp_path), FaultList()
     table.find_rule_faults(recipe, faults)
     faults.raise_if_any()

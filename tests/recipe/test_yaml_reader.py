@@ -1,4 +1,4 @@
-"""YAML means what it shows, or says why not."""
+"""YAML in a recipe has an obvious meaning, or it is refused with a reason."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_special_floats_are_read():
     "value",
     ["2e-4", "010", "on", "no", "null", "~", "", "1:30", "0o17", "2026-01-31", "a: b", "é\n", "#"],
 )
-def test_text_that_looks_like_something_else_survives_writing(tmp_path, value):
+def test_text_that_looks_like_another_type_is_still_text_after_writing(tmp_path, value):
     data = {"key": value, "list": [value, 1, 2e-4, None, True], "map": {"inner": value}}
     path = write(tmp_path, write_yaml(data))
     read_back = read_yaml_file(path, "my.yaml", FaultList())
@@ -54,7 +54,7 @@ def test_text_that_looks_like_something_else_survives_writing(tmp_path, value):
     assert read_back.plain() == data
 
 
-def test_a_value_on_one_line_has_no_document_end():
+def test_yaml_on_one_line_has_no_document_end_marker():
     assert write_yaml_inline(2e-4) == "0.0002"
     assert write_yaml_inline({"fraction": 0.05}) == "{fraction: 0.05}"
     assert write_yaml_inline("all-linear") == "all-linear"
@@ -71,7 +71,7 @@ REFUSED = [
     ("train:\n  [a, b]: 2\n", "a key must be text", "my.yaml:7  train.?"),
     ("train:\n  {a: {b: c}}: 2\n", "a key must be text", "my.yaml:7  train.?"),
     ("train:\n  true: 2\n", "a key must be text", "my.yaml:7  train.true"),
-    ("---\nmodel: other\n", "a second starts here", "my.yaml:6"),
+    ("---\nmodel: other\n", "a second one starts here", "my.yaml:6"),
     ("train:\n\tseed: 1\n", "not valid YAML", "my.yaml:7"),
     ("train: {seed: 1\n", "not valid YAML", "my.yaml:7"),
     ("train: a: b\n", "not valid YAML", "my.yaml:6"),
@@ -84,19 +84,19 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("text", "what", "where"), REFUSED)
-def test_what_yaml_could_hide_is_refused_with_its_line(tmp_path, text, what, where):
+def test_yaml_with_a_hidden_meaning_is_refused_with_its_line(tmp_path, text, what, where):
     fault = fault_of(tmp_path, SMALLEST + text)
     assert what in fault.what
     assert fault.where.startswith(where)
     assert fault.fix
 
 
-def test_a_duplicate_section_is_one_fault(tmp_path):
+def test_a_repeated_section_is_reported_once(tmp_path):
     fault = fault_of(tmp_path, SMALLEST + "model: other\n")
     assert fault.what == '"model" is written twice, on lines 1 and 6'
 
 
-def test_several_faults_of_the_yaml_are_shown_together(tmp_path):
+def test_several_faults_of_the_yaml_are_reported_together(tmp_path):
     text = SMALLEST + "train:\n  seed: 1\n  seed: 2\n  optim: !x adafactor\n  bf16: *a\n"
     assert len(faults_of(tmp_path, text)) == 3
 
@@ -106,14 +106,14 @@ def test_several_faults_of_the_yaml_are_shown_together(tmp_path):
     [
         (b"", "the recipe is empty"),
         (b"# only a comment\n", "the recipe is empty"),
-        (b"- a\n- b\n", "a recipe is a mapping of sections, this is a list"),
-        (b"word\n", "a recipe is a mapping of sections, this is the single value 'word'"),
+        (b"- a\n- b\n", "a recipe must be a mapping of sections, but this file is a list"),
+        (b"word\n", "must be a mapping of sections, but this file is the single value 'word'"),
         (b"model: \xff\xfe\n", "the file is not UTF-8 (byte 7)"),
-        (b"# " + b"x" * MAX_FILE_BYTES, "a recipe has at most 1,000,000"),
+        (b"# " + b"x" * MAX_FILE_BYTES, "a recipe may have at most 1,000,000"),
         (b"model: \x00\n", "not valid YAML"),
     ],
 )
-def test_what_is_no_recipe_at_all_is_one_fault(tmp_path, content, what):
+def test_a_file_that_is_not_a_recipe_has_one_fault(tmp_path, content, what):
     path = tmp_path / "my.yaml"
     path.write_bytes(content)
     faults = FaultList()
@@ -123,7 +123,7 @@ def test_what_is_no_recipe_at_all_is_one_fault(tmp_path, content, what):
     assert what in str(caught.value)
 
 
-def test_a_byte_order_mark_is_no_fault(tmp_path: Path):
+def test_a_byte_order_mark_is_accepted(tmp_path: Path):
     path = tmp_path / "my.yaml"
     path.write_bytes(b"\xef\xbb\xbfmodel: some/model\n")
     tree = read_yaml_file(path, "my.yaml", FaultList())

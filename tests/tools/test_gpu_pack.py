@@ -1,4 +1,4 @@
-"""The pack for a GPU host: small enough to travel, and all that is needed when it arrives."""
+"""The pack of wheels for a GPU host: it is small enough to copy, and it is complete."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tools.gpu.trimming import trim
 from tools.gpu.wheel_list import LEFT_OUT, PRESENT, SHARED, TREES, find_wheels_of, normalize
 
 ROOT = Path(__file__).resolve().parents[2]
-# What a GPU run may ask for beyond the dependencies; the other extras stay at home.
+# The extras that a run on a GPU host may need.
 EXTRAS = ("qlora", "deepspeed", "liger")
 
 
@@ -30,12 +30,12 @@ def make_wheel(path: Path, members: Mapping[str, str]) -> Path:
 
 
 def list_files(folder: Path) -> set[str]:
-    """Files below a folder, the stamp left aside."""
+    """Return the files below a folder, without the stamp file."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)) for path in files if not path.name.startswith(".")}
 
 
-def test_trimming_drops_what_matches_and_keeps_the_metadata(tmp_path):
+def test_trimming_drops_matching_files_and_keeps_the_metadata(tmp_path):
     members = {
         "box/__init__.py": "import os",
         "box/libbox_cuda128.so": "large",
@@ -58,7 +58,7 @@ def test_trimming_drops_what_matches_and_keeps_the_metadata(tmp_path):
     assert not list(tmp_path.glob("*.unfinished"))
 
 
-def test_installing_lays_out_both_libraries_and_data_once(tmp_path):
+def test_installing_unpacks_libraries_and_data_only_once(tmp_path):
     tree, site = tmp_path / "tree", tmp_path / "site"
     make_wheel(
         tree / "box-1.0-py3-none-any.whl",
@@ -78,16 +78,16 @@ def test_installing_lays_out_both_libraries_and_data_once(tmp_path):
     assert list_files(site) == {*expected, "box-1.0.dist-info/METADATA"}
     (site / "lid.py").write_text("touched")
     install(tree, site)
-    assert (site / "lid.py").read_text() == "touched", "it was unpacked a second time"
+    assert (site / "lid.py").read_text() == "touched", "the wheel was unpacked a second time"
 
 
-def test_libraries_to_link_to_are_found(tmp_path):
+def test_folders_of_shared_libraries_are_found(tmp_path):
     make_wheel(tmp_path / "tree" / "rt-1-py3-none-any.whl", {"nvidia/runtime/lib/librt.so.12": ""})
     install(tmp_path / "tree", tmp_path / "site")
     assert list_library_folders(tmp_path / "site") == [tmp_path / "site/nvidia/runtime/lib"]
 
 
-def test_a_changed_tree_is_installed_anew(tmp_path):
+def test_a_changed_tree_replaces_the_old_installation(tmp_path):
     tree, site = tmp_path / "tree", tmp_path / "site"
     make_wheel(tree / "box-1-py3-none-any.whl", {"box.py": "1", "old.py": ""})
     install(tree, site)
@@ -98,45 +98,45 @@ def test_a_changed_tree_is_installed_anew(tmp_path):
     assert (site / "box.py").read_text() == "2"
 
 
-def test_installing_never_deletes_what_it_did_not_write(tmp_path):
+def test_installing_never_deletes_files_of_others(tmp_path):
     make_wheel(tmp_path / "tree" / "box-1-py3-none-any.whl", {"box.py": ""})
     site = tmp_path / "site"
     site.mkdir()
     (site / "mine").write_text("mine")
-    with pytest.raises(FileExistsError, match="holds something else"):
+    with pytest.raises(FileExistsError, match="holds other files"):
         install(tmp_path / "tree", site)
     assert list_files(site) == {"mine"}
 
 
-def test_an_empty_tree_is_an_error_and_not_an_empty_site(tmp_path):
+def test_installing_a_tree_without_wheels_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"run tools/gpu/pack\.py"):
         install(tmp_path, tmp_path / "site")
 
 
-def test_a_pack_that_is_too_large_to_travel_is_refused(tmp_path):
+def test_a_pack_that_is_too_large_to_copy_is_refused(tmp_path):
     folder, source = tmp_path / "pack", tmp_path / "source.py"
     make_wheel(folder / "wheels" / "box.whl", {"box.py": "x" * 1000})
     source.write_text("y" * 1000)
     total = check_size([folder], [source], 1)
     assert total == source.stat().st_size + (folder / "wheels" / "box.whl").stat().st_size
-    limit = 1500 / 2**20  # either alone would fit
-    with pytest.raises(PackError, match=r"MiB would travel, and .* can: cut more"):
+    limit = 1500 / 2**20  # each of the two would fit, but not both
+    with pytest.raises(PackError, match=r"together have .* MiB; the limit is .* MiB"):
         check_size([folder], [source], limit)
 
 
-def test_a_packing_that_cannot_travel_ends_with_code_1(tmp_path, monkeypatch, capsys):
+def test_packing_more_than_the_limit_ends_with_code_1(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pack, "PACK", tmp_path / "pack")
     monkeypatch.setattr(pack, "MANIFEST", tmp_path / "pack.json")
     monkeypatch.setattr(pack, "PACKED_COMMIT", tmp_path / "commit.json")
     monkeypatch.setattr(pack, "TREES", {})
     monkeypatch.setattr(pack, "LIMIT_MIB", 0.001)
-    monkeypatch.setattr(pack, "list_travelling_files", lambda: [ROOT / "README.md"])
+    monkeypatch.setattr(pack, "list_source_files", lambda: [ROOT / "README.md"])
     (tmp_path / "pack").mkdir()
     assert pack.main() == 1
-    assert "MiB would travel" in capsys.readouterr().err
+    assert "the limit is" in capsys.readouterr().err
 
 
-def test_every_dependency_is_packed_or_on_the_host_in_a_version_that_will_do():
+def test_every_dependency_is_packed_or_on_the_host_in_a_matching_version():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = [*project["dependencies"]]
     for extra in EXTRAS:
@@ -146,7 +146,7 @@ def test_every_dependency_is_packed_or_on_the_host_in_a_version_that_will_do():
     assert {line: problem for line, problem in problems.items() if problem} == {}
 
 
-def test_what_is_left_out_is_nothing_that_lora_sft_needs():
+def test_no_dependency_of_lora_sft_is_left_out():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = sum(project["optional-dependencies"].values(), project["dependencies"])
     assert not {normalize(Requirement(line).name) for line in lines} & set(LEFT_OUT)
@@ -156,19 +156,19 @@ def test_what_is_left_out_is_nothing_that_lora_sft_needs():
     ("requirement", "problem"),
     [
         ("box>=1", ""),
-        ("box>=2", "1.5 will be there"),
+        ("box>=2", "the host will have 1.5"),
         ("of_unknown.version>=9", ""),
         ("lid", "neither packed nor on the host"),
         ("torchao>=1", ""),
     ],
 )
-def test_a_requirement_is_compared_with_what_will_be_there(requirement, problem):
+def test_a_requirement_is_compared_with_the_versions_on_the_host(requirement, problem):
     assert (
         find_problem(Requirement(requirement), {"box": "1.5", "of-unknown-version": ""}) == problem
     )
 
 
-def test_requirements_are_those_of_the_host_and_of_no_extra(tmp_path):
+def test_requirements_of_other_pythons_and_of_extras_are_ignored(tmp_path):
     metadata = """\
 Name: box
 Requires-Dist: lid>=1
@@ -179,7 +179,7 @@ Requires-Dist: web; extra == "web"
     assert [str(each) for each in read_requirements(wheel)] == ["lid>=1"]
 
 
-def test_a_tree_has_one_version_of_each_package():
+def test_a_tree_has_only_one_version_of_each_package():
     for tree in TREES:
         names = [normalize(wheel.name) for wheel in find_wheels_of(tree)]
         assert len(names) == len(set(names))
@@ -187,7 +187,7 @@ def test_a_tree_has_one_version_of_each_package():
     assert all(set(map(normalize, names)) <= first for names in SHARED.values())
 
 
-def test_the_pack_as_it_was_last_made_holds_what_the_list_asks_for_and_can_travel():
+def test_the_manifest_matches_the_wheel_list_and_the_size_limit():
     sizes = []
     for tree, wheels in TREES.items():
         packed = {each["name"]: each for each in pack.read_packed(tree)}
@@ -195,6 +195,6 @@ def test_the_pack_as_it_was_last_made_holds_what_the_list_asks_for_and_can_trave
             wheel.name: wheel.pinned for wheel in wheels
         }, "run: python tools/gpu/pack.py"
         sizes += [each["bytes"] for each in packed.values()]
-    source = sum(path.stat().st_size for path in pack.list_travelling_files() if path.is_file())
+    source = sum(path.stat().st_size for path in pack.list_source_files() if path.is_file())
     assert sum(sizes) > 20 * 2**20
     assert sum(sizes) + source < pack.LIMIT_MIB * 2**20

@@ -1,4 +1,4 @@
-"""Every lane end to end on this CPU, so that nothing is debugged on a GPU host."""
+"""Run every lane with toy sizes on the CPU, so that faults are found before a GPU is used."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RUN = ROOT / "tools" / "gpu" / "run.py"
 LANES = ("tests", "throughput", "memory", "ablation", "profile", "ceilings")
 SECONDS = 900
 
-# What a machine without CUDA cannot do, and nothing else.
+# The only tasks that are skipped on a machine without CUDA.
 NEEDS_CUDA = {
     ("throughput", "toy, lora, toy", "unsloth, its defaults"),
     ("ablation", "toy, lora, toy", "train.optim=paged_adamw_8bit"),
@@ -45,13 +45,13 @@ def visit(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     return folder, run_lanes(folder, "--minutes", "14")
 
 
-@pytest.mark.timeout(1800)  # six minutes where nothing else runs
-def test_every_lane_runs_on_toy_shapes_and_only_what_needs_cuda_is_skipped(
+@pytest.mark.timeout(1800)  # it takes six minutes on an idle machine
+def test_every_lane_runs_with_toy_sizes_and_skips_only_tasks_that_need_cuda(
     visit: tuple[Path, Outcome],
 ) -> None:
     folder, outcome = visit
     assert outcome.code == 0, outcome.stdout + outcome.stderr
-    assert "not reached" not in outcome.stdout
+    assert "tasks left" not in outcome.stdout
     cases = read_cases(folder)
     assert {lane for lane, *_ in cases} == set(LANES)
     assert {key for key, case in cases.items() if case["status"] == "skipped"} == NEEDS_CUDA
@@ -68,24 +68,24 @@ def test_the_toy_throughput_passed_its_gates_with_a_reference(visit: tuple[Path,
         facts = cases["throughput", "toy, lora, toy", contestant]["facts"]
         assert facts["unchecked"] == []
         assert facts["tokens_seen"] == facts["tokens_of_documents_seen"] > 0
-    assert cases["throughput", "toy, lora, toy", "TRL, tuned"]["facts"]["documents_a_row"] > 1
+    assert cases["throughput", "toy, lora, toy", "TRL, tuned"]["facts"]["documents_per_row"] > 1
 
 
-def test_a_second_visit_does_only_what_is_left(visit: tuple[Path, Outcome]) -> None:
+def test_a_second_call_runs_only_the_tasks_that_are_left(visit: tuple[Path, Outcome]) -> None:
     folder, _ = visit
     outcome = run_lanes(folder, "ceilings", "memory")
     assert outcome.code == 0
-    assert "#0" not in outcome.stdout  # no task was done again
+    assert "#0" not in outcome.stdout  # no task ran again
     assert "ceilings: 3 measured, 1 skipped" in outcome.stdout
 
 
-def test_when_the_time_is_up_the_rest_is_named_and_left(tmp_path: Path) -> None:
+def test_when_the_time_is_up_the_remaining_tasks_are_counted(tmp_path: Path) -> None:
     outcome = run_lanes(tmp_path, "memory", "--minutes", "0")
     assert outcome.code == 0
-    assert "memory: nothing; 4 tasks not reached" in outcome.stdout
+    assert "memory: no results; 4 tasks left" in outcome.stdout
 
 
-def test_a_task_that_fails_says_why_and_the_others_still_run(tmp_path: Path) -> None:
+def test_a_failing_task_gives_its_reason_and_the_others_still_run(tmp_path: Path) -> None:
     models = tmp_path / "work" / "models"
     models.mkdir(parents=True)
     (models / "toy").write_text("a file where the model's folder should be")

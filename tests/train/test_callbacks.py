@@ -1,4 +1,4 @@
-"""The metrics file is JSON in every line; a signal ends a run with its state saved, and soon."""
+"""The metrics file is valid JSON; after a signal the run saves its state and stops soon."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tests.commands import read_metrics
 
 
 def refuse(name):
-    raise AssertionError(f"{name} is no JSON")
+    raise AssertionError(f"{name} is not valid JSON")
 
 
-def test_a_norm_that_is_infinite_is_null(tmp_path):
+def test_infinite_and_nan_metrics_are_null(tmp_path):
     run = RunDirectory(tmp_path)
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     logs = {"loss": 2.5, "grad_norm": math.inf, "eval_loss": math.nan}
@@ -30,7 +30,7 @@ def test_a_norm_that_is_infinite_is_null(tmp_path):
 
 
 def make_stop(folder, **settings):
-    """A callback that finds a signal, at step 4 of 10, and what the trainer would hand it."""
+    """Return a callback after SIGTERM at step 4 of 10, and the arguments of its methods."""
     request = StopRequest()
     request.received = signal.SIGTERM
     evaluates = {"eval_strategy": "steps", "eval_steps": 2}
@@ -50,7 +50,7 @@ def make_stop(folder, **settings):
         ({"lr_scheduler_type": "reduce_lr_on_plateau"}, True),
     ],
 )
-def test_a_stop_leaves_out_the_evaluation_that_decides_nothing(settings, is_made, tmp_path):
+def test_a_stop_skips_an_evaluation_that_decides_nothing(settings, is_made, tmp_path):
     stop, arguments, state, control = make_stop(tmp_path, **settings)
     stop.on_step_end(arguments, state, control)
     assert control.should_training_stop
@@ -58,7 +58,7 @@ def test_a_stop_leaves_out_the_evaluation_that_decides_nothing(settings, is_made
     assert control.should_evaluate == is_made
 
 
-def test_the_last_step_is_evaluated_whoever_asks_for_a_stop(tmp_path):
+def test_the_last_step_is_evaluated_even_after_a_signal(tmp_path):
     stop, arguments, state, control = make_stop(tmp_path)
     state.global_step = 10
     stop.on_step_end(arguments, state, control)
@@ -68,26 +68,26 @@ def test_the_last_step_is_evaluated_whoever_asks_for_a_stop(tmp_path):
 @pytest.mark.parametrize(
     ("epoch", "metric", "is_made"), [(0.5, "loss", False), (1.0, "loss", True), (1.0, None, False)]
 )
-def test_a_stop_within_an_epoch_evaluates_nothing_and_saves_once(epoch, metric, is_made, tmp_path):
+def test_a_stop_inside_an_epoch_evaluates_nothing_and_saves_once(epoch, metric, is_made, tmp_path):
     stop, arguments, state, control = make_stop(tmp_path, metric_for_best_model=metric)
     state.epoch = epoch
     stop.on_step_end(arguments, state, control)
     stop.on_save(arguments, state, control)
-    control.should_evaluate = control.should_save = True  # the trainer's wish for an epoch's end
+    control.should_evaluate = control.should_save = True  # as at the end of an epoch
     stop.on_epoch_end(arguments, state, control)
     assert control.should_evaluate == control.should_save == is_made
 
 
-def test_a_save_that_an_evaluation_took_back_is_made_up_for(tmp_path):
+def test_a_save_that_an_evaluation_cancelled_is_made_later(tmp_path):
     stop, arguments, state, control = make_stop(tmp_path, metric_for_best_model="loss")
     stop.on_step_end(arguments, state, control)
-    control.should_save = False  # `save_strategy: best`, and it was none
+    control.should_save = False  # with `save_strategy: best`, after a worse evaluation
     stop.on_epoch_end(arguments, state, control)
     assert control.should_save
 
 
-def test_a_run_that_ends_by_itself_was_not_stopped(tmp_path):
-    """Early stopping decides in the evaluation in which the signal comes."""
+def test_a_run_that_early_stopping_ends_was_not_stopped_by_a_signal(tmp_path):
+    """The signal arrives during the evaluation that ends the run."""
     stop, arguments, state, control = make_stop(tmp_path, metric_for_best_model="loss")
     stop.request.received = None
     stop.on_step_end(arguments, state, control)
@@ -99,7 +99,7 @@ def test_a_run_that_ends_by_itself_was_not_stopped(tmp_path):
 
 @pytest.fixture
 def signalled(monkeypatch):
-    """A set of (step, whether it is an evaluation's): a signal comes while that is logged."""
+    """A set of (step, is evaluation). SIGTERM arrives when such a record is logged."""
     log, moments = MetricsFile.on_log, set()
 
     def log_and_signal(self, args, state, control, logs=None, **kwargs):
@@ -111,7 +111,7 @@ def signalled(monkeypatch):
     return moments
 
 
-def test_a_signal_in_an_evaluation_saves_the_step_it_evaluates(
+def test_a_signal_during_an_evaluation_saves_the_evaluated_step(
     command, write_recipe, tmp_path, signalled
 ):
     train = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 100, "max_steps": 6}
@@ -122,12 +122,12 @@ def test_a_signal_in_an_evaluation_saves_the_step_it_evaluates(
         signalled.clear()
         assert outcome.code == 75
         assert json.loads((run / "status.json").read_text())["step"] == step
-    assert "the evaluation of step 4 is left out" in outcome.stderr
+    assert "the evaluation of step 4 is skipped" in outcome.stderr
     assert command("train", recipe).code == 0
     assert sorted(read_metrics(run, "eval_loss")) == [2, 6]
 
 
-def test_what_a_stop_saved_stays_though_only_the_best_is_to_be_kept(
+def test_the_checkpoint_of_a_stop_is_kept_with_save_total_limit_1(
     command, write_recipe, tmp_path, signalled
 ):
     best = {"load_best_model_at_end": True, "greater_is_better": True, "save_total_limit": 1}

@@ -1,4 +1,4 @@
-"""The end of an epoch on several processes: whole rounds, every row once, nothing else learned."""
+"""On several processes an epoch reads every row once, and learns nothing from filler rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset
 from torch.utils.data import BatchSampler, RandomSampler, SequentialSampler
 
-from lora_sft.train.even_shares import FilledSampler, fill_up
+from lora_sft.train.even_shares import FilledSampler, add_filler_rows
 
 
 def make_rows(count):
@@ -18,9 +18,9 @@ def make_rows(count):
 
 
 @pytest.mark.parametrize(("count", "added"), [(41, 3), (40, 0), (1, 3), (7, 1)])
-def test_rows_that_fill_up_are_never_learned(count, added):
+def test_filler_rows_are_never_learned(count, added):
     rows = make_rows(count)
-    filled = fill_up(rows, 4)
+    filled = add_filler_rows(rows, 4)
     assert len(filled) == count + added
     assert filled[:count] == rows[:]
     assert all(set(labels) == {-100} for labels in filled[count:]["labels"])
@@ -28,9 +28,9 @@ def test_rows_that_fill_up_are_never_learned(count, added):
 
 @pytest.mark.parametrize("shuffled", [True, False])
 @pytest.mark.parametrize(("processes", "micro"), [(2, 2), (4, 1), (3, 2)])
-def test_every_row_is_read_once_and_the_rounds_are_those_of_one_process(shuffled, processes, micro):
+def test_every_row_is_read_once_in_the_order_of_one_process(shuffled, processes, micro):
     rows = make_rows(41)
-    filled = fill_up(rows, processes * micro)
+    filled = add_filler_rows(rows, processes * micro)
     torch.manual_seed(3)
     order = RandomSampler(rows) if shuffled else SequentialSampler(rows)
     shares = []

@@ -1,4 +1,4 @@
-"""What a training run leaves behind, and when it refuses to go on."""
+"""The files that a training run writes, and the errors that end it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.commands import read_metrics
 from tests.tiny import make_tokenizer
 
-# A rate at which a tiny model soon gets worse, with the best checkpoint kept.
+# With this learning rate a tiny model soon becomes worse. The best checkpoint is kept.
 DIVERGING = {
     "learning_rate": 0.5,
     "lr_scheduler_type": "constant",
@@ -30,7 +30,7 @@ DIVERGING = {
     "load_best_model_at_end": True,
     "metric_for_best_model": "eval_loss",
 }
-# The loss falls, so that the first checkpoint is the best one where a high loss is wished for.
+# The loss falls. With `greater_is_better` a high loss counts as good: the first checkpoint is best.
 FIRST_IS_BEST = {
     "eval_strategy": "steps",
     "eval_steps": 2,
@@ -42,7 +42,7 @@ FIRST_IS_BEST = {
 }
 
 
-def test_a_run_directory_has_what_the_contract_says(command, write_recipe, tmp_path):
+def test_a_run_directory_has_all_documented_files(command, write_recipe, tmp_path):
     outcome = command("train", write_recipe(train={"eval_strategy": "steps", "eval_steps": 2}))
     assert outcome.code == 0
     assert outcome.stdout == ""
@@ -102,8 +102,8 @@ def test_qlora_trains_in_float32_on_four_bit_weights(command, write_recipe, tmp_
     assert {row["kind"] for row in rows} == {"quantised", "frozen", "trained"}
 
 
-def test_a_loss_that_is_no_number_stops_before_the_step(command, write_recipe, tmp_path):
-    """Weights of infinity make the first loss NaN; nothing may be saved as if it were trained."""
+def test_a_nan_loss_stops_training_before_the_step(command, write_recipe, tmp_path):
+    """Infinite weights make the first loss NaN. No adapter may be saved."""
     broken = tmp_path / "broken"
     source = Path(json.loads(write_recipe().read_text())["model"]["model_name_or_path"])
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
@@ -120,7 +120,7 @@ def test_a_loss_that_is_no_number_stops_before_the_step(command, write_recipe, t
     assert status["state_saved"] is False
 
 
-def test_the_best_checkpoint_is_what_is_exported(command, write_recipe, tmp_path):
+def test_the_best_checkpoint_is_exported(command, write_recipe, tmp_path):
     recipe = write_recipe(train=FIRST_IS_BEST)
     assert command("train", recipe).code == 0
     losses = read_metrics(tmp_path / "run", "eval_loss")
@@ -133,8 +133,8 @@ def test_the_best_checkpoint_is_what_is_exported(command, write_recipe, tmp_path
 
 
 @pytest.mark.parametrize("last_step", [4, 6])
-def test_a_moved_run_still_knows_its_best_checkpoint(command, write_recipe, tmp_path, last_step):
-    """Stopped after step 4, or killed between its last checkpoint and its end; then moved."""
+def test_a_moved_run_still_finds_its_best_checkpoint(command, write_recipe, tmp_path, last_step):
+    """The run was stopped after step 4, or killed after its last checkpoint, and then moved."""
     recipe = write_recipe(train=FIRST_IS_BEST)
     assert command("train", recipe).code == 0
     run, moved = tmp_path / "run", tmp_path / "moved"
@@ -146,14 +146,12 @@ def test_a_moved_run_still_knows_its_best_checkpoint(command, write_recipe, tmp_
     run.rename(moved)
     again = command("train", recipe, f"output_dir={moved}", "train.save_steps=6")
     assert again.code == 0, again.stderr
-    assert f"going on from {moved / 'checkpoints' / f'checkpoint-{last_step}'}" in again.stderr
+    assert f"continuing from {moved / 'checkpoints' / f'checkpoint-{last_step}'}" in again.stderr
     assert "does not exist anymore" not in again.stderr
     assert (moved / "adapter" / "adapter_model.safetensors").read_bytes() == wanted
 
 
-def test_a_run_begun_elsewhere_keeps_its_best_checkpoint_from_start_to_start(
-    command, write_recipe, tmp_path
-):
+def test_a_run_resumed_in_a_new_folder_keeps_its_best_checkpoint(command, write_recipe, tmp_path):
     recipe = write_recipe(train=FIRST_IS_BEST)
     assert command("train", recipe).code == 0
     checkpoints, new = tmp_path / "run" / "checkpoints", tmp_path / "new"
@@ -168,9 +166,11 @@ def test_a_run_begun_elsewhere_keeps_its_best_checkpoint_from_start_to_start(
         assert (new / "adapter" / "adapter_model.safetensors").read_bytes() == wanted
 
 
-@pytest.mark.parametrize(("is_gone", "what"), [(True, "is not in"), (False, "is damaged (adapter")])
-def test_a_best_checkpoint_that_cannot_be_had_is_named_and_its_score_forgotten(
-    command, write_recipe, tmp_path, is_gone, what
+@pytest.mark.parametrize(
+    ("is_missing", "what"), [(True, "is not in"), (False, "is damaged (adapter")]
+)
+def test_a_missing_or_damaged_best_checkpoint_is_named_and_its_score_ignored(
+    command, write_recipe, tmp_path, is_missing, what
 ):
     recipe = write_recipe(train=FIRST_IS_BEST)
     assert command("train", recipe).code == 0
@@ -178,7 +178,7 @@ def test_a_best_checkpoint_that_cannot_be_had_is_named_and_its_score_forgotten(
     (run / "status.json").unlink()
     shutil.rmtree(run / "checkpoints" / "checkpoint-6")
     best = run / "checkpoints" / "checkpoint-2"
-    if is_gone:
+    if is_missing:
         shutil.rmtree(best)
     else:
         with (best / "adapter_model.safetensors").open("r+b") as file:
@@ -186,7 +186,7 @@ def test_a_best_checkpoint_that_cannot_be_had_is_named_and_its_score_forgotten(
             file.write(b"!")
     again = command("train", recipe, "train.max_steps=8")
     assert again.code == 0, again.stderr
-    assert f"checkpoint-2, the best so far, {what}" in again.stderr
+    assert f"the best checkpoint checkpoint-2 {what}" in again.stderr
     losses = read_metrics(run, "eval_loss")
     assert losses[6] > losses[8]
     kept = run / "checkpoints" / "checkpoint-6" / "adapter_model.safetensors"
@@ -194,7 +194,7 @@ def test_a_best_checkpoint_that_cannot_be_had_is_named_and_its_score_forgotten(
     assert exported.read_bytes() == kept.read_bytes()
 
 
-def test_early_stopping_ends_a_run_that_no_longer_improves(command, write_recipe, tmp_path):
+def test_early_stopping_ends_a_run_that_does_not_improve(command, write_recipe, tmp_path):
     recipe = write_recipe(train={**DIVERGING, "max_steps": 40, "early_stopping_patience": 2})
     assert command("train", recipe).code == 0
     status = json.loads((tmp_path / "run" / "status.json").read_text())
@@ -209,7 +209,7 @@ def test_tensorboard_events_are_written_into_the_run(command, write_recipe, tmp_
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signalled_run_saves_its_state_and_goes_on_to_the_same_end(
+def test_a_run_resumed_after_a_signal_gives_the_same_losses(
     number, command, write_recipe, tmp_path
 ):
     straight = write_recipe(
@@ -237,7 +237,7 @@ def test_a_signalled_run_saves_its_state_and_goes_on_to_the_same_end(
     assert read_metrics(tmp_path / "run", "loss") == read_metrics(tmp_path / "s", "loss")
 
 
-def test_what_the_library_itself_refuses_is_a_recipe_error(command, write_recipe):
+def test_settings_that_sft_config_refuses_are_a_recipe_error(command, write_recipe):
     outcome = command(
         "train", write_recipe(train={"optim": "adamw_torch", "save_strategy": "best"})
     )
@@ -245,22 +245,23 @@ def test_what_the_library_itself_refuses_is_a_recipe_error(command, write_recipe
     assert len(outcome.stderr.strip().splitlines()) == 3
 
 
-def test_accumulation_may_be_given_instead_of_a_global_batch(command, write_recipe, tmp_path):
+def test_accumulation_steps_may_replace_the_global_batch_size(command, write_recipe, tmp_path):
     recipe = write_recipe(train={"global_batch_size": None, "gradient_accumulation_steps": 4})
     assert command("train", recipe).code == 0
     plan = json.loads((tmp_path / "run" / "manifest.json").read_text())["plan"]
-    cut = {"micro_batch_size": 2, "accumulation_steps": 4, "global_batch_size": 8}
-    assert cut.items() <= plan.items()
+    expected = {"micro_batch_size": 2, "accumulation_steps": 4, "global_batch_size": 8}
+    assert expected.items() <= plan.items()
 
 
 def test_a_base_with_missing_tensors_is_refused(command, write_recipe, tmp_path, tiny_model):
-    """transformers would fill them with random numbers and train on."""
-    holed = tmp_path / "holed"
-    shutil.copytree(tiny_model, holed)
-    tensors = load_file(holed / "model.safetensors")
+    """transformers would initialise them with random numbers and continue."""
+    incomplete = tmp_path / "incomplete"
+    shutil.copytree(tiny_model, incomplete)
+    tensors = load_file(incomplete / "model.safetensors")
     lost = [name for name in tensors if "layers.1.mlp" in name]
-    save_file({k: v for k, v in tensors.items() if k not in lost}, holed / "model.safetensors")
-    outcome = command("train", write_recipe(model={"model_name_or_path": str(holed)}))
+    kept = {name: tensor for name, tensor in tensors.items() if name not in lost}
+    save_file(kept, incomplete / "model.safetensors")
+    outcome = command("train", write_recipe(model={"model_name_or_path": str(incomplete)}))
     assert outcome.code == 4
     assert f"{len(lost)} tensors of the model are not in its files" in outcome.stderr
 
@@ -271,10 +272,10 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(command, write_recipe,
     tokenizer.save_pretrained(tmp_path / "larger")
     outcome = command("train", write_recipe(tokenizer={"path": str(tmp_path / "larger")}))
     assert outcome.code == 4
-    assert "is past the model's 400 embedding rows" in outcome.stderr
+    assert "the model has 400 embedding rows" in outcome.stderr
 
 
-def test_a_merge_target_that_is_taken_is_refused_before_training(command, write_recipe, tmp_path):
+def test_an_existing_merge_folder_is_refused_before_training(command, write_recipe, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine").write_text("mine")
     outcome = command("train", write_recipe(export={"merge": str(tmp_path / "taken")}))
@@ -282,7 +283,7 @@ def test_a_merge_target_that_is_taken_is_refused_before_training(command, write_
     assert not (tmp_path / "run" / "adapter").exists()
 
 
-def test_a_checkpoint_of_a_qlora_run_knows_its_base(command, write_recipe, tmp_path):
+def test_a_checkpoint_of_a_qlora_run_can_be_merged(command, write_recipe, tmp_path):
     recipe = write_recipe(model={"dtype": "bfloat16"}, quantization="nf4")
     assert command("train", recipe).code == 0
     checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-2"
@@ -291,10 +292,10 @@ def test_a_checkpoint_of_a_qlora_run_knows_its_base(command, write_recipe, tmp_p
     assert report.json["onto"] == "dequantized"
 
 
-def test_an_unfinished_run_says_so(command, write_recipe, tmp_path):
+def test_an_unfinished_run_cannot_be_evaluated_or_chatted_with(command, write_recipe, tmp_path):
     assert command("train", write_recipe()).code == 0
     shutil.rmtree(tmp_path / "run" / "adapter")
     for name in ("evaluate", "chat"):
         outcome = command(name, tmp_path / "run")
         assert outcome.code == 4
-        assert "its training has not come to an end" in outcome.stderr
+        assert "its training is not complete" in outcome.stderr

@@ -1,7 +1,7 @@
 """Unpack a tree of wheels into a folder for PYTHONPATH, without pip and without a network.
 
-The wheels were cut and chosen for one host when they were packed, so nothing is left to resolve:
-a wheel is a zip whose members lie where they belong, but for those below `NAME.data/`.
+pack.py has already chosen the wheels for the host, so no dependencies are resolved here. A wheel is
+a zip file. Its files already have the right paths, except those below `NAME.data/`.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-SHARED_LIST = "shared.txt"  # wheels of another tree that belong to this one, a relative path a line
+SHARED_LIST = "shared.txt"  # lists wheels of another tree, one relative path per line
 STAMP = ".installed_wheels"
 _UNFINISHED = "unfinished"
 _DATA_MEMBER = re.compile(r"^[^/]+\.data/(?P<kind>[^/]+)/(?P<path>.+)$")
 
 
 def install(tree: Path, site: Path) -> None:
-    """Unzip every wheel of `tree` into `site`; nothing to do where they are there already.
+    """Unpack every wheel of `tree` into `site`. Do nothing if the same wheels are unpacked there.
 
-    Raises: FileNotFoundError where the tree has no wheel; FileExistsError where `site` holds
-    something that was not unpacked by this function.
+    Raises: FileNotFoundError if the tree has no wheel; FileExistsError if `site` holds files that
+        this function did not write.
     """
     wheels = list_wheels(tree)
     if not wheels:
         raise FileNotFoundError(
-            f"no wheel in {tree}: run tools/gpu/pack.py where there is a network"
+            f"no wheel in {tree}: run tools/gpu/pack.py on a machine with a network"
         )
     stamp, wanted = site / STAMP, describe(wheels)
     if stamp.exists() and stamp.read_text() == wanted:
@@ -41,7 +41,7 @@ def install(tree: Path, site: Path) -> None:
 
 
 def list_wheels(tree: Path) -> list[Path]:
-    """The wheels in a tree's folder and those it shares with another, in order of their names."""
+    """Return the wheels of a tree, with those shared from another tree, sorted by name."""
     shared = tree / SHARED_LIST
     lines = shared.read_text().split() if shared.exists() else []
     return sorted(
@@ -50,13 +50,13 @@ def list_wheels(tree: Path) -> list[Path]:
 
 
 def describe(wheels: list[Path]) -> str:
-    """One line a wheel, with the SHA-256 of its content: equal text, equal installation."""
+    """Return one line per wheel with its SHA-256. Equal text means an equal installation."""
     lines = (f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in wheels)
     return "".join(lines)
 
 
 def unpack(wheel: Path, site: Path) -> None:
-    """Unzip one wheel: its libraries into `site`, its scripts and headers nowhere."""
+    """Unpack the libraries of one wheel into `site`, without scripts and headers."""
     with zipfile.ZipFile(wheel) as archive:
         for member, path in _find_places(archive):
             member.filename = path
@@ -64,12 +64,12 @@ def unpack(wheel: Path, site: Path) -> None:
 
 
 def list_library_folders(site: Path) -> list[Path]:
-    """Folders for LD_LIBRARY_PATH: shared libraries that a wheel brings for another to link to."""
+    """Return the folders for LD_LIBRARY_PATH. They hold NVIDIA's shared libraries from wheels."""
     return sorted({path.parent for path in (site / "nvidia").glob("*/lib/*.so*")})
 
 
 def _find_places(archive: zipfile.ZipFile) -> Iterator[tuple[zipfile.ZipInfo, str]]:
-    """Each file that is installed, and its path below the site folder."""
+    """Yield each file to unpack, with its path below the site folder."""
     for member in archive.infolist():
         data = _DATA_MEMBER.match(member.filename)
         if member.is_dir() or (data and data["kind"] not in ("purelib", "platlib")):
@@ -78,9 +78,9 @@ def _find_places(archive: zipfile.ZipFile) -> Iterator[tuple[zipfile.ZipInfo, st
 
 
 def _make_empty(site: Path) -> None:
-    """Take away an older installation, and nothing else."""
+    """Remove an older installation and make an empty folder. Refuse to remove other files."""
     if site.is_dir() and any(site.iterdir()):
         if not (site / STAMP).exists():
-            raise FileExistsError(f"{site} holds something else; name an empty folder")
+            raise FileExistsError(f"{site} holds other files; give an empty folder")
         shutil.rmtree(site)
     site.mkdir(parents=True, exist_ok=True)

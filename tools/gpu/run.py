@@ -1,13 +1,14 @@
-"""Run benchmark lanes on a GPU host that has no network, and leave one JSON a lane.
+"""Run benchmark lanes on a GPU host without a network, and write one JSON file per lane.
 
     python tools/gpu/run.py tests throughput --minutes 9 --out results
-    python tools/gpu/run.py --toy                      # every lane, toy shapes, on this CPU
+    python tools/gpu/run.py --toy                      # all lanes with toy sizes, on any machine
 
-The libraries that the host lacks come from `.gpu_pack/` (see pack.py) and are unpacked into a
-folder of the host, one tree for each set that may not meet in a process. Lanes run in the order
-given, task by task, each task in a process of its own; what is measured is on disk at once. When
-the time is up the rest is named and left: a later visit goes on from the records in `--out`, on
-this host, or in `benchmarks/results`. A task that fails says why, and the others still run.
+Libraries that the host lacks are unpacked from `.gpu_pack/` (see pack.py). Sets of libraries that
+cannot be mixed in one process get separate folders. The lanes run in the given order. Each task
+runs in a separate process, and its result is written to disk at once. When the time is up, the
+number of tasks that are left is printed. A later call continues from the records in `--out`, in the
+work folder, or in `benchmarks/results`. If a task fails, its reason is recorded and the others
+still run.
 """
 
 from __future__ import annotations
@@ -41,13 +42,18 @@ from tools.gpu.installed import install, list_library_folders  # noqa: E402
 
 LANES = ("tests", "throughput", "memory", "ablation", "profile", "ceilings")
 PACK = ROOT / ".gpu_pack"
-MODELS_GIB = 40  # room that the models of all lanes take
+MODELS_GIB = 40  # the size of the models of all lanes
 LOG_CHARACTERS = 3000
 
 
 @dataclass(frozen=True)
 class Tree:
-    """A set of libraries that processes run with, and what they are."""
+    """One unpacked set of libraries.
+
+    Attributes:
+        variables: The environment variables for a process that uses it.
+        environment: The versions of the libraries, with the machine and the source.
+    """
 
     name: str
     variables: dict[str, str]
@@ -56,7 +62,7 @@ class Tree:
 
 @dataclass
 class Visit:
-    """One call of this tool: where it works, until when, and how it went."""
+    """The state of one call of this tool: its folders, its deadline and the failures so far."""
 
     out: Path
     work_folder: Path
@@ -84,11 +90,22 @@ def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("lanes", nargs="*", choices=[*LANES, []], help=", ".join(LANES))
-    parser.add_argument("--toy", action="store_true", help="toy shapes, any machine")
-    parser.add_argument("--minutes", type=float, default=9.0, help="time for all lanes together")
-    parser.add_argument("--out", type=Path, help="where the records go (benchmarks/results)")
-    parser.add_argument("--work", type=Path, help="a folder for models and runs")
+    parser.add_argument(
+        "lanes",
+        nargs="*",
+        choices=[*LANES, []],
+        help=f"lanes to run (default: all): {', '.join(LANES)}",
+    )
+    parser.add_argument("--toy", action="store_true", help="use toy sizes, on any machine")
+    parser.add_argument(
+        "--minutes", type=float, default=9.0, help="total time for all lanes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder for the records (default: benchmarks/results, with --toy WORK/results)",
+    )
+    parser.add_argument("--work", type=Path, help="folder for models, libraries and runs")
     return parser.parse_args()
 
 
@@ -103,7 +120,7 @@ def _open_visit(given: argparse.Namespace) -> Visit:
 
 
 def _find_work_folder(toy: bool) -> Path:
-    """Memory where there is room for the models: they are read by every task."""
+    """Return a folder in memory if the models fit, because every task reads them; else on disk."""
     memory = Path("/dev/shm")
     if not toy and memory.is_dir() and shutil.disk_usage(memory).free > MODELS_GIB * 2**30:
         return memory / "lora_sft_gpu"
@@ -111,7 +128,7 @@ def _find_work_folder(toy: bool) -> Path:
 
 
 def _open_tree(name: str, work: Path, toy: bool) -> Tree:
-    """Unpack a tree of libraries (not for toys, which use what is installed) and describe it."""
+    """Unpack a set of libraries and read its versions. Toy runs use the installed libraries."""
     paths = [str(ROOT)]
     variables = {}
     if not toy and (PACK / name).is_dir():
@@ -121,14 +138,14 @@ def _open_tree(name: str, work: Path, toy: bool) -> Tree:
         libraries = [*map(str, list_library_folders(site)), os.environ.get("LD_LIBRARY_PATH", "")]
         variables["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, libraries))
     variables["PYTHONPATH"] = os.pathsep.join(paths)
-    asked = run_measured([sys.executable, "-m", "benchmarks.record"], environment=variables)
-    if asked.exit_code:
-        raise SystemExit(f"cannot describe this host: {asked.last_words}")
-    return Tree(name, variables, Environment(**json.loads(asked.stdout)))
+    usage = run_measured([sys.executable, "-m", "benchmarks.record"], environment=variables)
+    if usage.exit_code:
+        raise SystemExit(f"cannot read this host's environment: {usage.last_lines}")
+    return Tree(name, variables, Environment(**json.loads(usage.stdout)))
 
 
 def _run_lane(visit: Visit, lane: str) -> None:
-    """Do what is left of a lane, as far as the time goes."""
+    """Run the tasks of a lane that have no result yet, until the time is up."""
     tasks = list(_list_tasks(visit, lane))
     device = name_device(visit.trees["wheels"].environment.machine)
     known = visit.work_folder / "results"
@@ -147,10 +164,10 @@ def _run_lane(visit: Visit, lane: str) -> None:
         if left or visit.seconds_left < _expect_seconds(record, task):
             left += 1
             continue
-        _file_case(visit, record, lane, task, tree)
+        _run_task(visit, record, lane, task, tree)
     _judge(visit, lane, record)
     _keep_for_the_next_call(record.path, known / device)
-    rest = f"; {left} tasks not reached" if left else ""
+    rest = f"; {left} tasks left" if left else ""
     print(f"{lane}: {_count_statuses(record)}{rest}", flush=True)
 
 
@@ -160,17 +177,17 @@ def _keep_for_the_next_call(path: Path, known: Path) -> None:
 
 
 def _list_tasks(visit: Visit, lane: str) -> Iterator[dict[str, Any]]:
-    """Asked of the lane in a process that has the libraries."""
+    """Yield the lane's tasks. They are listed in a process that can import the libraries."""
     command = [sys.executable, "-m", "benchmarks.gpu.perform", "--lane", lane]
-    asked = run_measured(
+    usage = run_measured(
         [*command, "--scale", visit.scale, "--list"],
         environment=visit.trees["wheels"].variables,
     )
-    if asked.exit_code:
+    if usage.exit_code:
         visit.failed += 1
-        print(f"{lane}: cannot list its tasks: {asked.last_words}", flush=True)
+        print(f"{lane}: cannot list the lane's tasks: {usage.last_lines}", flush=True)
         return
-    yield from json.loads(asked.stdout.splitlines()[-1])
+    yield from json.loads(usage.stdout.splitlines()[-1])
 
 
 def _is_done(record: Record, task: dict[str, Any], environment: Environment) -> bool:
@@ -181,13 +198,13 @@ def _is_done(record: Record, task: dict[str, Any], environment: Environment) -> 
 
 
 def _expect_seconds(record: Record, task: dict[str, Any]) -> float:
-    """What the task took before, with a margin; else a part of what it may take."""
+    """Estimate a task's time: its earlier time with a margin, else half of its time limit."""
     case = record.cases.get((task["subject"], task["contestant"]))
     took = case.facts.get("task_seconds") if case is not None else None
     return float(took) * 1.2 if took else float(task["seconds"]) * 0.5
 
 
-def _file_case(visit: Visit, record: Record, lane: str, task: dict[str, Any], tree: Tree) -> None:
+def _run_task(visit: Visit, record: Record, lane: str, task: dict[str, Any], tree: Tree) -> None:
     started = time.monotonic()
     case = _perform(visit, record, lane, task, tree)
     took = time.monotonic() - started
@@ -204,7 +221,7 @@ def _file_case(visit: Visit, record: Record, lane: str, task: dict[str, Any], tr
 
 
 def _perform(visit: Visit, record: Record, lane: str, task: dict[str, Any], tree: Tree) -> Case:
-    """One task in a process of its own; a case that says why where it did not work."""
+    """Run one task in a separate process and return its case. A failed case holds the reason."""
     with tempfile.TemporaryDirectory(dir=_make_folder(visit.work_folder)) as folder:
         answer = Path(folder) / "answer.json"
         command = [sys.executable, "-m", "benchmarks.gpu.perform", "--lane", lane]
@@ -218,9 +235,9 @@ def _perform(visit: Visit, record: Record, lane: str, task: dict[str, Any], tree
         )
         if finished.exit_code == 0 and answer.exists():
             return _read_case(answer)
-        reason = f"exit code {finished.exit_code}: {finished.last_words}"
+        reason = f"exit code {finished.exit_code}: {finished.last_lines}"
         if finished.exit_code == 124:
-            reason = f"ran past its time; last words: {finished.last_words}"
+            reason = f"killed at its time limit; last lines: {finished.last_lines}"
         log = (finished.stdout + finished.stderr)[-LOG_CHARACTERS:]
         return replace(_make_case(task, "failed", reason), facts={"log": log})
 
@@ -239,7 +256,7 @@ def _make_case(task: dict[str, Any], status: Any, reason: str) -> Case:
 
 
 def _judge(visit: Visit, lane: str, record: Record) -> None:
-    """Apply the lane's gates, in a process that has the libraries."""
+    """Apply the lane's gates in a process that can import the libraries."""
     command = [sys.executable, "-m", "benchmarks.gpu.perform", "--lane", lane, "--judge"]
     if not record.path.exists():
         return
@@ -248,7 +265,7 @@ def _judge(visit: Visit, lane: str, record: Record) -> None:
     )
     if judged.exit_code:
         visit.failed += 1
-        print(f"{lane}: its gates failed: {judged.last_words}", flush=True)
+        print(f"{lane}: cannot apply the lane's gates: {judged.last_lines}", flush=True)
     else:
         record.cases = Record.read(record.path).cases
 
@@ -256,7 +273,7 @@ def _judge(visit: Visit, lane: str, record: Record) -> None:
 def _count_statuses(record: Record) -> str:
     statuses = [case.status for case in record.cases.values()]
     counts = (f"{statuses.count(each)} {each}" for each in sorted(set(statuses)))
-    return ", ".join(counts) or "nothing"
+    return ", ".join(counts) or "no results"
 
 
 def _make_folder(path: Path) -> Path:

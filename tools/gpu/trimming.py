@@ -1,7 +1,7 @@
-"""Cut out of a wheel what a GPU host does not need: libraries for other devices, a web app.
+"""Remove files from a wheel that a GPU host does not need, such as libraries for other devices.
 
-A wheel is a zip, so cutting is writing it anew without some members. Its metadata always stays,
-because libraries ask for each other's versions through it.
+A wheel is a zip file, so it is written again without these files. The metadata always stays,
+because libraries read each other's versions from it.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ _METADATA = re.compile(r"^[^/]+\.dist-info/")
 
 
 def is_dropped(member: str, drop: Sequence[str], keep: Sequence[str] = ()) -> bool:
-    """Whether a member goes: it matches `drop`, does not match `keep`, and is no metadata."""
+    """Return whether a file is removed: it matches `drop`, not `keep`, and is not metadata."""
     if _METADATA.match(member) or any(fnmatchcase(member, pattern) for pattern in keep):
         return False
     return any(fnmatchcase(member, pattern) for pattern in drop)
 
 
 def trim(source: Path, target: Path, drop: Sequence[str], keep: Sequence[str] = ()) -> int:
-    """Write `source` to `target` without its dropped members; how many those were.
+    """Write the wheel `source` to `target` without the removed files. Return their number.
 
-    The target appears whole or not at all, so that an interrupted packing leaves no half wheel.
+    `target` appears only when it is complete, so an interruption leaves no partial wheel.
     """
     unfinished = target.with_suffix(".unfinished")
     dropped = 0

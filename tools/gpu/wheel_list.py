@@ -1,8 +1,7 @@
-"""What a GPU host without network lacks: the wheels that travel to it, and what it has already.
+"""List the wheels to copy to a GPU host without a network, and the packages that it already has.
 
-Such a host comes with torch and an older Hugging Face stack. lora-sft's own set goes into one
-tree; unsloth, which holds to older versions of the same libraries, goes into another, so that
-each runs with the versions that it asks for.
+The host has torch and older Hugging Face libraries. The wheels for lora-sft form one tree (a
+folder). unsloth needs older versions of the same libraries, so its wheels form another tree.
 """
 
 from __future__ import annotations
@@ -17,10 +16,13 @@ CONSTRAINTS = ROOT / "constraints.txt"
 
 @dataclass(frozen=True)
 class Wheel:
-    """One wheel to carry: its version (as in constraints.txt where empty) and what to cut out.
+    """One wheel to copy to the host.
 
-    `drop` and `keep` are patterns of member paths; what matches both stays. `built_here` is for
-    what is published as source only.
+    Attributes:
+        version: The version, or "" for the version in constraints.txt.
+        drop: Patterns of the files that are removed from the wheel.
+        keep: Patterns of files that stay although they match `drop`.
+        built_here: True if the package is published only as source, so this machine builds it.
     """
 
     name: str
@@ -31,7 +33,7 @@ class Wheel:
 
     @property
     def pinned(self) -> str:
-        """The exact version to carry."""
+        """The exact version to copy."""
         return self.version or read_constraints()[normalize(self.name)]
 
 
@@ -41,8 +43,8 @@ BITSANDBYTES = Wheel(
     keep=("*_cuda130.so", "*_cpu.so"),
 )
 
-# Sources of the kernels for inference and other fields; those of the optimizers stay, because they
-# are compiled on first use.
+# The sources of kernels for inference and for other fields are removed. Those of the optimizers
+# stay, because they are compiled at their first use.
 DEEPSPEED = Wheel(
     "deepspeed",
     "0.19.8",
@@ -103,7 +105,7 @@ TREES: Mapping[str, tuple[Wheel, ...]] = {
     ),
 }
 
-# Wheels of the tree "wheels" that another tree takes as well; they travel once.
+# Wheels of the tree "wheels" that another tree uses too. They are copied only once.
 SHARED: Mapping[str, tuple[str, ...]] = {
     "unsloth": (
         "bitsandbytes", "dill", "multiprocess", "peft", "pydantic", "pydantic_core",
@@ -111,7 +113,7 @@ SHARED: Mapping[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 
-# What the host has, with the version where it is known. Only what a wheel above asks for.
+# The packages on the host that a wheel above requires, with the version if it is known.
 PRESENT: Mapping[str, str] = {
     "accelerate": "1.15.0", "aiohttp": "", "certifi": "", "click": "", "einops": "",
     "filelock": "", "hf-xet": "", "httpx": "", "huggingface-hub": "1.33.0", "jinja2": "",
@@ -122,7 +124,8 @@ PRESENT: Mapping[str, str] = {
     "transformers": "5.17.0", "triton": "3.6.0", "typer": "", "wheel": "", "xxhash": "",
 }  # fmt: skip
 
-# What a wheel names and no import of a training run reaches; tried with torch 2.11.
+# Packages that a wheel requires but that a training run never imports, with their purpose. Checked
+# with torch 2.11.
 LEFT_OUT: Mapping[str, str] = {
     "diffusers": "image models",
     "hf-transfer": "downloads",
@@ -136,18 +139,18 @@ LEFT_OUT: Mapping[str, str] = {
 
 
 def normalize(name: str) -> str:
-    """`pydantic_core` and `Pydantic-Core` are one package."""
+    """Return the normal form of a package name: `pydantic_core` and `Pydantic-Core` are equal."""
     return name.lower().replace("_", "-").replace(".", "-")
 
 
 def read_constraints(path: Path = CONSTRAINTS) -> dict[str, str]:
-    """Name -> version of every line of constraints.txt."""
+    """Return the version of each package in constraints.txt."""
     lines = (line.split("#")[0].strip() for line in path.read_text().splitlines())
     pairs = (line.split("==") for line in lines if "==" in line)
     return {normalize(name): version for name, version in pairs}
 
 
 def find_wheels_of(tree: str) -> tuple[Wheel, ...]:
-    """The wheels of a tree, the shared ones of the first tree included."""
+    """Return the wheels of a tree, with those that it shares with the first tree."""
     shared = set(map(normalize, SHARED.get(tree, ())))
     return (*TREES[tree], *(each for each in TREES["wheels"] if normalize(each.name) in shared))

@@ -1,1 +1,1 @@
-"""From labelled rows to the corpus: splits, files, cache, packing, account."""
+"""Turn labelled rows into the corpus: splits, files, cache, packing and account."""

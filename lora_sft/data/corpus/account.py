@@ -1,34 +1,44 @@
-"""The account of one split: what became of every source row. Its sums add up, or it is not made."""
+"""The account of one split: how many source rows were kept or dropped, and why.
+
+An account whose sums do not add up cannot be made.
+"""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lora_sft.data.corpus.source_row_outcomes import SourceRowOutcome
-
-if TYPE_CHECKING:
-    pass
-
 
 SOURCE_COUNTS = ("read", "kept", "rows_out", "tokens", "target_tokens")
 
 
 @dataclass(frozen=True)
 class Account:
-    """What became of a split's source rows.
+    """The counts of one split.
 
-    `read`, `kept`, `dropped`, `expanded` (into several labelled rows), `truncated` and
-    `partly_overlong` (expanded, and some of the labelled rows too long) count source rows, each
-    once whatever its repeat. `rows_out`, `tokens`, `target_tokens` and `built` describe the
-    labelled rows of the finished split, repeats included. `expansion_tokens` are what expanding
-    costs: the tokens of a kept source row's labelled rows beyond those of its longest, as they are
-    before the length policy, repeats included. `longest_tokens` is the longest labelled row seen,
-    before the length policy. `examples` has the first source row of each drop reason. `sources` has
-    the same counts (`SOURCE_COUNTS`) for each source, as the recipe writes it or as its folder
-    lists it.
+    Fields that count source rows count each row once, even if it is repeated. Fields that count
+    labelled rows or tokens include repeats.
+
+    Attributes:
+        read: Source rows.
+        kept: Source rows with at least one labelled row in the split.
+        rows_out: Labelled rows.
+        dropped: Source rows without a labelled row, by reason.
+        expanded: Kept source rows that became several labelled rows, such as one per turn.
+        truncated: Kept source rows that were cut.
+        target_tokens: Learned tokens of the labelled rows.
+        tokens: All tokens of the labelled rows.
+        partly_overlong: Kept source rows that lost some labelled rows, because these were too long.
+        expansion_tokens: The cost of expanding: for each kept source row, the tokens of all its
+            labelled rows except the longest one, before the length policy.
+        longest_tokens: The tokens of the longest labelled row, before the length policy.
+        built: Labelled rows by the way they were built (see `LabelledRow`).
+        examples: The place of the first source row of each drop reason.
+        sources: The counts of `SOURCE_COUNTS` for each source. A source has the name that the
+            recipe or its folder gives it.
     """
 
     read: int
@@ -49,13 +59,13 @@ class Account:
     def __post_init__(self) -> None:
         lost = sum(self.dropped.values())
         assert self.read == self.kept + lost, f"{self.read} read, {self.kept} kept, {lost} dropped"
-        assert self.rows_out == sum(self.built.values()), "every row out was built in one way"
+        assert self.rows_out == sum(self.built.values()), "`built` counts each row out once"
         for name in SOURCE_COUNTS if self.sources else ():
             found = sum(source[name] for source in self.sources.values())
             assert found == getattr(self, name), f"{found} {name} in all sources together"
 
     def as_dict(self) -> dict[str, Any]:
-        """The account as JSON shows it."""
+        """Return the account as a JSON object."""
         plain = {**vars(self)}
         for name in ("dropped", "built", "examples"):
             plain[name] = dict(plain[name])
@@ -64,7 +74,7 @@ class Account:
 
 
 class AccountTally:
-    """Counts while a split is being built."""
+    """The counts of a split that is still being built."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -75,7 +85,7 @@ class AccountTally:
         self._longest_tokens = 0
 
     def count(self, outcome: SourceRowOutcome, num_passes: int) -> None:
-        """One source row, whose labelled rows are learned `num_passes` times an epoch."""
+        """Count one source row, whose labelled rows are learned `num_passes` times per epoch."""
         self._longest_tokens = max(self._longest_tokens, outcome.longest_tokens)
         source = self._sources[outcome.source_row.source]
         source["read"] += 1
@@ -104,13 +114,13 @@ class AccountTally:
 
     def _count_dropped(self, outcome: SourceRowOutcome) -> None:
         drop, where = outcome.drop, outcome.source_row.where
-        assert drop is not None, "only a drop is counted as one"
+        assert drop is not None, "the caller checked that the source row is dropped"
         self._dropped[drop.reason] += 1
         if drop.reason not in self._examples:
             self._examples[drop.reason] = f"{where} ({drop.detail})" if drop.detail else where
 
     def finish(self) -> Account:
-        """The account, with its sums checked."""
+        """Return the account, after checking its sums."""
         counts = self._counts
         return Account(
             read=counts["kept"] + sum(self._dropped.values()),

@@ -1,4 +1,4 @@
-"""Show a person what became of every row that was read."""
+"""Show the accounts of all splits as a table."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ MOST_SOURCES_SHOWN = 12
 
 
 def show_accounts(corpus: Corpus) -> None:
-    """Print what became of every source row, and the corpus's warnings."""
+    """Print the accounts of the corpus, and its warnings."""
     make_console().print(render_account_table(corpus.accounts))
     for warning in corpus.warnings:
         say(f"warning: {warning}")
 
 
 def render_account_table(accounts: Mapping[str, Account]) -> Table:
-    """A table of the splits side by side, one line a count, with an example for each drop.
+    """Return a table with one column per split, one line per count, and an example of each drop.
 
-    Where rows come from several sources, what is learned of each stands below.
+    If rows come from several sources, further lines show the learned tokens of each source.
     """
     from rich.table import Table
 
@@ -40,12 +40,15 @@ def render_account_table(accounts: Mapping[str, Account]) -> Table:
         example = next((a.examples[reason] for a in accounts.values() if reason in a.examples), "")
         table.add_row(f"dropped: {reason}", *counts, _escape(example))
     for name, shown in _list_sources(accounts):
-        table.add_row("learned of", *shown, _escape(name))
+        table.add_row("tokens learned", *shown, _escape(name))
     return table
 
 
 def _list_sources(accounts: Mapping[str, Account]) -> list[tuple[str, list[str]]]:
-    """Each source with its learned and its other tokens in every split; none where there is one."""
+    """Return the learned tokens and all tokens of each source, per split.
+
+    Returns: An empty list if there is only one source.
+    """
     names = list(dict.fromkeys(name for each in accounts.values() for name in each.sources))
     if len(names) < 2:
         return []
@@ -58,16 +61,16 @@ def _list_sources(accounts: Mapping[str, Account]) -> list[tuple[str, list[str]]
         lines.append((name, shown))
     if len(names) > MOST_SOURCES_SHOWN:
         rest = len(names) - MOST_SOURCES_SHOWN
-        lines.append((f"and {rest} more (all are in the manifest)", [""] * len(accounts)))
+        lines.append((f"and {rest} more sources (manifest.json has all)", [""] * len(accounts)))
     return lines
 
 
 def _list_counts(accounts: Mapping[str, Account]) -> list[tuple[str, list[int]]]:
     always = ("read", "kept", "rows_out", "tokens", "target_tokens")
-    if_any = ("expanded", "expansion_tokens", "truncated", "partly_overlong")
+    if_not_zero = ("expanded", "expansion_tokens", "truncated", "partly_overlong")
     lines = [
         (name, [int(getattr(account, name)) for account in accounts.values()])
-        for name in (*always, *if_any)
+        for name in (*always, *if_not_zero)
     ]
     ways = sorted({way for account in accounts.values() for way in account.built} - {"rendered"})
     lines += [(way, [each.built.get(way, 0) for each in accounts.values()]) for way in ways]

@@ -1,4 +1,4 @@
-"""Rows on disk instead of in memory: written in Arrow batches, mapped when they are read."""
+"""Keep rows in Arrow files instead of in memory: write tables to a file, and map it to read it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from datasets import Dataset
 
 from lora_sft.cache_folder import find_cache_folder
 
-UNFINISHED_PREFIX = ".unfinished-"  # at the beginning of a folder's name until it is whole
-ABANDONED_SECONDS = 7 * 24 * 3600  # no data set takes that long
+UNFINISHED_PREFIX = ".unfinished-"  # the name of a folder begins with this until it is complete
+ABANDONED_SECONDS = 7 * 24 * 3600  # the preparation of a data set never takes this long
 
 
 @contextmanager
 def make_scratch_folder() -> Iterator[Path]:
-    """A folder for files that nobody keeps: gone at the end, while what is mapped stays readable.
+    """Yield a folder for temporary files, and remove it at the end. Mapped files stay readable.
 
-    It lies in the cache folder, because a system's temporary folder is often memory itself.
+    The folder is in the cache folder, because a system's temporary folder may be kept in memory.
     """
     try:
         folder = make_unfinished_folder(find_cache_folder() / "scratch")
@@ -35,9 +35,9 @@ def make_scratch_folder() -> Iterator[Path]:
 
 
 def make_unfinished_folder(parent: Path) -> Path:
-    """A new folder in `parent` to write into; those that killed processes left there are removed.
+    """Create a folder in `parent` to write into. Remove old ones that killed processes left.
 
-    Raises: OSError where `parent` cannot be written.
+    Raises: OSError if `parent` cannot be written.
     """
     parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     for leftover in parent.glob(f"{UNFINISHED_PREFIX}*"):
@@ -47,18 +47,20 @@ def make_unfinished_folder(parent: Path) -> Path:
 
 
 def write_tables(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
-    """Write tables one after another, each gone from memory before the next is made."""
+    """Write tables to one file. Only one table is in memory at a time."""
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         for table in tables:
             writer.write_table(table)
 
 
 def map_tables(paths: Sequence[Path], schema: pa.Schema, fingerprint: str) -> Dataset:
-    """The rows of all files, in order, mapped into memory and not read.
+    """Return the rows of all files in order, mapped into memory without reading them.
 
-    `fingerprint` names them for `datasets`, which would otherwise read every byte to find a name.
+    Args:
+        fingerprint: The name of these rows for `datasets`. Without it, `datasets` reads every byte
+            to compute one.
 
-    Raises: OSError, pa.ArrowInvalid.
+    Raises: OSError or pa.ArrowInvalid if a file cannot be read.
     """
     tables = {path: _map_table(path) for path in dict.fromkeys(paths)}
     in_order = [tables[path] for path in paths]

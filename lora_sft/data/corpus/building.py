@@ -1,7 +1,7 @@
-"""Build the corpus: every source row of every data set, labelled, split, repeated and counted.
+"""Build the corpus: label, split, repeat and count the source rows of all data sets.
 
-It is written to files as it is built and mapped from them when it is used, so that memory does not
-grow with the number of source rows.
+The corpus is written to files while it is built, and these files are mapped when it is used. So
+memory does not grow with the number of source rows.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ DESCRIPTION = "corpus.json"
 
 @dataclass(frozen=True)
 class Corpus:
-    """What training learns from: the labelled rows of each split.
+    """The labelled rows of each split, in the columns `input_ids`, `labels`, `source` and `row`.
 
-    Each split has the columns `input_ids`, `labels`, `source` and `row`. `stop_token_ids` are
-    all tokens that end a turn, the template's own among them. `fingerprints` has one for each
-    split, of its ids and labels in their order. `largest_token_id` is that of any split: the
-    model's embedding must have an entry for it. `warnings` are sentences for a person.
-    `template_date` is the day (YYYY-MM-DD) that a template which reads the clock was shown.
+    Attributes:
+        stop_token_ids: All tokens that end a turn, including the template's own.
+        fingerprints: A hash of each split's ids and labels, in their order.
+        largest_token_id: The largest id of all splits. The model's embedding needs an entry for it.
+        warnings: Sentences for the user.
+        template_date: The date (YYYY-MM-DD) that the template was given, if it reads the clock.
     """
 
     train: Dataset
@@ -61,14 +62,16 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """Of the labelled rows that are trained on."""
+        """The fingerprint of the training split."""
         return self.fingerprints["train"]
 
 
 def build_corpus(
     data: DataSection, tokenizer: PreTrainedTokenizerBase, stop_token_ids: Iterable[int]
 ) -> Corpus:
-    """The corpus of `data`, which nobody else will find: its files are gone once it is.
+    """Build a corpus that is not kept in the cache.
+
+    Its files are deleted at once, but its rows stay readable because the files are mapped.
 
     Raises: DataError as `write_corpus` does.
     """
@@ -83,9 +86,9 @@ def write_corpus(
     stop_token_ids: Iterable[int],
     folder: Path,
 ) -> None:
-    """Read, convert, label and split everything that `data` names, into files in `folder`.
+    """Read, convert, label and split all data sets of `data`, and write files into `folder`.
 
-    Raises: DataError where something cannot be read or a split is left without source rows.
+    Raises: DataError if a data set cannot be read, or if a split keeps no source row.
     """
     labeller = Labeller(data, tokenizer, stop_token_ids)
     writers = {name: SplitWriter(folder, name) for name in list_splits(data)}
@@ -104,9 +107,9 @@ def write_corpus(
 
 
 def open_corpus(folder: Path) -> Corpus:
-    """The corpus that was written into `folder`.
+    """Return the corpus that `write_corpus` wrote into `folder`.
 
-    Raises: OSError, ValueError, KeyError, TypeError or pa.ArrowException where it is not whole.
+    Raises: OSError, ValueError, KeyError, TypeError or pa.ArrowException if it is incomplete.
     """
     described = json.loads((folder / DESCRIPTION).read_text("utf-8"))
     splits = {name: WrittenSplit.from_dict(each) for name, each in described["splits"].items()}
@@ -126,17 +129,21 @@ def open_corpus(folder: Path) -> Corpus:
 
 
 class SplitSink(Protocol):
-    """Takes the source rows of one split, in their order."""
+    """A receiver for the source rows of one split, in their order."""
 
     def begin_dataset(self, repeat: float) -> None:
-        """The source rows of one data set follow, repeated as a whole."""
+        """Begin a data set: the rows that are added next belong to it.
+
+        Args:
+            repeat: How often the data set is learned per epoch.
+        """
 
     def add(self, outcome: SourceRowOutcome, num_passes: int = 1) -> None:
-        """One source row, learned `num_passes` times an epoch."""
+        """Add one source row, which is learned `num_passes` times per epoch."""
 
 
 def list_splits(data: DataSection) -> list[str]:
-    """The names of the splits that the recipe asks for."""
+    """Return the names of the splits that the recipe asks for."""
     held_out = (("validation", data.validation), ("test", data.test))
     return ["train", *(name for name, section in held_out if section is not None)]
 
@@ -144,7 +151,7 @@ def list_splits(data: DataSection) -> list[str]:
 def fill_splits(
     data: DataSection, follower: SourceRowFollower, splits: Mapping[str, SplitSink]
 ) -> None:
-    """Send every source row to its split; no work is done on those of splits not in `splits`."""
+    """Send every source row to its split. Rows of splits that are not in `splits` are skipped."""
     for dataset in data.datasets:
         _fill_from_training_dataset(dataset, follower, splits, SplitByFraction(data))
     for name, section in (("validation", data.validation), ("test", data.test)):
@@ -162,20 +169,23 @@ def _fill_from_training_dataset(
     splits: Mapping[str, SplitSink],
     by_fraction: SplitByFraction,
 ) -> None:
-    """Repeat counts for training; source rows held out of it are there once."""
+    """Send the source rows of a training data set to train, validation and test.
+
+    Only rows of the training split are repeated. Held-out rows occur once.
+    """
     for name, split in splits.items():
         split.begin_dataset(dataset.repeat if name == "train" else 1)
 
-    def count_own_passes(row_hash: bytes) -> int:
+    def count_row_passes(row_hash: bytes) -> int:
         name = by_fraction.find_split(row_hash)
         if name not in splits:
             return 0
         return count_passes(dataset.repeat, row_hash) if name == "train" else 1
 
-    for outcome in follower.follow(dataset, _leaves_out(count_own_passes)):
+    for outcome in follower.follow(dataset, _skip_without_passes(count_row_passes)):
         wanted = splits.get(by_fraction.find_split(outcome.row_hash))
         if wanted is not None:
-            wanted.add(outcome, count_own_passes(outcome.row_hash))
+            wanted.add(outcome, count_row_passes(outcome.row_hash))
 
 
 def _fill_from_own_dataset(
@@ -183,15 +193,15 @@ def _fill_from_own_dataset(
 ) -> None:
     split.begin_dataset(dataset.repeat)
 
-    def count_own_passes(row_hash: bytes) -> int:
+    def count_row_passes(row_hash: bytes) -> int:
         return count_passes(dataset.repeat, row_hash)
 
-    for outcome in follower.follow(dataset, _leaves_out(count_own_passes)):
-        split.add(outcome, count_own_passes(outcome.row_hash))
+    for outcome in follower.follow(dataset, _skip_without_passes(count_row_passes)):
+        split.add(outcome, count_row_passes(outcome.row_hash))
 
 
-def _leaves_out(count_own_passes: Callable[[bytes], int]) -> Callable[[bytes], bool]:
-    return lambda row_hash: count_own_passes(row_hash) == 0
+def _skip_without_passes(count_row_passes: Callable[[bytes], int]) -> Callable[[bytes], bool]:
+    return lambda row_hash: count_row_passes(row_hash) == 0
 
 
 def _check_has_rows(name: str, account: Account, data: DataSection) -> None:
@@ -209,13 +219,13 @@ def _check_has_rows(name: str, account: Account, data: DataSection) -> None:
 
 
 def _refuse_all_dropped(name: str, account: Account, data: DataSection) -> NoReturn:
-    """Show the account and the fix of the most frequent reason."""
+    """Raise a DataError with all drop counts, and the fix for the most frequent reason."""
     dropped = sorted(account.dropped.items(), key=lambda item: (-item[1], item[0]))
     reason = dropped[0][0]
     counts = ", ".join(f"{cause} {count}" for cause, count in dropped)
     fix = FIXES.get(reason, "correct the rows")
     raise DataError(
-        f"no {name} row is left: {account.read} read, dropped: {counts}",
+        f"the {name} split keeps no row: {account.read} read, dropped: {counts}",
         account.examples[reason],
         fix.format(longest=account.longest_tokens, max_length=data.max_length),
     )

@@ -1,8 +1,8 @@
-"""Hash the code that decides the tokens of a corpus: another label rule makes another corpus.
+"""Hash the code that decides the tokens of a corpus: a changed label rule makes another corpus.
 
-Every Python file and every template of `lora_sft/data` is covered, in whatever room it lies. A new
-file is covered from its first day. Only what works on a finished corpus is left out, because a
-change there would prepare every corpus again for nothing.
+The hash covers every Python file and every template in `lora_sft/data`, new files included. Only
+code that works on a finished corpus is left out, so that a change there does not make users prepare
+every corpus again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 PACKAGE = Path(__file__).parents[2]
 CODE_SUFFIXES = (".py", ".jinja")
-# Paths relative to the package. Packing lays out rows that are finished; a preview shows them.
+# Paths relative to the package. Packing and the preview work on finished labelled rows.
 LEFT_OUT = (PurePosixPath("data/preview"), PurePosixPath("data/corpus/packing.py"))
 
 

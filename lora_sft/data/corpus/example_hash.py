@@ -1,14 +1,19 @@
-"""Two fingerprints of an example: one that its source row is drawn by, and one to compare it by.
+"""Make two hashes of an example: one chooses its split, the other finds equal examples.
 
-A draw follows what the source row says alone (roles, contents, calls, tools), so that neither
-another template nor a recipe's argument moves it to another split, and so that one question with
-thinking and without it lies in one. It does not follow reasoning, which is the same answer's.
+The content hash chooses the split. It covers roles, contents, tool calls and tools. It does not
+cover reasoning or template arguments, and it does not depend on the chat template. So another
+template or setting never moves a source row to another split, and one question with and without
+reasoning stays in one split.
 
-Two source rows hold the same example where the model would be shown the same, whatever format they
-are written in and whatever stands beside it: an id in another column or in a message, a key that is
-null or empty, the wish to learn a message or not. Reasoning counts wherever it stands, template
-arguments as they reach the template (the recipe's and the row's together), and of other keys those
-that the chat template names, for only then can they reach the model.
+The example hash is equal for two source rows if the model would be shown the same. It covers the
+content and also:
+
+- reasoning, in a field or inside the content;
+- the template arguments of recipe and row together, if the template reads them;
+- other keys of a message that the chat template names. Only these can reach the model.
+
+Neither hash depends on the row's format, on ids, on keys that are null or empty, or on which
+messages are learned.
 """
 
 from __future__ import annotations
@@ -30,25 +35,30 @@ from lora_sft.data.examples.thinking import separate_thinking
 from lora_sft.data.templates.template_keys import TemplateKeys
 
 DIGEST_BYTES = 16
-# What a call always has, in one place or another, and what says only which call it is.
+# The content hash covers name and arguments. `id` only identifies a call, and the others are the
+# same in all calls.
 CALL_KEYS = frozenset(("function", "name", "arguments", "type", "id"))
-# Reasoning is compared wherever it stands; a template may name `id` of quite another thing.
+# Reasoning is compared separately. An `id` in the template's text may belong to something else.
 MESSAGE_KEYS = frozenset((*REASONING_KEYS, "id"))
 
 
 class ExampleHasher:
-    """Hashes examples as one chat template reads them, with the recipe's template arguments."""
+    """A hasher for examples, with one chat template and the recipe's template arguments."""
 
     def __init__(self, keys: TemplateKeys, recipe_kwargs: Mapping[str, Any]) -> None:
         self._keys = keys
         self._recipe_kwargs = recipe_kwargs
 
     def hash_content(self, example: Example) -> bytes:
-        """What `example` is drawn by; no template has a part in it."""
+        """Return the hash that chooses the split of `example`."""
         return hash_json(type(example).__name__, _list_content(example))
 
     def hash_example(self, example: Example, content_hash: bytes) -> bytes:
-        """What `example` is compared by; `content_hash` is the one it is drawn by."""
+        """Return the hash that is equal for equal examples.
+
+        Args:
+            content_hash: The result of `hash_content` for this example.
+        """
         if not isinstance(example, Conversation):
             return content_hash
         kwargs = self._keys.select_read({**self._recipe_kwargs, **example.template_kwargs})
@@ -56,7 +66,7 @@ class ExampleHasher:
         return hash_json("example", [content_hash.hex(), details, kwargs])
 
     def _list_details(self, message: Message) -> list[Any]:
-        """What of a message a draw does not follow."""
+        """Return the parts of a message that only the example hash covers."""
         reasoning, _ = separate_thinking(message)
         calls = [
             self._keys.select_read({**call, **call.get("function", call)}, exclude=CALL_KEYS)
@@ -72,16 +82,21 @@ def _list_content(example: Example) -> Any:
 
 
 def _list_message(message: Message) -> list[Any]:
-    """A message without its thinking; calls in one form, whether their function stands in an
-    object of its own or not."""
-    _, said = separate_thinking(message)
+    """Return role, visible content and tool calls of a message.
+
+    A call gives the same result with or without a `function` object around name and arguments.
+    """
+    _, visible = separate_thinking(message)
     calls = [[find_call_name(call), find_call_arguments(call)] for call in message.tool_calls]
-    return [message.role, said, calls]
+    return [message.role, visible, calls]
 
 
 def hash_json(kind: str, content: Any) -> bytes:
-    """The fingerprint of something that JSON can write, whatever the order of its keys; `kind`
-    tells equal texts apart."""
+    """Return the hash of a JSON value. The order of its keys does not matter.
+
+    Args:
+        kind: A name that separates equal values of different kinds.
+    """
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, default=str)
     digest = hashlib.sha256(f"{kind} {text}".encode("utf-8", "surrogatepass")).digest()
     return digest[:DIGEST_BYTES]

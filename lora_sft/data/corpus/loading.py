@@ -1,4 +1,4 @@
-"""Load a recipe's tokenizer and its corpus, from the cache where it is there."""
+"""Load the tokenizer of a recipe and its corpus, from the cache if it is kept there."""
 
 from __future__ import annotations
 
@@ -15,32 +15,34 @@ from lora_sft.data.templates.tokenizer import (
     find_stop_token_ids,
     load_tokenizer,
 )
-from lora_sft.processes.first_process import first_one_builds
+from lora_sft.processes.first_process import build_once
 from lora_sft.recipe import Recipe
 
 
 def load_data(
-    recipe: Recipe, kept_day: str | None = None
+    recipe: Recipe, template_date: str | None = None
 ) -> tuple[PreTrainedTokenizerBase, Corpus]:
-    """The recipe's tokenizer and its rows as tokens and labels.
+    """Return the tokenizer and the corpus of a recipe.
 
-    `kept_day`: the date that a template which reads the clock was shown when the run began.
+    Args:
+        template_date: The date that the chat template was given when the run began. It is used if
+            the recipe names no date.
     """
     tokenizer = load_tokenizer(recipe.model, recipe.tokenizer, recipe.data)
-    return tokenizer, _load_corpus(recipe, tokenizer, kept_day).corpus
+    return tokenizer, _load_corpus(recipe, tokenizer, template_date).corpus
 
 
 def prepare_data(recipe: Recipe) -> CachedCorpus:
-    """The recipe's rows as tokens and labels, and where they are kept for the next time."""
+    """Return the corpus of a recipe, and the folder that keeps it for the next time."""
     return _load_corpus(recipe, load_tokenizer(recipe.model, recipe.tokenizer, recipe.data))
 
 
 def _load_corpus(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, kept_day: str | None = None
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, template_date: str | None = None
 ) -> CachedCorpus:
     stops = find_stop_token_ids(tokenizer, recipe.model, recipe.data.stop_tokens)
-    data = replace(recipe.data, template_date=recipe.data.template_date or kept_day)
+    data = replace(recipe.data, template_date=recipe.data.template_date or template_date)
     written = recipe.to_dict(absolute_paths=True)
-    work = [written["data"], written["model"], written["tokenizer"], kept_day]
-    with first_one_builds(find_cache_folder(), work):
+    work = [written["data"], written["model"], written["tokenizer"], template_date]
+    with build_once(find_cache_folder(), work):
         return load_or_build_corpus(data, tokenizer, stops)

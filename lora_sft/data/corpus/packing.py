@@ -1,16 +1,17 @@
-"""Put whole documents into packed rows of at most `max_length` tokens, so that no slot is padding.
+"""Pack labelled rows into packed rows of at most `max_length` tokens, to avoid padding.
 
-A document is a labelled row that is to be packed: the literature's word for it.
+A labelled row that is packed is called a document here, as in the literature.
 
-Best fit decreasing over the whole set: the longest document first, each into the fullest packed row
-that still holds it. A document is never cut and a packed row never longer than asked for. TRL packs
-in groups of 1,000 documents and leaves a badly filled packed row or more in each; over the whole
-set hardly any is left.
+The method is best fit decreasing over the whole split. The longest document is placed first, and
+each document goes into the fullest packed row that still has space for it. A document is never cut,
+and a packed row is never longer than `max_length`. TRL packs groups of 1,000 documents, and at
+least one packed row of each group is badly filled. Over the whole split, hardly any is.
 
-The best fit of one document after another would cost a step of Python for each. But documents of
-one length are alike, and so are packed rows with the same space left: as long as a packed row still
-holds the next document it is the fullest one that does, so it is filled first. Each (length, space)
-pair is therefore placed in one go, with the very result of the slow way (a test compares them).
+To place each document separately would take one Python step per document. But documents of equal
+length can be exchanged, and so can packed rows with equal remaining space. A packed row that
+receives a document stays the fullest one until the next document no longer fits. So documents of
+one length are placed into packed rows with one remaining space in a single step. The result is the
+same; a test compares the two.
 """
 
 from __future__ import annotations
@@ -30,18 +31,18 @@ Integers: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
 PACKED_COLUMNS = ("input_ids", "labels")
 PACKED_SCHEMA = pa.schema({name: pa.list_(pa.int32()) for name in (*PACKED_COLUMNS, "seq_lengths")})
-PACKED_ROWS_A_TABLE = 1_000
+PACKED_ROWS_PER_TABLE = 1_000
 DOCUMENTS_COUNTED_AT_ONCE = 1_000
-# The same documents give the same packed rows whatever the run's seed, which orders them anew for
-# every epoch anyway.
+# Equal documents give equal packed rows with any seed of the run. The run shuffles the packed rows
+# for every epoch.
 ORDER_SEED = 0
 
 
 @dataclass(frozen=True)
 class PackingLayout:
-    """Which documents lie in which packed row: number i holds `documents[starts[i]:starts[i + 1]]`.
+    """The documents of each packed row: row i holds `documents[starts[i]:starts[i + 1]]`.
 
-    Shapes: `documents` [number of documents], each number once; `starts` [packed rows + 1].
+    Shapes: `documents` [number of documents], each index once; `starts` [packed rows + 1].
     """
 
     documents: Integers
@@ -60,12 +61,12 @@ class PackingLayout:
 
 
 def count_tokens(documents: Dataset) -> Integers:
-    """The length of every document, in tokens."""
+    """Return the length of every document, in tokens."""
     return _TokenLists(documents, "input_ids").lengths
 
 
 def count_learned_tokens(documents: Dataset) -> int:
-    """How many tokens of all documents are learned."""
+    """Return how many tokens of all documents are learned."""
     labels, total = _TokenLists(documents, "labels"), 0
     for first in range(0, len(documents), DOCUMENTS_COUNTED_AT_ONCE):
         part = np.arange(first, min(first + DOCUMENTS_COUNTED_AT_ONCE, len(documents)))
@@ -74,25 +75,29 @@ def count_learned_tokens(documents: Dataset) -> int:
 
 
 def lay_out_documents(lengths: Integers, max_length: int) -> PackingLayout:
-    """Best fit decreasing (Johnson 1973: at most 11/9 of the fewest packed rows, and 6/9 more).
+    """Assign every document to a packed row by best fit decreasing.
 
-    Documents of one length are taken in a shuffled order, so that those of one source do not end
-    up in packed rows of their own; these are shuffled because they come out longest documents
-    first, and a trainer that reads them in order would learn from long documents before short ones.
+    Documents of equal length are shuffled first. Otherwise documents of one source would often be
+    packed only with each other. The packed rows are shuffled last. Otherwise a trainer that reads
+    them in order would learn from long documents before short ones.
 
     Units: tokens; every length is from 1 to `max_length`.
+
+    Source: Johnson 1973; at most 11/9 of the smallest number of packed rows, plus 6/9.
     """
     assert len(lengths) == 0 or (lengths.min() >= 1 and lengths.max() <= max_length)
     random = np.random.default_rng(ORDER_SEED)
     shuffled = random.permutation(len(lengths))
     descending = shuffled[np.argsort(-lengths[shuffled], kind="stable")]
-    shelf = _Shelf(max_length)
+    packed_rows = _PackedRowsBySpace(max_length)
     placed = [
-        rows for length, count in _count_by_length(lengths) for rows in shelf.place(length, count)
+        rows
+        for length, count in _count_by_length(lengths)
+        for rows in packed_rows.place(length, count)
     ]
     found = np.concatenate(placed) if placed else np.empty(0, np.int64)
-    packed_row_of = random.permutation(shelf.num_packed_rows)[found]
-    counts = np.bincount(packed_row_of, minlength=shelf.num_packed_rows)
+    packed_row_of = random.permutation(packed_rows.num_packed_rows)[found]
+    counts = np.bincount(packed_row_of, minlength=packed_rows.num_packed_rows)
     return PackingLayout(
         documents=descending[np.argsort(packed_row_of, kind="stable")],
         starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
@@ -102,24 +107,24 @@ def lay_out_documents(lengths: Integers, max_length: int) -> PackingLayout:
 
 
 def _count_by_length(lengths: Integers) -> Iterator[tuple[int, int]]:
-    """Every length with the number of its documents, the longest first."""
+    """Return every length with the number of its documents, from the longest to the shortest."""
     values, counts = np.unique(lengths, return_counts=True)
     return zip(values[::-1].tolist(), counts[::-1].tolist(), strict=True)
 
 
-class _Shelf:
-    """Packed rows by the space that is left in them; each has a number and nothing else."""
+class _PackedRowsBySpace:
+    """The indices of packed rows, grouped by the space that is left in them."""
 
     def __init__(self, max_length: int) -> None:
         self.num_packed_rows = 0
         self._max_length = max_length
         self._by_space: list[list[Integers]] = [[] for _ in range(max_length)]
-        self._is_there = bytearray(max_length)  # one flag a space: `find` is one C call
+        self._has_rows = bytearray(max_length)  # one flag per space, so that `find` is one C call
 
     def place(self, length: int, count: int) -> Iterator[Integers]:
-        """The packed rows for `count` documents of `length`, the fullest that fit first."""
+        """Place `count` documents of `length`, and yield the packed row of each document."""
         while count:
-            space = self._is_there.find(1, length)
+            space = self._has_rows.find(1, length)
             if space < 0:
                 space = self._max_length
             per_row = space // length
@@ -133,7 +138,7 @@ class _Shelf:
             count -= num_placed
 
     def _take(self, space: int, wanted: int) -> Integers:
-        """At most `wanted` packed rows with this space; new ones where it is a whole row's."""
+        """Take out at most `wanted` packed rows with this space. Make new rows for a whole row."""
         if space == self._max_length:
             self.num_packed_rows += wanted
             return np.arange(self.num_packed_rows - wanted, self.num_packed_rows)
@@ -144,27 +149,27 @@ class _Shelf:
             if len(rows) > wanted:
                 stack.append(rows[wanted:])
             wanted -= len(taken[-1])
-        self._is_there[space] = bool(stack)
+        self._has_rows[space] = bool(stack)
         return np.concatenate(taken)
 
     def _put(self, rows: Integers, space: int) -> None:
         if space and len(rows):
             self._by_space[space].append(rows)
-            self._is_there[space] = True
+            self._has_rows[space] = True
 
 
 def pack_documents(documents: Dataset, layout: PackingLayout) -> Dataset:
-    """The packed rows of a layout: `input_ids` and `labels` of its documents, and `seq_lengths`.
+    """Return the packed rows of a layout, with `input_ids`, `labels` and `seq_lengths`.
 
-    Arrow buffers are cut and joined into a file that nobody keeps; no token becomes a Python
-    object, and the packed rows are in memory only while they are read.
+    Arrow buffers are cut and joined into a temporary file. No token becomes a Python object, and
+    a packed row is in memory only while it is read.
     """
     columns = {name: _TokenLists(documents, name) for name in PACKED_COLUMNS}
     lengths = columns["input_ids"].lengths[layout.documents]
     num_rows = layout.num_packed_rows
     tables = (
-        _make_table(columns, lengths, layout, first, min(first + PACKED_ROWS_A_TABLE, num_rows))
-        for first in range(0, num_rows, PACKED_ROWS_A_TABLE)
+        _make_table(columns, lengths, layout, first, min(first + PACKED_ROWS_PER_TABLE, num_rows))
+        for first in range(0, num_rows, PACKED_ROWS_PER_TABLE)
     )
     with make_scratch_folder() as folder:
         path = folder / "packed.arrow"
@@ -175,7 +180,7 @@ def pack_documents(documents: Dataset, layout: PackingLayout) -> Dataset:
 def _make_table(
     columns: dict[str, _TokenLists], lengths: Integers, layout: PackingLayout, first: int, end: int
 ) -> pa.Table:
-    """The packed rows [first, end)."""
+    """Return the packed rows [first, end) as a table."""
     starts = layout.starts[first : end + 1]
     inside = slice(starts[0], starts[-1])
     tokens_before = np.concatenate([[0], np.cumsum(lengths[inside])])
@@ -193,13 +198,17 @@ def _make_lists(starts: Integers, values: Integers) -> pa.ListArray:
 
 
 def _find_order(documents: Dataset) -> Any:
-    """Where the documents lie in their table: a data set that was selected from keeps the table."""
+    """Return the row numbers of the documents in the table behind them.
+
+    `Dataset.select` keeps the whole table and a list of row numbers. Without that list, the result
+    is a slice of all rows.
+    """
     selected = documents._indices
     return slice(None) if selected is None else selected.column(0).to_numpy()
 
 
 class _TokenLists:
-    """A column of token lists as flat numbers: where each list starts, and its values."""
+    """A column of token lists as flat arrays: the values, and the start and end of each list."""
 
     def __init__(self, documents: Dataset, name: str) -> None:
         chunks = documents.data.column(name).chunks
@@ -216,7 +225,7 @@ class _TokenLists:
         return lengths
 
     def gather(self, documents: Integers) -> Integers:
-        """The values of these lists, one after another."""
+        """Return the values of these documents' lists, one after another."""
         places = zip(
             self._chunk_of[documents].tolist(),
             self._starts[documents].tolist(),

@@ -1,11 +1,15 @@
-"""Find source rows whose example is there before: in their split, or in a held-out one.
+"""Find source rows whose example occurs earlier in their split, or in a held-out split.
 
-Two source rows are the same where they hold the same example (`example_hash`), whatever format they
-are written in and whatever stands beside it: a test row is known to the model also where its id
-differs, and where other answers of it are learned. For a duplicate these count too: a row that
-learns another answer of the same example adds to what is learned. Only source rows that are kept
-can repeat others or be repeated in their own split. Where splits are drawn by a fraction, equal
-examples share one; with `group_by` they may lie in groups of different splits, and are looked for.
+An overlap is an example of one split that a held-out split also has. Formats, ids and learned
+messages do not matter (`example_hash`): the model has seen a test row even if it learned another
+answer of it.
+
+A duplicate is an example that occurs twice in one split and learns the same tokens both times. A
+row that learns another answer of the same conversation teaches something new. Only source rows that
+are kept can be duplicates or have duplicates.
+
+If a fraction chooses the split, equal examples share a split. With `group_by` they may be in groups
+of different splits, so overlaps are searched for there too.
 """
 
 from __future__ import annotations
@@ -24,26 +28,26 @@ if TYPE_CHECKING:
     from lora_sft.data.rows.row_sources import SourceRow
     from lora_sft.recipe import DataSection, DatasetSection
 
-# A source row that two of them hold stays in the first: what is measured with is not made smaller.
+# An example that both splits have stays in the first: the test split must not become smaller.
 HELD_OUT = ("test", "validation")
 
 
 class HashedExample(NamedTuple):
-    """A source row that its format can read: the hash it is drawn by, and its example's."""
+    """A source row that its format can read, with the two hashes of `example_hash`."""
 
     source_row: SourceRow
     row_hash: bytes
     example_hash: bytes
 
 
-# The source rows of one data set that its format can read.
+# Reads the source rows of one data set that its format can read.
 ReadHashedExamples = Callable[["DatasetSection"], Iterable[HashedExample]]
-# Why a source row is left out after all, if it is.
+# Returns why a source row is dropped as a repeat, or None.
 FindRepeat = Callable[["SourceRowOutcome"], Drop | None]
 
 
 class Place(NamedTuple):
-    """A source row of one data set: a file that two data sets read holds its rows twice."""
+    """The place of a source row. It names the data set, because two data sets may read one file."""
 
     dataset: int
     source: str
@@ -52,10 +56,10 @@ class Place(NamedTuple):
 
 
 class RepeatedExamples:
-    """Judges the source rows of one corpus by `data.duplicates` and `data.overlap`.
+    """The search for repeated examples in one corpus, by `data.duplicates` and `data.overlap`.
 
-    Asked about the same source row again it says the same, so that splits may be read in any order
-    and more than once. What is held out is read once before the rows that could repeat it.
+    A source row that is judged again gets the same answer. So splits may be read in any order and
+    several times. Held-out rows are read once, before the rows that could repeat them.
     """
 
     def __init__(self, data: DataSection, read_examples: ReadHashedExamples) -> None:
@@ -66,16 +70,19 @@ class RepeatedExamples:
         self._held_out: dict[bytes, tuple[str, str]] | None = None
 
     @property
-    def are_looked_for(self) -> bool:
-        """Whether any source row could be left out: else no example needs its hash."""
+    def needs_hashes(self) -> bool:
+        """Whether a source row could be dropped as a repeat. If not, examples need no hash."""
         return self._drops_duplicates or self._has_own_data_sets() or self._has_groups
 
     @property
     def _drops_duplicates(self) -> bool:
         return self._data.duplicates == "drop"
 
-    def follow(self, dataset: DatasetSection) -> FindRepeat:
-        """What judges the source rows of `dataset` by what became of them."""
+    def make_repeat_finder(self, dataset: DatasetSection) -> FindRepeat:
+        """Return the function that finds repeats among the source rows of `dataset`.
+
+        Call it once for each outcome, in source order.
+        """
         own_split = self._find_own_split(dataset)
 
         def find_repeat(outcome: SourceRowOutcome) -> Drop | None:
@@ -96,50 +103,53 @@ class RepeatedExamples:
     def _find_overlap(self, digest: bytes, split: str, where: str) -> Drop | None:
         if self._held_out is None:
             self._held_out = self._read_held_out()
-        other, there = self._held_out.get(digest, (split, where))
+        other, other_where = self._held_out.get(digest, (split, where))
         if other == split:
             return None
         if self._data.overlap == "error":
             raise DataError(
                 f"the same row is in two splits, {split} and {other}",
-                f"{where} and {there}",
-                f"take it out of one, or set data.overlap: drop (it then leaves {split})",
+                f"{where} and {other_where}",
+                f"remove it from one split, or set data.overlap: drop (removes it from {split})",
             )
-        return Drop("overlap", f"{other} holds it: {there}")
+        return Drop("overlap", f"{other} has the same example: {other_where}")
 
     def _read_held_out(self) -> dict[bytes, tuple[str, str]]:
         held_out: dict[bytes, tuple[str, str]] = {}
-        drawn = self._read_drawn() if self._may_repeat_drawn else {}
+        from_training = self._read_held_out_by_fraction() if self._may_repeat_fraction else {}
         for split in HELD_OUT:
             for dataset in self._list_own(split):
                 for row, _, digest in self._read_examples(dataset):
                     held_out.setdefault(digest, (split, row.where))
-            for digest, where in drawn.get(split, {}).items():
+            for digest, where in from_training.get(split, {}).items():
                 held_out.setdefault(digest, (split, where))
         return held_out
 
     @property
     def _has_groups(self) -> bool:
-        """Whether equal examples may be drawn apart: else the draw keeps them together."""
+        """Whether a fraction divides groups: then equal examples may be in different splits."""
         return has_fraction(self._data) and find_group_column(self._data) is not None
 
     @property
-    def _may_repeat_drawn(self) -> bool:
-        """Whether a source row could repeat one that a fraction holds out, and not be found there:
-        in another group, or among the validation's own rows, which give way to the test's."""
-        test = self._data.test
-        is_test_drawn = test is not None and test.fraction is not None
-        return self._has_groups or (is_test_drawn and bool(self._list_own("validation")))
+    def _may_repeat_fraction(self) -> bool:
+        """Whether a row of another split may repeat a row that a fraction holds out.
 
-    def _read_drawn(self) -> dict[str, dict[bytes, str]]:
-        """The examples that fractions hold out of the training rows, and where each is first."""
-        drawn: defaultdict[str, dict[bytes, str]] = defaultdict(dict)
+        This is possible in two cases: with groups, or if a fraction makes the test split and the
+        validation split has its own data sets.
+        """
+        test = self._data.test
+        is_test_by_fraction = test is not None and test.fraction is not None
+        return self._has_groups or (is_test_by_fraction and bool(self._list_own("validation")))
+
+    def _read_held_out_by_fraction(self) -> dict[str, dict[bytes, str]]:
+        """Return the examples that fractions hold out, by split, with the first place of each."""
+        found: defaultdict[str, dict[bytes, str]] = defaultdict(dict)
         for dataset in self._data.datasets:
             for row, row_hash, digest in self._read_examples(dataset):
                 split = self._by_fraction.find_split(row_hash)
                 if split in HELD_OUT:
-                    drawn[split].setdefault(digest, row.where)
-        return drawn
+                    found[split].setdefault(digest, row.where)
+        return found
 
     def _list_own(self, split: str) -> list[DatasetSection]:
         section = getattr(self._data, split)
@@ -149,7 +159,7 @@ class RepeatedExamples:
         return any(self._list_own(split) for split in HELD_OUT)
 
     def _find_own_split(self, dataset: DatasetSection) -> str:
-        """The held-out split that names `dataset`; empty for a data set of training rows."""
+        """Return the held-out split that names `dataset`, or an empty text for training data."""
         for split in HELD_OUT:
             if any(dataset is own for own in self._list_own(split)):
                 return split
@@ -157,6 +167,6 @@ class RepeatedExamples:
 
 
 def _hash_learned(digest: bytes, outcome: SourceRowOutcome) -> bytes:
-    """The hash of an example and of which of its tokens are learned."""
+    """Return a hash of an example and of the positions of its learned tokens."""
     spans = [[(turn.start, turn.end) for turn in row.turns] for row in outcome.labelled_rows]
     return hash_json("learned", [digest.hex(), spans])

@@ -1,4 +1,4 @@
-"""What became of one source row: its labelled rows, or the reason why it was dropped."""
+"""The outcome of one source row: its labelled rows, or the reason why it was dropped."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from lora_sft.data.rows.row_sources import SourceRow
 
 @dataclass(frozen=True)
 class SourceRowOutcome:
-    """One source row and what became of it: either `labelled_rows` or `drop` says so.
+    """One source row, with either its labelled rows or its drop.
 
-    `labelled_lengths` are the tokens of each of its labelled rows before the length policy.
-    `example_hash` tells source rows that hold the same example, where the recipe wants them told.
+    Attributes:
+        row_hash: Chooses the split and the number of passes (see `splits`).
+        example_hash: Equal for equal examples; None if the recipe does not compare examples.
+        labelled_lengths: The tokens of each labelled row before the length policy.
+        is_truncated: Whether the length policy cut a labelled row.
     """
 
     source_row: SourceRow
@@ -31,7 +34,7 @@ class SourceRowOutcome:
 
     @property
     def is_expanded(self) -> bool:
-        """Whether the source row became several labelled rows (also where only some fit)."""
+        """Whether the source row became several labelled rows, even if only some of them fit."""
         return max(self.num_labelled, len(self.labelled_rows)) > 1
 
     @property

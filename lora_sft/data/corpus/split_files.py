@@ -1,7 +1,8 @@
-"""Write one split to Arrow files as its labelled rows come, and know all of it at the last.
+"""Write the labelled rows of one split to Arrow files while they are made.
 
-A labelled row that is repeated is written once: the whole passes over a data set are one file that
-is read as often, and those of a last part pass are a file of their own.
+A labelled row is not written again for each pass over a data set. All rows of a data set are in one
+file, which is read once per whole pass. If `repeat` is not a whole number, the rows of the last,
+partial pass are in a second file.
 """
 
 from __future__ import annotations
@@ -36,9 +37,12 @@ TABLE_TOKENS = 500_000
 
 @dataclass(frozen=True)
 class WrittenSplit:
-    """A finished split: `files` in the order to read them, a repeated one named again.
+    """A finished split.
 
-    `fingerprint` covers ids and labels in their order. `largest_token_id` is -1 without any.
+    Attributes:
+        files: File names in reading order; a file that is read twice is named twice.
+        fingerprint: A hash of ids and labels in their order.
+        largest_token_id: The largest id of the split; -1 if the split has no labelled row.
     """
 
     files: tuple[str, ...]
@@ -47,42 +51,46 @@ class WrittenSplit:
     largest_token_id: int
 
     def as_dict(self) -> dict[str, Any]:
-        """The split as JSON holds it."""
+        """Return the split as a JSON object."""
         return {**vars(self), "account": self.account.as_dict()}
 
     @classmethod
     def from_dict(cls, described: Mapping[str, Any]) -> WrittenSplit:
-        """The split that `as_dict` described."""
+        """Return the split that `as_dict` described."""
         account = Account(**described["account"])
         return cls(**{**described, "files": tuple(described["files"]), "account": account})
 
     def open(self, folder: Path) -> Dataset:
-        """Its labelled rows (the columns of `SCHEMA`), mapped from the files in `folder`."""
+        """Return the labelled rows (the columns of `SCHEMA`), mapped from files in `folder`."""
         return map_tables([folder / name for name in self.files], SCHEMA, self.fingerprint[:16])
 
 
 class SplitWriter:
-    """Takes the outcomes of one split in their order and writes its labelled rows."""
+    """A writer for the labelled rows of one split. It receives outcomes in their order."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._folder = folder
         self._name = name
         self._tally = AccountTally()
         self._num_files = 0
-        self._written: list[LabelledRowFile] = []  # in the order of reading, repeats named again
+        self._written: list[LabelledRowFile] = []  # in reading order, once per pass
         self._num_whole = 0
         self._whole: LabelledRowFile | None = None
         self._part: LabelledRowFile | None = None
 
     def begin_dataset(self, repeat: float) -> None:
-        """Start on the outcomes of one data set, which is repeated as a whole."""
+        """Begin a data set: the rows that are added next belong to it.
+
+        Args:
+            repeat: How often the data set is learned per epoch.
+        """
         self._close_dataset()
         self._num_whole = int(repeat)
         self._whole = self._make_file() if self._num_whole else None
         self._part = self._make_file() if repeat > self._num_whole else None
 
     def add(self, outcome: SourceRowOutcome, num_passes: int = 1) -> None:
-        """Count one source row, and write its labelled rows for the passes they are in."""
+        """Count one source row, and write its labelled rows to the files of its passes."""
         self._tally.count(outcome, num_passes)
         if not num_passes or not outcome.labelled_rows:
             return
@@ -92,7 +100,7 @@ class SplitWriter:
             self._part.add(outcome)
 
     def finish(self) -> WrittenSplit:
-        """Close the files; the account and the rest is complete with it."""
+        """Close the files, and return the finished split."""
         self._close_dataset()
         digests = "".join(file.digest for file in self._written)
         return WrittenSplit(
@@ -114,7 +122,10 @@ class SplitWriter:
 
 
 class LabelledRowFile:
-    """An Arrow file of labelled rows, hashed as it is written; none is made where none came."""
+    """An Arrow file of labelled rows, which is hashed while it is written.
+
+    If no labelled row is added, no file is made.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -126,7 +137,7 @@ class LabelledRowFile:
 
     @property
     def digest(self) -> str:
-        """The hash of ids and labels, in order."""
+        """The hash of ids and labels in their order."""
         return self._sha256.hexdigest()
 
     def add(self, outcome: SourceRowOutcome) -> None:
@@ -138,7 +149,7 @@ class LabelledRowFile:
             self._write()
 
     def close(self) -> bool:
-        """Write what is left; whether there is a file."""
+        """Write the remaining rows, and return whether a file was made."""
         if self._rows:
             self._write()
         if self._writer is None:

@@ -1,11 +1,14 @@
-"""Decide by a source row's own content which split it belongs to and how often it is repeated.
+"""Choose the split of a source row, and how often it is repeated, from its content.
 
-A source row's place follows from what it says (`example_hash.hash_content`): adding, removing or
-reordering others never moves it, nor does another template or another setting, and rows that say
-the same share a split, whatever their ids, formats and template arguments. A row that its format
-cannot read is drawn by its raw values. With `group_by` the rows of one group share a split: the
-first bytes of a row's hash, which draw its split, are then the group's, and equal examples of two
-groups are found by `repeated_examples`.
+The row's content is hashed (`example_hash.hash_content`), and the hash gives two numbers in [0, 1).
+One number chooses the split, and the other selects the row for a partial pass. So a row never moves
+to another split because other rows were added, removed or reordered, or because of another template
+or setting. Rows with equal content share a split, even if ids, formats or template arguments
+differ. If the format cannot read a row, its raw values are hashed.
+
+With `group_by`, the rows of one group share a split. The first bytes of a row's hash choose the
+split, and they then come from the group. Equal examples in two groups may be in two splits;
+`repeated_examples` finds them.
 """
 
 from __future__ import annotations
@@ -14,41 +17,43 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from lora_sft.data.one_line import make_one_line
 from lora_sft.errors import DataError
+from lora_sft.shown_text import make_one_line
 
 if TYPE_CHECKING:
     from lora_sft.data.rows.row_sources import SourceRow
     from lora_sft.recipe import DataSection, DatasetSection, SplitSection
 
-DRAW_BYTES = 8
-DRAW_RANGE = 2 ** (8 * DRAW_BYTES)
-NOT_DRAWN = bytes(2 * DRAW_BYTES)
+NUMBER_BYTES = 8  # of a row hash, for each of its two numbers
+NUMBER_RANGE = 2 ** (8 * NUMBER_BYTES)
+NO_ROW_HASH = bytes(2 * NUMBER_BYTES)
 
 
-def is_drawn(data: DataSection, dataset: DatasetSection) -> bool:
-    """Whether the rows of `dataset` are drawn at all, to a split or for a part pass."""
+def needs_row_hash(data: DataSection, dataset: DatasetSection) -> bool:
+    """Return whether a hash chooses the split or the partial pass of the rows of `dataset`."""
     return _is_divided(data, dataset) or dataset.repeat % 1 != 0
 
 
-def find_drawn_groups(data: DataSection, dataset: DatasetSection) -> str | None:
-    """The column by whose values the rows of `dataset` are drawn to splits, where one is named."""
+def find_dataset_group_column(data: DataSection, dataset: DatasetSection) -> str | None:
+    """Return the column whose equal values share a split, or None if `dataset` is not divided."""
     return find_group_column(data) if _is_divided(data, dataset) else None
 
 
 def _is_divided(data: DataSection, dataset: DatasetSection) -> bool:
+    """Return whether a fraction divides the rows of `dataset` between splits."""
     return has_fraction(data) and any(dataset is training for training in data.datasets)
 
 
 def make_row_hash(row: SourceRow, content_hash: bytes, group_column: str | None) -> bytes:
-    """What draws the split of a row (its group's part of it, where there are groups) and its
-    passes.
+    """Return the hash that chooses the split of a row and its number of passes.
 
-    Raises: DataError where the row has no group to be drawn by.
+    With groups, the part that chooses the split comes from the row's group.
+
+    Raises: DataError if the row lacks the group column.
     """
     if group_column is None:
         return content_hash
-    return _hash_in_group(row, group_column) + content_hash[DRAW_BYTES:]
+    return _hash_in_group(row, group_column) + content_hash[NUMBER_BYTES:]
 
 
 def _hash_in_group(row: SourceRow, column: str) -> bytes:
@@ -64,44 +69,47 @@ def _hash_in_group(row: SourceRow, column: str) -> bytes:
 
 
 def _hash_group(group: Any) -> bytes:
-    """The bytes that draw the split of a group; 7 and "7" are the same group."""
+    """Return the bytes that choose the split of a group; 7 and "7" are the same group."""
     text = group if isinstance(group, str) else json.dumps(group, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:DRAW_BYTES]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:NUMBER_BYTES]
 
 
 def has_fraction(data: DataSection) -> bool:
-    """Whether a held-out split is drawn from the training rows."""
+    """Return whether a fraction of the training rows is held out."""
     return any(_get_fraction(section) for section in (data.validation, data.test))
 
 
 def find_group_column(data: DataSection) -> str | None:
-    """The column whose equal values share a split, where there is one."""
+    """Return the recipe's group column (rows with equal values in it share a split), or None."""
     sections = (data.validation, data.test)
     columns = (section.group_by for section in sections if section is not None)
     return next((column for column in columns if column is not None), None)
 
 
-def get_split_draw(row_hash: bytes) -> float:
-    """A number in [0, 1) that places the row in a split."""
-    return int.from_bytes(row_hash[:DRAW_BYTES], "big") / DRAW_RANGE
+def get_split_number(row_hash: bytes) -> float:
+    """Return the number in [0, 1) that chooses the split of a row."""
+    return int.from_bytes(row_hash[:NUMBER_BYTES], "big") / NUMBER_RANGE
 
 
-def get_repeat_draw(row_hash: bytes) -> float:
-    """A number in [0, 1), independent of the split's, that selects the row for a part pass."""
-    return int.from_bytes(row_hash[DRAW_BYTES : 2 * DRAW_BYTES], "big") / DRAW_RANGE
+def get_pass_number(row_hash: bytes) -> float:
+    """Return the number in [0, 1) that selects a row for the partial pass."""
+    return int.from_bytes(row_hash[NUMBER_BYTES : 2 * NUMBER_BYTES], "big") / NUMBER_RANGE
 
 
 def count_passes(repeat: float, row_hash: bytes) -> int:
-    """How often the row is learned an epoch: the whole passes, and one more for a part of rows."""
+    """Return how often the row is learned per epoch.
+
+    This is once per whole pass, and once more if the row is in the partial pass.
+    """
     whole = int(repeat)
-    return whole + (get_repeat_draw(row_hash) < repeat - whole)
+    return whole + (get_pass_number(row_hash) < repeat - whole)
 
 
 class SplitByFraction:
-    """Sends the rows of the training data sets to train, validation or test.
+    """The choice between train, validation and test for rows of the training data sets.
 
-    Validation takes draws from the low end and test from the high end, so that adding one does
-    not move the rows of the other.
+    Validation takes the rows with the smallest numbers, and test the rows with the largest. So a
+    new validation split never moves the rows of the test split, and the reverse.
     """
 
     def __init__(self, data: DataSection) -> None:
@@ -115,11 +123,11 @@ class SplitByFraction:
             )
 
     def find_split(self, row_hash: bytes) -> str:
-        """The name of the row's split."""
-        draw = get_split_draw(row_hash)
-        if draw < self._validation:
+        """Return the name of the row's split."""
+        number = get_split_number(row_hash)
+        if number < self._validation:
             return "validation"
-        return "test" if draw >= 1 - self._test else "train"
+        return "test" if number >= 1 - self._test else "train"
 
 
 def _get_fraction(split: SplitSection | None) -> float:

@@ -21,9 +21,9 @@ from lora_sft.data.examples.conversation import (
 )
 from lora_sft.data.examples.messages import read_messages, read_tools
 from lora_sft.data.examples.tokenized_rows import read_tokenized_row
-from lora_sft.data.one_line import make_one_line
 from lora_sft.data.rows.plain_json import check_is_json_value, parse_if_string, parse_json
 from lora_sft.errors import DataError
+from lora_sft.shown_text import make_one_line
 
 KWARGS_COLUMN = "chat_template_kwargs"
 # Template arguments that are always set from other data. A row cannot set them.
@@ -156,7 +156,7 @@ def _check_columns(row_format: RowFormat, columns: set[str], where: str) -> RowF
 
 
 def _spelling_fits(row_format: RowFormat, rows: list[Values]) -> bool:
-    """Return whether the messages are written as this format expects.
+    """Return whether the messages have the keys of this format (`role`, or ShareGPT's `from`).
 
     Two formats have a column `messages`. A message with `from` is in ShareGPT's format.
     """

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_sft.data.drops import MalformedRow
-from lora_sft.data.one_line import make_one_line
 from lora_sft.data.rows.plain_json import check_is_json_value, parse_json
+from lora_sft.shown_text import make_one_line
 
 BOOLEAN_WORDS = ("true", "false")
 # The types of values in a recipe, in words. bool is first, because Python counts it as int.

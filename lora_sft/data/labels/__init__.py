@@ -1,1 +1,1 @@
-"""From examples to labelled rows: which tokens are learned."""
+"""Turn examples into labelled rows: decide which tokens are learned."""

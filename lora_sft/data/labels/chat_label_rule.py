@@ -1,18 +1,26 @@
-"""The label rule for conversations, on text: learned is what the model must produce when served.
+"""Decide which characters of a conversation are learned.
 
-For a trained assistant turn i, P is the template's text of the messages before it with the
-generation prompt (what a server sends), and S the text of the messages up to and with it. The
-target is S after P, up to and including its stop token: never the newline after it, never a
-user's words. No template needs markers for this, and none is known by name.
+The model learns exactly the text that it must produce when it is served. For each trained
+assistant turn, the chat template renders two texts:
 
-One labelled row holds the whole conversation only where the conversation's own render begins with
-P and target of every trained turn. Templates that rewrite history (drop earlier thinking, end
-earlier turns otherwise) fail that; `rewritten_history` says what happens then.
+- the served prompt: the messages before the turn, with the generation prompt, as a server sends it;
+- the answered text: the messages up to and including the turn.
 
-Two kinds of template do not render what is served, and the text is then put together (`spliced`):
-where the prompt opens a thinking block that the render drops, the target is written from the
-message; where no turn has an end of its own, the token that begins the matching next turn is the
-stop (a server stops at it), and it is appended.
+The target is the part of the answered text after the served prompt, up to and including the stop
+token. The newline after the stop token is never learned, nor are a user's words. The rule works for
+any template: it needs no markers in the template and no list of known templates.
+
+One labelled row holds the whole conversation only if the rendered conversation begins with the
+served prompt and the target of each trained turn. Some templates rewrite history: they drop
+earlier reasoning, or end earlier turns with another token. Then `data.rewritten_history` chooses
+what is learned.
+
+Some templates do not render the text that is served. The text is then assembled here, and its
+`built` is `spliced`. There are two cases:
+
+- The answered text does not begin with the served prompt. `spliced_turn` joins the two.
+- The turn has no stop token of its own. A server stops at the token that begins the next message,
+  so this token is appended to the target.
 """
 
 from __future__ import annotations
@@ -30,7 +38,7 @@ from lora_sft.data.examples.thinking import has_thinking, without_thinking
 from lora_sft.data.labels.content_survival import (
     EXCERPT_CHARACTERS,
     check_content_survives,
-    find_lost,
+    find_lost_text,
     list_call_texts,
     walk_values,
 )
@@ -46,10 +54,15 @@ from lora_sft.errors import DataError
 
 @dataclass
 class Notes:
-    """What a person should be told of examples that are right as they are, and their stops.
+    """Facts about the labelled examples: their stop tokens, and causes of warnings.
 
-    `lost_context` counts examples whose context is not rendered whole; `first_lost_context` is
-    where. `in_place` counts examples that learn an earlier turn otherwise than it is served.
+    Attributes:
+        seen_stops: The stop tokens at the end of trained turns.
+        saw_thinking: Whether a trained turn has reasoning.
+        lost_context: How many examples are rendered without a part of their context.
+        first_lost_context: The place of the first of these examples.
+        in_place: How many examples learn an earlier turn in another form than the served one.
+        left_thinking_open: Whether a conversation leaves `enable_thinking` to the recipe.
     """
 
     seen_stops: set[str] = field(default_factory=set)
@@ -60,7 +73,7 @@ class Notes:
     left_thinking_open: bool = False
 
     def add(self, later: Notes) -> None:
-        """Take in the notes on examples that come after these."""
+        """Add the notes of later examples to these notes."""
         self.seen_stops |= later.seen_stops
         self.saw_thinking |= later.saw_thinking
         self.lost_context += later.lost_context
@@ -71,21 +84,27 @@ class Notes:
 
 @dataclass(frozen=True)
 class ServedTurn:
-    """A trained turn as served: P and target (and what the template puts after it), and where in
-    it the target begins and ends; `stop` is what it ends in."""
+    """The served form of one trained turn.
+
+    Attributes:
+        text: The served prompt, the target, and the template's text after the target.
+        learned: The target, as a span of `text`.
+        stop: The stop token at the end of the target.
+        built: How `text` was made, as in `LabelledRow`.
+    """
 
     text: str
     learned: LearnedText
     stop: str
     built: str = "rendered"
 
-    def begins(self, text: str) -> bool:
-        """Whether `text` starts with this turn's prompt and target, character by character."""
+    def is_start_of(self, text: str) -> bool:
+        """Return whether `text` starts with this turn's served prompt and target."""
         return text.startswith(self.text[: self.learned.end])
 
 
 class ChatLabelRule:
-    """Turns conversations into texts with learned spans, by one recipe's settings."""
+    """The label rule for conversations, with one recipe's settings."""
 
     def __init__(
         self,
@@ -106,45 +125,49 @@ class ChatLabelRule:
         self._special_tokens_in_content = special_tokens_in_content
         self.notes = Notes()
 
-    def write_chats(self, conversation: Conversation, where: str) -> list[RenderedChat]:
-        """One text for the conversation, or one a trained turn where history is rewritten.
+    def render_chats(self, conversation: Conversation, where: str) -> list[RenderedChat]:
+        """Return one text for the conversation, or one per trained turn if history is rewritten.
 
-        Raises: RowDropped for this example alone; DataError where the recipe forbids going on.
+        Raises:
+            RowDropped: If this example cannot be learned.
+            DataError: If the recipe forbids something that the example contains.
         """
         conversation = self._renderer.remove_repeated_reasoning(conversation)
         found = self._find_special_token(conversation)
         if found is None:
-            return self._write_clean_chats(conversation, where)
+            return self._render_checked_chats(conversation, where)
         if self._special_tokens_in_content != "escape":
             refuse_special_token(found, where, self._special_tokens_in_content)
         escaped = escape_special_tokens(conversation, self._special)
-        chats = self._write_clean_chats(escaped.conversation, where)
-        return [replace(chat, built="escaped", stand_ins=escaped.stand_ins) for chat in chats]
+        chats = self._render_checked_chats(escaped.conversation, where)
+        return [replace(chat, built="escaped", placeholders=escaped.placeholders) for chat in chats]
 
-    def _write_clean_chats(self, conversation: Conversation, where: str) -> list[RenderedChat]:
+    def _render_checked_chats(self, conversation: Conversation, where: str) -> list[RenderedChat]:
         trained = find_trained_messages(conversation, self._loss_on, where)
         chat = self._renderer.open(conversation)
         whole = chat.render(len(conversation.messages), served=False)
-        self._look_around(conversation, trained, whole, where)
+        self._note_causes_of_warnings(conversation, trained, whole, where)
         if self._loss_on == "all":
             return [RenderedChat(where, whole, (LearnedText("text", None, 0, len(whole)),))]
         if not trained:
-            raise RowDropped("no_target", "no assistant turn is to be learned")
+            raise RowDropped("no_target", "the row has no assistant turn to learn")
         turns = [self._find_served_turn(chat, conversation, index, whole) for index in trained]
-        if all(turn.begins(whole) for turn in turns):
+        if all(turn.is_start_of(whole) for turn in turns):
             return [RenderedChat(where, whole, tuple(turn.learned for turn in turns))]
         last = turns[-1]
-        if all(turn.begins(last.text) for turn in turns):  # all but an appended stop is there
+        if all(
+            turn.is_start_of(last.text) for turn in turns
+        ):  # `whole` lacks only the last stop token
             learned = tuple(turn.learned for turn in turns)
             return [RenderedChat(where, last.text, learned, last.built)]
         if self._rewritten_history == "in_place":
-            return [self._write_in_place(chat, conversation, turns, whole, where)]
-        return self._write_rewritten(turns, where)
+            return [self._render_in_place(chat, conversation, turns, whole, where)]
+        return self._render_served_turns(turns, where)
 
-    def _look_around(
+    def _note_causes_of_warnings(
         self, conversation: Conversation, trained: list[int], whole: str, where: str
     ) -> None:
-        """Note what a person should be told of, though the example is right as it is."""
+        """Note facts of a valid example that the user may not expect."""
         messages = conversation.messages
         if not self.notes.saw_thinking:
             self.notes.saw_thinking = any(has_thinking(messages[i]) for i in trained)
@@ -152,7 +175,7 @@ class ChatLabelRule:
         if _loses_context(context, conversation.tools, whole):
             self.notes.add(Notes(lost_context=1, first_lost_context=where))
 
-    def _write_in_place(
+    def _render_in_place(
         self,
         chat: OpenedChat,
         conversation: Conversation,
@@ -160,10 +183,12 @@ class ChatLabelRule:
         whole: str,
         where: str,
     ) -> RenderedChat:
-        """One text of the whole conversation, its earlier turns learned as history shows them, and
-        a turn that ends it as it is served.
+        """Return one text for the whole conversation.
 
-        Raises: RowDropped where a turn cannot be found there, or history lost what it holds.
+        Earlier turns are learned as history shows them. A trained turn at the end of the
+        conversation is learned as it is served.
+
+        Raises: RowDropped if a turn cannot be found in the text, or if history lost its content.
         """
         last = turns[-1]
         ends = last.learned.message == len(conversation.messages) - 1
@@ -172,7 +197,7 @@ class ChatLabelRule:
         history = RenderedText(chat, chat.num_messages, served=False, text=whole)
         learned = []
         for turn in turns:
-            if turn.begins(text):
+            if turn.is_start_of(text):
                 learned.append(turn.learned)
                 continue
             index = turn.learned.message
@@ -181,7 +206,7 @@ class ChatLabelRule:
             prompt = RenderedText(chat, index, served=True, text=served)
             place = find_shown_turn(history, index, prompt, turn.stop)
             if place is None or place[1] > shared:
-                detail = f"history shows message {index} otherwise than can be told apart"
+                detail = f"message {index} cannot be found in the rendered conversation"
                 raise RowDropped("not_prefix_stable", detail)
             shown = without_thinking(conversation.messages[index])
             check_content_survives(shown, whole[slice(*place)], index)
@@ -189,12 +214,12 @@ class ChatLabelRule:
         self.notes.in_place += 1
         return RenderedChat(where, text, tuple(learned), built)
 
-    def _write_rewritten(self, turns: list[ServedTurn], where: str) -> list[RenderedChat]:
+    def _render_served_turns(self, turns: list[ServedTurn], where: str) -> list[RenderedChat]:
         if self._rewritten_history == "error":
             raise DataError(
                 "the chat template renders earlier turns differently from how they are served",
                 where,
-                "set data.rewritten_history: expand (one row a turn) or last",
+                "set data.rewritten_history: expand (one row per turn) or last",
             )
         kept = turns[-1:] if self._rewritten_history == "last" else turns
         return [RenderedChat(where, turn.text, (turn.learned,), turn.built) for turn in kept]
@@ -221,30 +246,33 @@ class ChatLabelRule:
         return ServedTurn(text, learned, stop, built)
 
     def _find_stop(self, text: str, start: int) -> re.Match[str] | None:
-        """The target's stop token: the first known stop, else a final special token."""
+        """Return the target's stop token: the first known one, else a special token at the end."""
         stop = self._stops.search(text, start)
         return stop or self._special_at_end.search(text.rstrip(), start)
 
     def _find_next_start(
         self, chat: OpenedChat, conversation: Conversation, index: int, text: str
     ) -> str:
-        """The special token that begins what comes next: a tool's result after a call, else a
-        user's turn.
+        """Return the special token that begins the next message.
 
-        Raises: RowDropped where what comes next begins with none.
+        The next message is a tool result after a tool call, else a user message.
+
+        Raises: RowDropped if the next message does not begin with a special token.
         """
         calls = conversation.messages[index].tool_calls
         probe = Message("tool" if calls else "user", PROBE_QUESTION)
         continued = chat.render(index + 1, served=False, then=[probe])
         end = len(text)
-        if not continued.startswith(text):  # the history is rewritten: the turn's last line is not
+        if not continued.startswith(text):
+            # The template rewrites this turn in history, but it keeps the turn's last line.
             ending = text[-EXCERPT_CHARACTERS:].rpartition("\n")[2]
             place = continued.rfind(ending, 0, continued.rfind(PROBE_QUESTION))
             end = place + len(ending) if place >= 0 else len(continued)
         stop = self._special.match(continued, end)
         if stop is None:
             ending = text[-EXCERPT_CHARACTERS:]
-            raise RowDropped("no_stop_token", f"message {index} ends in {ending!r}")
+            detail = f"message {index} ends in {ending!r}, and no special token follows"
+            raise RowDropped("no_stop_token", detail)
         return stop.group()
 
     def _find_special_token(self, conversation: Conversation) -> str | None:
@@ -258,33 +286,35 @@ class ChatLabelRule:
 def _loses_context(
     context: Sequence[Message], tools: Sequence[Mapping[str, Any]], whole: str
 ) -> bool:
-    """Whether the render lacks what a message that is not learned says or calls, or a tool."""
+    """Return whether the text lacks a context message's content or call, or a tool's name."""
     calls = chain.from_iterable(message.tool_calls for message in context)
     return (
         any(
             (each.content or "").strip() not in whole and not has_thinking(each) for each in context
         )
         or any(str(find_call_name(tool)) not in whole for tool in tools)
-        or bool(find_lost(chain.from_iterable(map(list_call_texts, calls)), whole))
+        or bool(find_lost_text(chain.from_iterable(map(list_call_texts, calls)), whole))
     )
 
 
 def refuse_special_token(token: str, where: str, policy: str) -> None:
-    """Drop the example, or stop where the recipe says `error`.
+    """Refuse an example whose content holds a special token.
 
-    Raises: RowDropped or DataError, always.
+    Raises:
+        DataError: If `policy` is `error`.
+        RowDropped: If it is anything else.
     """
     if policy == "error":
         raise DataError(
             f'the content holds the special token "{token}"',
             where,
-            "clean the row, or set data.special_tokens_in_content: drop or allow",
+            "remove it from the row, or set data.special_tokens_in_content: drop, escape or allow",
         )
     raise RowDropped("special_tokens", f'the content holds "{token}"')
 
 
 def find_texts(conversation: Conversation) -> Iterator[str]:
-    """Every text of the example that reaches the template, keys of nested objects included."""
+    """Yield every text that the template may render, including keys of nested objects."""
     for message in conversation.messages:
         yield message.role
         yield message.content or ""

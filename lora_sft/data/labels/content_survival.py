@@ -1,7 +1,8 @@
-"""Whether a render holds what its messages say: templates drop things without a word.
+"""Check that a rendered text contains everything that its messages contain.
 
-Every text of a learned turn (content, reasoning, each call's name, keys and values) needs a place
-of its own in what is learned; that a part of another text looks the same is not enough.
+A chat template may leave out a part of a message without an error. Each text of a learned turn
+(content, reasoning, each call's name, keys and values) must have its own place in the target. An
+occurrence inside the place of another text does not count.
 """
 
 from __future__ import annotations
@@ -20,77 +21,88 @@ from lora_sft.data.examples.thinking import THINKING_MARKS
 MARK_NAMES = chain.from_iterable(THINKING_MARKS.items())
 THINKING_MARK = re.compile(f"({'|'.join(map(re.escape, MARK_NAMES))})")
 CLOSING_MARKS = frozenset(THINKING_MARKS.values())
-# What some way of quoting a text writes otherwise than it is.
+# Characters that JSON or Python code may write as an escape sequence.
 ESCAPED_SOMEWHERE = re.compile(r"""["'\\]|[^ -~]""")
 EXCERPT_CHARACTERS = 80
 
-# One text in every form in which a template may write it, the plain one first.
-Forms: TypeAlias = Sequence[str]
+# All spellings in which a template may write one text. The plain spelling comes first.
+Spellings: TypeAlias = Sequence[str]
 
 
 def check_content_survives(message: Message, target: str, index: int) -> None:
-    """What the turn holds must be in what is learned: templates drop things without a word.
+    """Check that `target` contains every text of the message.
 
-    Content may be split at its thinking marks, which templates lay out anew.
+    Templates write thinking marks in their own way. So a content that is not found as a whole may
+    be found in parts, split at its thinking marks.
 
-    Raises: RowDropped.
+    Raises: RowDropped if a text is missing.
     """
-    lost = find_lost(_list_required(message, target), target)
+    lost = find_lost_text(_list_required(message, target), target)
     if lost:
         excerpt = lost[:EXCERPT_CHARACTERS]
-        raise RowDropped("content_lost", f"message {index} is rendered without {excerpt!r}")
+        detail = f"the chat template leaves out {excerpt!r} of message {index}"
+        raise RowDropped("content_lost", detail)
 
 
-def find_lost(required: Iterable[Forms], target: str) -> str:
-    """The first text without a place of its own in `target`, or nothing.
+def find_lost_text(required: Iterable[Spellings], target: str) -> str:
+    """Return the first text that has no place of its own in `target`, or an empty text.
 
-    No two share a place: two calls of one function are there twice, or one of them is lost. They
-    are looked for in their order, which is that of nearly every render, and where that fails the
-    longest first, so that none takes a part of another; of two as long the one with more forms
-    comes last (`true` may also be `True`, the text "true" may not).
+    Two texts never share a place. If an assistant calls one function twice, the function's name
+    must occur twice.
+
+    The texts are searched for in their given order first, because nearly every template keeps it.
+    If that fails, the longest text is searched for first: a short text then cannot take a part of a
+    long text's place. Of two equally long texts, the one with more spellings comes last: the
+    boolean `true` may also be written `True`, but the text "true" may not.
     """
-    wanted = [forms for forms in required if forms[0]]
+    wanted = [spellings for spellings in required if spellings[0]]
     if _find_unplaced(wanted, target) is None:
         return ""
-    wanted.sort(key=lambda forms: (-len(forms[0]), len(forms)))
-    for forms in wanted:  # what is nowhere says more than what is there too seldom
-        if not any(form in target for form in forms):
-            return forms[0]
+    wanted.sort(key=lambda spellings: (-len(spellings[0]), len(spellings)))
+    # A text that occurs nowhere explains the loss better than a text that occurs too rarely.
+    for spellings in wanted:
+        if not any(spelling in target for spelling in spellings):
+            return spellings[0]
     unplaced = _find_unplaced(wanted, target)
     return unplaced[0] if unplaced is not None else ""
 
 
-def _find_unplaced(wanted: Sequence[Forms], target: str) -> Forms | None:
-    """The first that finds no free place, each looking behind the one before it and then from the
-    beginning. Texts that stand in the order of `wanted` are all found, in one way through."""
+def _find_unplaced(wanted: Sequence[Spellings], target: str) -> Spellings | None:
+    """Return the first text for which no free place is left in `target`, or None.
+
+    Each search starts after the previous text's place, and then again at the beginning. Texts that
+    occur in the order of `wanted` are therefore found in one pass over `target`.
+    """
     taken, end = bytearray(len(target)), 0
-    for forms in wanted:
-        place = _find_free(forms, target, taken, end) or _find_free(forms, target, taken, 0)
+    for spellings in wanted:
+        place = _find_free(spellings, target, taken, end) or _find_free(spellings, target, taken, 0)
         if place is None:
-            return forms
+            return spellings
         start, end = place
         taken[start:end] = b"\1" * (end - start)
     return None
 
 
-def _find_free(forms: Forms, target: str, taken: bytearray, start: int) -> tuple[int, int] | None:
-    """The free place from `start` on that ends first, whichever form stands there."""
+def _find_free(
+    spellings: Spellings, target: str, taken: bytearray, start: int
+) -> tuple[int, int] | None:
+    """Return the free place that ends first, from `start` on, in any of the spellings."""
     place, limit = None, len(target)
-    for form in forms:
-        at = target.find(form, start, limit)
-        while at >= 0 and (hit := taken.find(1, at, at + len(form))) >= 0:
-            at = target.find(form, hit + 1, limit)
+    for spelling in spellings:
+        at = target.find(spelling, start, limit)
+        while at >= 0 and (hit := taken.find(1, at, at + len(spelling))) >= 0:
+            at = target.find(spelling, hit + 1, limit)
         if at >= 0:
-            limit = at + len(form) - 1
+            limit = at + len(spelling) - 1
             place = at, limit + 1
     return place
 
 
-def _list_required(message: Message, target: str) -> Iterator[Forms]:
-    """What the turn holds, in the order in which it is mostly rendered."""
+def _list_required(message: Message, target: str) -> Iterator[Spellings]:
+    """Yield every text of the turn, in the order in which most templates render them."""
     content = (message.content or "").strip()
     reasoning = message.reasoning.strip()
-    if reasoning and reasoning not in _list_inline_thoughts(content):
+    if reasoning and reasoning not in _list_inline_reasoning(content):
         yield (reasoning,)
     if content in target:
         yield (content,)
@@ -100,22 +112,25 @@ def _list_required(message: Message, target: str) -> Iterator[Forms]:
         yield from list_call_texts(call)
 
 
-def _list_inline_thoughts(content: str) -> list[str]:
-    """What a closing mark follows in the content; the prompt may have opened it."""
+def _list_inline_reasoning(content: str) -> list[str]:
+    """Return each part of the content that a closing thinking mark ends.
+
+    The opening mark may be missing: the prompt may have written it.
+    """
     parts = THINKING_MARK.split(content)
     ended = zip(parts[::2], parts[1::2], strict=False)
-    return [thought.strip() for thought, mark in ended if mark in CLOSING_MARKS]
+    return [reasoning.strip() for reasoning, mark in ended if mark in CLOSING_MARKS]
 
 
-def list_call_texts(call: Mapping[str, Any]) -> Iterator[Forms]:
-    """What a rendered tool call must hold: the name, and every key and value of the arguments."""
+def list_call_texts(call: Mapping[str, Any]) -> Iterator[Spellings]:
+    """Yield the texts of a tool call: its name, and every key and value of its arguments."""
     yield (str(find_call_name(call)),)
     for value in walk_values(find_call_arguments(call)):
-        yield _list_written_forms(value)
+        yield _list_spellings(value)
 
 
-def _list_written_forms(value: str | float) -> Forms:
-    """A tool argument as a template may write it: plain, as in JSON, or as in Python."""
+def _list_spellings(value: str | float) -> Spellings:
+    """Return a tool argument as a template may write it: plain, as in JSON, and as in Python."""
     if isinstance(value, bool):
         return json.dumps(value), str(value)
     if not isinstance(value, str):
@@ -123,19 +138,23 @@ def _list_written_forms(value: str | float) -> Forms:
     if not ESCAPED_SOMEWHERE.search(value):
         return (value.strip(),)
     in_json = [json.dumps(value, ensure_ascii=ascii_only)[1:-1] for ascii_only in (False, True)]
-    forms = (value, *in_json, repr(value)[1:-1], _quote_as_code(value))
-    return list(dict.fromkeys(form.strip() for form in forms))
+    spellings = (value, *in_json, repr(value)[1:-1], _quote_as_code(value))
+    return list(dict.fromkeys(spelling.strip() for spelling in spellings))
 
 
 def _quote_as_code(value: str) -> str:
-    """What stands between single quotes where a template writes a call as code (LFM2's macro
-    `format_arg_value`): unlike `repr` it never takes double quotes, and leaves tabs as they are."""
+    """Return the escaped form of a text between single quotes in a call that is written as code.
+
+    Unlike `repr`, this never uses double quotes and does not escape tabs.
+
+    Source: the macro `format_arg_value` in the template of LFM2.
+    """
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
     return escaped.replace("\n", "\\n").replace("\r", "\\r")
 
 
 def walk_values(value: Any) -> Iterator[str | float]:
-    """Every key, text, number and truth value."""
+    """Yield every key, text, number and boolean of a nested value."""
     if isinstance(value, str | int | float):
         yield value
     elif isinstance(value, Mapping):

@@ -1,7 +1,7 @@
-"""Tokenise a piece of text as what comes after another piece, not as the start of a text.
+"""Tokenise a text as the continuation of another text.
 
-Tokenizers of the SentencePiece kind put a space before whatever begins a text. A target that is
-tokenised apart from its prompt is no beginning, and must not get one.
+SentencePiece tokenizers put a space before the first word of a text. A target that is tokenised
+separately from its prompt must not get this space.
 """
 
 from __future__ import annotations
@@ -10,27 +10,32 @@ from transformers import PreTrainedTokenizerBase
 
 
 class ContinuationTokenizer:
-    """Tokenises pieces without special tokens of the tokenizer's own."""
+    """A tokenizer for parts of a text. It adds no special tokens of its own."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._newline = self.encode_start("\n")
         self._adds_space = self.encode_start("x") != self.encode_start("\nx")[len(self._newline) :]
 
-    def encode_start(self, text: str, *, plainly: bool = False) -> list[int]:
-        """The ids of `text` at the start of a text; `plainly`: special tokens as their spelling."""
+    def encode_start(self, text: str, *, as_plain_text: bool = False) -> list[int]:
+        """Return the ids of `text` at the beginning of a text.
+
+        Args:
+            as_plain_text: Tokenise strings that look like special tokens as ordinary text.
+        """
         ids: list[int] = self._tokenizer.encode(
-            text, add_special_tokens=False, verbose=False, split_special_tokens=plainly
+            text, add_special_tokens=False, verbose=False, split_special_tokens=as_plain_text
         )
         return ids
 
-    def encode(self, text: str, *, plainly: bool = False) -> list[int]:
-        """The ids of `text` after some other text, which is not looked at.
+    def encode(self, text: str, *, as_plain_text: bool = False) -> list[int]:
+        """Return the ids of `text` after another text.
 
-        Where the tokenizer adds a space at the start, a newline takes it and is cut off again.
+        If the tokenizer adds a space at the beginning, a newline is put before `text`. The space
+        then comes before the newline, and the ids of both are cut off.
         """
         if self._adds_space and text:
-            ids = self.encode_start("\n" + text, plainly=plainly)
+            ids = self.encode_start("\n" + text, as_plain_text=as_plain_text)
             if ids[: len(self._newline)] == self._newline:
                 return ids[len(self._newline) :]
-        return self.encode_start(text, plainly=plainly)
+        return self.encode_start(text, as_plain_text=as_plain_text)

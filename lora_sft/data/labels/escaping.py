@@ -1,9 +1,10 @@
-"""Special-token strings in content, kept as ordinary text (`special_tokens_in_content: escape`).
+"""Keep special-token strings in content as ordinary text (`special_tokens_in_content: escape`).
 
-A tokenizer turns `<|im_end|>` into its control token wherever it stands, so content could end a
-turn. Each such string is replaced by one private character before the template is rendered, and
-put back afterwards as the tokens of its plain spelling. Servers that escape do the same
-(transformers 5.23, `sanitize_control_tokens`).
+A tokenizer turns `<|im_end|>` into a control token wherever it occurs, so a content could end its
+own turn. Before the template is rendered, each such string is replaced by a placeholder: one
+character of Unicode's private use area. After rendering, each placeholder becomes the tokens of the
+string's plain spelling. Servers that escape content do the same (transformers 5.23,
+`sanitize_control_tokens`).
 """
 
 from __future__ import annotations
@@ -16,36 +17,38 @@ from typing import Any
 from lora_sft.data.drops import RowDropped
 from lora_sft.data.examples.conversation import Conversation
 
-FIRST_STAND_IN, LAST_STAND_IN = 0xE000, 0xF8FF  # Unicode's private use area
-STAND_INS = re.compile(f"[{chr(FIRST_STAND_IN)}-{chr(LAST_STAND_IN)}]")
+FIRST_PLACEHOLDER, LAST_PLACEHOLDER = 0xE000, 0xF8FF  # Unicode's private use area
+PLACEHOLDERS = re.compile(f"[{chr(FIRST_PLACEHOLDER)}-{chr(LAST_PLACEHOLDER)}]")
 
 
 @dataclass(frozen=True)
 class EscapedConversation:
-    """A conversation without special-token strings, and what each private character stands for."""
+    """A conversation with placeholders, and the special-token string that each one replaces."""
 
     conversation: Conversation
-    stand_ins: Mapping[str, str]
+    placeholders: Mapping[str, str]
 
 
 def escape_special_tokens(
     conversation: Conversation, special: re.Pattern[str]
 ) -> EscapedConversation:
-    """Replace every special-token string in a conversation's messages, tools and template kwargs:
-    all that it writes and the template may render, roles included.
+    """Replace every special-token string of a conversation by a placeholder.
 
-    Raises: RowDropped where the content uses private characters itself.
+    This covers every text that the template may render: roles, contents, tool calls, other keys of
+    a message, tools and template arguments.
+
+    Raises: RowDropped if a text already contains a private-use character.
     """
     characters: dict[str, str] = {}
 
-    def stand_in(match: re.Match[str]) -> str:
-        return characters.setdefault(match.group(), chr(FIRST_STAND_IN + len(characters)))
+    def get_placeholder(match: re.Match[str]) -> str:
+        return characters.setdefault(match.group(), chr(FIRST_PLACEHOLDER + len(characters)))
 
     def escape(value: Any) -> Any:
         if isinstance(value, str):
-            if STAND_INS.search(value):
+            if PLACEHOLDERS.search(value):
                 raise RowDropped("special_tokens", "the content has private-use characters")
-            return special.sub(stand_in, value)
+            return special.sub(get_placeholder, value)
         if isinstance(value, Mapping):
             return {escape(key): escape(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
@@ -68,4 +71,5 @@ def escape_special_tokens(
         tools=escape(conversation.tools),
         template_kwargs=escape(conversation.template_kwargs),
     )
-    return EscapedConversation(escaped, {mark: text for text, mark in characters.items()})
+    strings = {placeholder: string for string, placeholder in characters.items()}
+    return EscapedConversation(escaped, strings)

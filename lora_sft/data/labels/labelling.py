@@ -1,8 +1,9 @@
-"""From examples to labelled rows, a batch at a time: the one door to what is learned.
+"""Turn examples into labelled rows, one batch at a time.
 
-The rule itself is in `chat_label_rule` (conversations, on text), `text_pairs` (no template) and
-`token_spans` (characters to tokens). This module holds what they share: the stop tokens, the
-special tokens, the policies of the recipe.
+Other rooms call only this module. The rules are in `chat_label_rule` (conversations), `text_pairs`
+(examples without a template), `given_tokens` (token ids) and `token_spans` (from characters to
+tokens). This module holds the values that they share: stop tokens, special tokens, and the recipe's
+policies.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from lora_sft.data.labelled_row import LabelledRow
 from lora_sft.data.labels.chat_label_rule import ChatLabelRule, Notes, refuse_special_token
 from lora_sft.data.labels.given_tokens import label_tokenized_example
 from lora_sft.data.labels.rendered_chat import RenderedChat
-from lora_sft.data.labels.text_pairs import TextPair, TextTokenizer, write_text_pair
+from lora_sft.data.labels.text_pairs import TextPair, TextTokenizer, make_text_pair
 from lora_sft.data.labels.token_spans import SpanTokenizer
 from lora_sft.data.templates.rendering import (
     THINKING_SWITCH,
@@ -41,16 +42,16 @@ from lora_sft.errors import DataError
 if TYPE_CHECKING:
     from lora_sft.recipe import DataSection
 
-# Where an example came from, as a person reads it, and the example.
+# The place of an example for messages (file and line), and the example.
 PlacedExample = tuple[str, Example]
-# A labelled row before its text becomes tokens, or one whose example was tokens.
-WrittenExample = RenderedChat | TextPair | LabelledRow
-# One or more labelled rows, in turn order, or why there is none.
-Labelled = tuple[LabelledRow, ...] | Drop
+# A row before its text is tokenised. An example of token ids is a labelled row already.
+UntokenizedRow = RenderedChat | TextPair | LabelledRow
+# The labelled rows of one example, in turn order, or the reason why it is dropped.
+LabelResult = tuple[LabelledRow, ...] | Drop
 
 
 class Labeller:
-    """Labels examples by one recipe's settings, with one tokenizer."""
+    """A converter from examples to labelled rows, with one recipe's settings and one tokenizer."""
 
     def __init__(
         self,
@@ -60,7 +61,8 @@ class Labeller:
     ) -> None:
         self._data = data
         self._tokenizer = tokenizer
-        self._renderer = ChatRenderer(tokenizer, data.chat_template_kwargs, read_day(data))
+        today = find_template_date(data)
+        self._renderer = ChatRenderer(tokenizer, data.chat_template_kwargs, today)
         self._special = make_token_pattern(find_special_names(tokenizer))
         self._stop_token_ids = frozenset(stop_token_ids)
         self._stop_token_ids |= self._find_template_stop()
@@ -71,75 +73,77 @@ class Labeller:
 
     @property
     def stop_token_ids(self) -> frozenset[int]:
-        """The given stop tokens, the template's own end of turn, and any other in the notes."""
+        """The given stop tokens, the template's own end of turn, and those seen in the rows."""
         added = self._tokenizer.added_tokens_encoder
         seen = {added[name] for name in self._notes.seen_stops if name in added}
         return self._stop_token_ids | seen
 
     @property
     def template_date(self) -> str | None:
-        """The day that the template was shown, where it reads the clock."""
+        """The date that the template was given (YYYY-MM-DD), or None if it does not read it."""
         return self._renderer.today.isoformat() if depends_on_date(self._tokenizer) else None
 
     @property
     def warnings(self) -> list[str]:
-        """What is right by the rule and may still not be what was meant."""
+        """Sentences about rows that follow the label rule but may surprise the user."""
         warnings = []
         is_open = self._renderer.has_unset_thinking_switch and self._notes.left_thinking_open
         if is_open and not self._notes.saw_thinking:
             warnings.append(
-                "the template knows enable_thinking, it is not set, and no row reasons: the model "
-                "is taught to think nothing; set data.chat_template_kwargs: "
-                "{enable_thinking: false} to serve it without thinking"
+                "the chat template has a switch enable_thinking, the recipe does not set it, and "
+                "no row has reasoning: the model learns to write empty reasoning; to train and "
+                "serve it without reasoning, set data.chat_template_kwargs: "
+                "{enable_thinking: false}"
             )
         if self._notes.in_place:
             warnings.append(
-                f"{self._notes.in_place:,} rows differ from serving: they learn earlier turns as "
-                "the template's history shows them (data.rewritten_history: in_place)"
+                f"{self._notes.in_place:,} rows learn earlier turns as the chat template's history "
+                "shows them, not as they are served (data.rewritten_history: in_place)"
             )
         if self._notes.lost_context:
             warnings.append(
-                f"the chat template leaves out or changes what context messages or tools say in "
+                f"the chat template leaves out or changes parts of context messages or tools in "
                 f"{self._notes.lost_context:,} rows (first: {self._notes.first_lost_context})"
             )
         return warnings
 
     def take_notes(self) -> Notes:
-        """The notes on the examples labelled since the last time, to be added where they are kept.
+        """Return the notes made since the last call, and begin new ones.
 
-        Examples may be labelled in another process than the one that says what was found.
+        A worker process labels examples and returns its notes. The main process adds them with
+        `add_notes`, because the main process prints the warnings.
         """
         notes, self._chat_rule.notes = self._chat_rule.notes, Notes()
         return notes
 
     def add_notes(self, notes: Notes) -> None:
-        """Keep what was noted on examples, in their order."""
+        """Add the notes of one batch. Call this in the order of the batches."""
         self._notes.add(notes)
 
-    def label(self, examples: Sequence[PlacedExample]) -> list[Labelled]:
-        """The labelled rows of each example, or its drop, in order.
+    def label(self, examples: Sequence[PlacedExample]) -> list[LabelResult]:
+        """Return the labelled rows of each example, or its drop, in order.
 
-        Raises: DataError for what the recipe forbids or lacks.
+        Raises: DataError if the recipe forbids an example, or lacks a setting that it needs.
         """
-        written = [self._write(where, example) for where, example in examples]
-        kept = [one for each in written if not isinstance(each, Drop) for one in each]
-        chats = self._spans.tokenize([one for one in kept if isinstance(one, RenderedChat)])
-        pairs = self._texts.tokenize([one for one in kept if isinstance(one, TextPair)])
-        return list(_regroup(written, iter(chats), iter(pairs)))
+        prepared = [self._prepare(where, example) for where, example in examples]
+        kept = [row for rows in prepared if not isinstance(rows, Drop) for row in rows]
+        chats = self._spans.tokenize([row for row in kept if isinstance(row, RenderedChat)])
+        pairs = self._texts.tokenize([row for row in kept if isinstance(row, TextPair)])
+        return list(_regroup(prepared, iter(chats), iter(pairs)))
 
-    def _write(self, where: str, example: Example) -> list[WrittenExample] | Drop:
+    def _prepare(self, where: str, example: Example) -> list[UntokenizedRow] | Drop:
         try:
-            written = self._write_example(where, example)
-            for each in written:
-                _check_is_unicode(each)
+            rows = self._make_untokenized_rows(where, example)
+            for row in rows:
+                _check_is_unicode(row)
         except RowDropped as dropped:
             return dropped.drop
-        return written
+        return rows
 
-    def _write_example(self, where: str, example: Example) -> list[WrittenExample]:
+    def _make_untokenized_rows(self, where: str, example: Example) -> list[UntokenizedRow]:
         if isinstance(example, Conversation):
             self._check_has_template(where)
-            chats = self._chat_rule.write_chats(example, where)
+            chats = self._chat_rule.render_chats(example, where)
             if THINKING_SWITCH not in example.template_kwargs:
                 self._chat_rule.notes.left_thinking_open = True
             return list(chats)
@@ -147,11 +151,11 @@ class Labeller:
             return [
                 label_tokenized_example(example, len(self._tokenizer), self._data.loss_on, where)
             ]
-        pair = write_text_pair(example, self._data.loss_on, where)
+        pair = make_text_pair(example, self._data.loss_on, where)
         return [replace(pair, is_escaped=self._must_escape(example, where))]
 
     def _must_escape(self, example: PlainText | PromptCompletion, where: str) -> bool:
-        """Whether a text holds special-token strings that are to be ordinary text."""
+        """Return whether the example has special-token strings that must become ordinary text."""
         policy = self._data.special_tokens_in_content
         if policy == "allow":
             return False
@@ -167,7 +171,7 @@ class Labeller:
     def _check_has_template(self, where: str) -> None:
         if not self._renderer.has_template:
             raise DataError(
-                "the row is a conversation, and the tokenizer has no chat template",
+                "the row is a conversation, but the tokenizer has no chat template",
                 where,
                 "set data.chat_template: plain (text headers, no new tokens), or a .jinja file",
             )
@@ -196,44 +200,46 @@ class Labeller:
         )
 
 
-def read_day(data: DataSection) -> date:
-    """The day that a template sees when it asks for the date."""
+def find_template_date(data: DataSection) -> date:
+    """Return the date that the chat template is given: the recipe's date, else today."""
     return date.fromisoformat(data.template_date) if data.template_date else date.today()
 
 
-def _check_is_unicode(written: WrittenExample) -> None:
-    """Half a surrogate pair is legal among JSON's escapes, and no tokenizer takes it."""
-    if isinstance(written, LabelledRow):
+def _check_is_unicode(row: UntokenizedRow) -> None:
+    """Check that the row's text is valid Unicode.
+
+    JSON can write half of a surrogate pair as an escape, but no tokenizer accepts it.
+
+    Raises: RowDropped if the text contains half of a surrogate pair.
+    """
+    if isinstance(row, LabelledRow):
         return
-    if isinstance(written, RenderedChat):
-        text = written.text
-    else:
-        text = written.prompt + written.completion
+    text = row.text if isinstance(row, RenderedChat) else row.prompt + row.completion
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        detail = "a text holds half a surrogate pair, which is no character"
+        detail = "a text contains half of a surrogate pair, which is not a valid character"
         raise RowDropped("malformed", detail) from error
 
 
 def _regroup(
-    written: Sequence[list[WrittenExample] | Drop],
+    prepared: Sequence[list[UntokenizedRow] | Drop],
     chats: Iterator[LabelledRow],
     pairs: Iterator[LabelledRow],
-) -> Iterator[Labelled]:
-    """Put the labelled rows back under their examples, both streams being in order."""
-    for each in written:
-        if isinstance(each, Drop):
-            yield each
+) -> Iterator[LabelResult]:
+    """Yield the labelled rows of each example; `chats` and `pairs` are in the examples' order."""
+    for rows in prepared:
+        if isinstance(rows, Drop):
+            yield rows
             continue
-        done = [_take_labelled_row(one, chats, pairs) for one in each]
-        learned = tuple(row for row in done if row.turns)
+        labelled = [_take_labelled_row(row, chats, pairs) for row in rows]
+        learned = tuple(row for row in labelled if row.turns)
         yield learned or Drop("no_target", "no token is left to learn")
 
 
 def _take_labelled_row(
-    written: WrittenExample, chats: Iterator[LabelledRow], pairs: Iterator[LabelledRow]
+    row: UntokenizedRow, chats: Iterator[LabelledRow], pairs: Iterator[LabelledRow]
 ) -> LabelledRow:
-    if isinstance(written, LabelledRow):
-        return written
-    return next(chats) if isinstance(written, RenderedChat) else next(pairs)
+    if isinstance(row, LabelledRow):
+        return row
+    return next(chats) if isinstance(row, RenderedChat) else next(pairs)

@@ -1,7 +1,7 @@
-"""What happens to a labelled row longer than `max_length`: left out, cut, split, or an error.
+"""Drop, cut, split or refuse a labelled row that is longer than `max_length`.
 
-A cut adds nothing, so it never teaches a stop in the middle of a sentence, and what would be left
-without a learned token is left out.
+`data.overlong` chooses. A cut adds no tokens, so it never teaches the model to stop in the middle
+of a sentence. A part without a learned token is dropped.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from lora_sft.errors import DataError
 def fit_length(
     row: LabelledRow, max_length: int, overlong: str, where: str
 ) -> tuple[LabelledRow, ...]:
-    """The labelled row as it fits: itself, a part, several parts, or none where it is left out.
+    """Return the labelled row, its parts that fit, or an empty tuple if it is dropped.
 
-    Raises: DataError where `overlong` is `error`.
+    Raises: DataError if the row is too long and `overlong` is `error`.
     """
     num_tokens = len(row.input_ids)
     if num_tokens <= max_length:
         return (row,)
     if overlong == "error":
         raise DataError(
-            f"the row has {num_tokens} tokens, max_length is {max_length}",
+            f"the row has {num_tokens} tokens, but max_length is {max_length}",
             where,
             f"set data.max_length: {num_tokens}, or data.overlong: drop",
         )
@@ -34,7 +34,7 @@ def fit_length(
 
 
 def _cut(row: LabelledRow, start: int, end: int) -> LabelledRow:
-    """The tokens [start, end) of a labelled row with what is learned of them."""
+    """Return the tokens [start, end) of a labelled row, with their labels."""
     turns = [
         Turn(turn.role, turn.message, max(turn.start, start) - start, min(turn.end, end) - start)
         for turn in row.turns

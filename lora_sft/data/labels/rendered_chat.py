@@ -1,4 +1,4 @@
-"""A rendered conversation: its text, and which parts of it are learned."""
+"""The rendered text of a conversation, and the parts of it that are learned."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class LearnedText:
-    """One learned span in character positions of the rendered text."""
+    """One learned span, in character positions of the rendered text; `end` is exclusive."""
 
     role: str
     message: int | None
@@ -18,14 +18,15 @@ class LearnedText:
 
 @dataclass(frozen=True)
 class RenderedChat:
-    """A text to be tokenised once into a labelled row, and the parts of it that are learned.
+    """One text that becomes one labelled row, and the parts of it that are learned.
 
-    `built`: `rendered` where the text is the template's own, else `spliced` or `escaped`.
-    `stand_ins`: private characters of the text, and the strings that they stand for.
+    Attributes:
+        built: `rendered` if the text is exactly the template's, else `spliced` or `escaped`.
+        placeholders: Private-use characters of the text, and the strings that they replace.
     """
 
     where: str
     text: str
     learned: tuple[LearnedText, ...]
     built: str = "rendered"
-    stand_ins: Mapping[str, str] = field(default_factory=dict)
+    placeholders: Mapping[str, str] = field(default_factory=dict)

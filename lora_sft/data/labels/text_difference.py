@@ -1,12 +1,12 @@
-"""Where two texts part."""
+"""Find the first difference between two texts."""
 
 from __future__ import annotations
 
 
 def find_first_difference(left: str, right: str) -> int:
-    """The first position at which two texts differ; the shorter's end where none does.
+    """Return the first position at which two texts differ, or the length of the shorter text.
 
-    By halves: comparing slices costs a hundredth of comparing characters one by one.
+    This is a binary search. Comparing slices costs a hundredth of comparing single characters.
     """
     same, end = 0, min(len(left), len(right))
     while same < end:

@@ -1,6 +1,6 @@
-"""Label examples that go through no template: a prompt with its completion, and plain text.
+"""Label examples without a chat template: a prompt with its completion, and plain text.
 
-A completion ends in eos, and so does a text: a model that never sees the end never ends.
+Both end in eos. A model that never sees an end does not learn to stop.
 """
 
 from __future__ import annotations
@@ -22,10 +22,15 @@ PROBE_TEXT = "word"
 
 @dataclass(frozen=True)
 class TextPair:
-    """Two texts to be tokenised as one where that keeps the prompt as it is served.
+    """A prompt and its completion, before tokenisation.
 
-    `moved_spaces`: the prompt's trailing spaces now begin the completion, where tokenizers
-    expect them. `is_escaped`: strings that look like special tokens are ordinary text.
+    The two are tokenised as one text if the prompt then keeps the tokens of the served prompt.
+
+    Attributes:
+        learns_prompt: Whether the prompt is learned too.
+        moved_spaces: Whether trailing spaces of the prompt now begin the completion. Tokenizers
+            expect a space at the beginning of a word.
+        is_escaped: Whether strings that look like special tokens are ordinary text.
     """
 
     where: str
@@ -37,10 +42,12 @@ class TextPair:
     is_escaped: bool = False
 
 
-def write_text_pair(example: PlainText | PromptCompletion, loss_on: str, where: str) -> TextPair:
-    """What of a text example is learned.
+def make_text_pair(example: PlainText | PromptCompletion, loss_on: str, where: str) -> TextPair:
+    """Return the prompt and the completion of an example. A plain text has an empty prompt.
 
-    Raises: RowDropped for an empty text, DataError where `loss_on` asks for what is not there.
+    Raises:
+        RowDropped: If the text is empty.
+        DataError: If `loss_on` does not suit the example.
     """
     if isinstance(example, PlainText):
         if loss_on not in ("auto", "all"):
@@ -59,7 +66,7 @@ def write_text_pair(example: PlainText | PromptCompletion, loss_on: str, where: 
 
 
 class TextTokenizer:
-    """Tokenises text pairs with the tokenizer's own special tokens, and ends them in eos."""
+    """A tokenizer for text pairs. It adds the tokenizer's own bos, and ends each pair in eos."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
@@ -67,21 +74,24 @@ class TextTokenizer:
         self._appends_eos = _appends_eos(tokenizer)
 
     def tokenize(self, pairs: Sequence[TextPair]) -> list[LabelledRow]:
-        """Ids and labels of every pair, in order."""
+        """Return the labelled row of each pair, in order.
+
+        Raises: DataError if the tokenizer has no eos token.
+        """
         if not pairs:
             return []
         if self._tokenizer.eos_token_id is None:
             raise DataError(
                 "the tokenizer has no eos token to end a text with",
                 pairs[0].where,
-                "name one in tokenizer.eos_token",
+                "set tokenizer.eos_token to one of the tokenizer's tokens",
             )
         plain = [pair for pair in pairs if not pair.is_escaped]
-        done = iter(self._tokenize_alike(plain, is_escaped=False))
-        escaped = iter(self._tokenize_alike([p for p in pairs if p.is_escaped], is_escaped=True))
+        done = iter(self._tokenize_batch(plain, is_escaped=False))
+        escaped = iter(self._tokenize_batch([p for p in pairs if p.is_escaped], is_escaped=True))
         return [next(escaped) if pair.is_escaped else next(done) for pair in pairs]
 
-    def _tokenize_alike(self, pairs: Sequence[TextPair], *, is_escaped: bool) -> list[LabelledRow]:
+    def _tokenize_batch(self, pairs: Sequence[TextPair], *, is_escaped: bool) -> list[LabelledRow]:
         if not pairs:
             return []
         prompts = self._encode([pair.prompt for pair in pairs], is_escaped)
@@ -89,21 +99,21 @@ class TextTokenizer:
         return [self._label(*parts) for parts in zip(pairs, prompts, joint, strict=True)]
 
     def _encode(self, texts: list[str], is_escaped: bool) -> list[list[int]]:
-        """Ids with the tokenizer's own beginning, without an ending it may add."""
+        """Return ids with the special tokens that the tokenizer adds, except an eos at the end."""
         batch = self._tokenizer(
             texts, return_attention_mask=False, verbose=False, split_special_tokens=is_escaped
         )
-        return [self._without_eos(ids) for ids in batch["input_ids"]]
+        return [self._remove_added_eos(ids) for ids in batch["input_ids"]]
 
-    def _without_eos(self, ids: list[int]) -> list[int]:
-        """Ids without the eos that the tokenizer added; one that the text wrote stays in it."""
+    def _remove_added_eos(self, ids: list[int]) -> list[int]:
+        """Return the ids without the eos that the tokenizer added. An eos in the text stays."""
         return ids[:-1] if self._appends_eos else ids
 
     def _label(self, pair: TextPair, prompt: list[int], joint: list[int]) -> LabelledRow:
         keeps_prompt = joint[: len(prompt)] == prompt
         ids = joint
         if not keeps_prompt:
-            ids = prompt + self._pieces.encode(pair.completion, plainly=pair.is_escaped)
+            ids = prompt + self._pieces.encode(pair.completion, as_plain_text=pair.is_escaped)
         check_single_bos(ids, self._tokenizer, pair.where)
         if not self._ends_in_eos(ids[len(prompt) :]):
             ids = [*ids, self._tokenizer.eos_token_id]
@@ -114,11 +124,11 @@ class TextTokenizer:
         return make_labelled_row(ids, [turn], built)
 
     def _ends_in_eos(self, completion: list[int]) -> bool:
-        """Whether the completion writes its own end (`special_tokens_in_content: allow`)."""
+        """Return whether the completion has its own eos (`special_tokens_in_content: allow`)."""
         return completion[-1:] == [self._tokenizer.eos_token_id]
 
 
 def _appends_eos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer itself ends a text in eos, as those of encoders do."""
+    """Return whether the tokenizer itself ends a text in eos, as tokenizers of encoders do."""
     ids = tokenizer(PROBE_TEXT, return_attention_mask=False)["input_ids"]
     return bool(ids) and ids[-1] == tokenizer.eos_token_id

@@ -1,1 +1,1 @@
-"""What the model will and will not learn, shown token by token."""
+"""Show token by token which text of the rows the model learns."""

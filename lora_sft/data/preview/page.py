@@ -1,8 +1,8 @@
-"""A preview as one page to open in a browser: no network, no file beside it.
+"""Write a preview as one HTML page that needs no network and no other file.
 
-Rows travel as data (ids, and one table of the tokens they use), and the page draws those that
-come into view: a few thousand rows stay quick, and no content is ever read as markup. The
-template escapes what it writes; the script sets text and never HTML.
+The page holds its rows as data: token ids, and one table of all tokens in them. A script draws only
+the rows that come into view, so that a page of a few thousand rows stays fast. A browser never
+reads content as markup: the template escapes its texts, and the script sets text, never HTML.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ from lora_sft.data.preview.shown_rows import (
     Preview,
     PreviewRow,
     PreviewSummary,
-    excerpt_values,
-    find_lever,
+    excerpt_row,
+    find_fix,
 )
 from lora_sft.data.preview.token_pieces import TokenPieces, make_visible
 
 TEMPLATE_FILE = "page.html.jinja"
 EXCERPT_CHARACTERS = 600
 CHART_BARS = 80
-CHART_HEADROOM = 1.04  # the longest row is not glued to the edge
-# A max_length further away than this is named at the edge, so that the rows keep their shape.
+CHART_HEADROOM = 1.04  # leaves space between the longest row and the edge
+# A max_length above this multiple of the longest row is only named at the chart's edge. Otherwise
+# the bars would be too narrow.
 CHART_LARGEST_SCALE = 2
 LENGTH_SHARES = (0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 
 
 def write_page(preview: Preview, recipe_name: str, model_name: str, file: TextIO) -> PreviewSummary:
-    """Follow the rows and write the page."""
+    """Follow the rows, write the page, and return the summary."""
     rows = PageRows(preview)
     summary = preview.follow(rows.add)
     environment = jinja2.Environment(
@@ -56,7 +57,10 @@ def write_page(preview: Preview, recipe_name: str, model_name: str, file: TextIO
         account=summary.account,
         reasons=_list_reasons(summary),
         chart=make_length_chart(summary.lengths, preview.data.max_length),
-        costs=[_cost_of(length, summary.lengths) for length in _list_lengths(preview, summary)],
+        costs=[
+            _make_length_cost(max_length, summary.lengths)
+            for max_length in _list_max_lengths(preview, summary)
+        ],
         page_data={**rows.as_dict(), "lengths": sorted(summary.lengths.items())},
     )
     file.write(page)
@@ -69,26 +73,26 @@ def _format_percent(part: float, whole: float) -> str:
 
 
 def _describe_shown(summary: PreviewSummary) -> str:
-    """Which rows the page holds; its numbers cover the whole split whatever they are."""
+    """Return a sentence that says which rows are on the page."""
     if summary.num_shown == summary.num_rows:
         return f"All {summary.num_rows:,} rows are on this page."
-    also = f" and {summary.num_later_drops:,} dropped ones behind them"
+    also = f", followed by {summary.num_later_drops:,} dropped rows"
     return (
         f"{summary.num_shown:,} of {summary.num_rows:,} rows are on this page"
-        f"{also if summary.num_later_drops else ''} (--rows N for more); "
-        "the numbers above cover all."
+        f"{also if summary.num_later_drops else ''} (--rows N shows N rows). "
+        "The numbers above cover all rows."
     )
 
 
 def _list_reasons(summary: PreviewSummary) -> list[tuple[str, int, str]]:
-    """Reason, count and first example, the most frequent first."""
+    """Return name, count and first example of each drop reason, the most frequent first."""
     dropped = summary.account.dropped
     ordered = sorted(dropped, key=lambda reason: (-dropped[reason], reason))
     return [(name, dropped[name], summary.account.examples[name]) for name in ordered]
 
 
 class PageRows:
-    """Collects the rows in the page's short form, and every token they use once."""
+    """The rows of a page in a short form, and a table of all tokens in them."""
 
     def __init__(self, preview: Preview) -> None:
         self._preview = preview
@@ -107,10 +111,8 @@ class PageRows:
         return {
             "dropped": row.drop.reason,
             "detail": make_visible(row.drop.detail),
-            "fix": find_lever(row.outcome, self._preview.data.max_length),
-            "excerpt": make_visible(
-                excerpt_values(row.outcome.source_row.values, EXCERPT_CHARACTERS)
-            ),
+            "fix": find_fix(row.outcome, self._preview.data.max_length),
+            "excerpt": make_visible(excerpt_row(row.outcome.source_row, EXCERPT_CHARACTERS)),
         }
 
     def _describe_kept(self, row: PreviewRow) -> dict[str, Any] | None:
@@ -119,7 +121,7 @@ class PageRows:
         ids = row.labelled.input_ids
         return {
             "ids": ids,
-            "odd": self._learn_tokens(ids),
+            "odd": self._add_tokens(ids),
             "turns": [
                 [turn.role, turn.message, turn.start, turn.end] for turn in row.labelled.turns
             ],
@@ -129,8 +131,11 @@ class PageRows:
             "cut": row.outcome.is_truncated and len(ids) == self._preview.data.max_length,
         }
 
-    def _learn_tokens(self, ids: list[int]) -> dict[int, str]:
-        """Enter new tokens into the table; the pieces that read otherwise here, by position."""
+    def _add_tokens(self, ids: list[int]) -> dict[int, str]:
+        """Add new tokens to the table.
+
+        Returns: The texts of tokens that differ from the table in this row, by position.
+        """
         odd = {}
         for position, (token_id, piece) in enumerate(zip(ids, self._pieces.cut(ids), strict=True)):
             visible = make_visible(piece)
@@ -142,7 +147,7 @@ class PageRows:
         return odd
 
     def as_dict(self) -> dict[str, Any]:
-        """The page's data."""
+        """Return the data of the page."""
         added = self._preview.tokenizer.added_tokens_decoder
         special = [number for number, token in added.items() if token.special]
         return {"rows": self._rows, "tokens": self._tokens, "special": special}
@@ -150,9 +155,11 @@ class PageRows:
 
 @dataclass(frozen=True)
 class LengthChart:
-    """Bars of labelled rows by length.
+    """A histogram of labelled rows by their length in tokens.
 
-    `bars` are (tokens from, tokens to, rows, height as a share of 1).
+    Attributes:
+        bars: For each bar its first and last length, its rows, and its height from 0 to 1.
+        end_tokens: The length at the right edge.
     """
 
     bars: tuple[tuple[int, int, int, float], ...]
@@ -162,12 +169,12 @@ class LengthChart:
 
     @property
     def mark(self) -> float:
-        """Where max_length stands, as a share of the width."""
+        """The position of max_length, as a share of the width."""
         return min(self.max_length / self.end_tokens, 1.0)
 
 
 def make_length_chart(lengths: Mapping[int, int], max_length: int) -> LengthChart:
-    """Count the labelled rows of each bar."""
+    """Return the histogram of these lengths (tokens -> labelled rows)."""
     longest = max(lengths, default=0)
     scale = max_length if max_length <= CHART_LARGEST_SCALE * longest else longest
     end = ceil(max(longest, scale, 1) * CHART_HEADROOM)
@@ -185,7 +192,13 @@ def make_length_chart(lengths: Mapping[int, int], max_length: int) -> LengthChar
 
 @dataclass(frozen=True)
 class LengthCost:
-    """What a `max_length` costs: labelled rows too long, their tokens, and those past the limit."""
+    """The cost of one `max_length`.
+
+    Attributes:
+        rows: Labelled rows that are too long.
+        dropped_tokens: The tokens that are lost if these rows are dropped.
+        cut_tokens: The tokens that are lost if these rows are cut.
+    """
 
     max_length: int
     rows: int
@@ -193,7 +206,7 @@ class LengthCost:
     cut_tokens: int
 
 
-def _cost_of(max_length: int, lengths: Mapping[int, int]) -> LengthCost:
+def _make_length_cost(max_length: int, lengths: Mapping[int, int]) -> LengthCost:
     over = {length: rows for length, rows in lengths.items() if length > max_length}
     return LengthCost(
         max_length=max_length,
@@ -203,8 +216,8 @@ def _cost_of(max_length: int, lengths: Mapping[int, int]) -> LengthCost:
     )
 
 
-def _list_lengths(preview: Preview, summary: PreviewSummary) -> list[int]:
-    """The recipe's `max_length`, and those that fit certain shares of the labelled rows."""
+def _list_max_lengths(preview: Preview, summary: PreviewSummary) -> list[int]:
+    """Return the recipe's `max_length`, and those that fit each share of `LENGTH_SHARES`."""
     total, seen = sum(summary.lengths.values()), 0
     shares = list(LENGTH_SHARES)
     chosen = {preview.data.max_length}

@@ -1,8 +1,8 @@
-"""Show what the model will and will not learn, token by token, from the rows that training uses.
+"""Select the rows of a preview, with the same tokens and labels that training uses.
 
-The source rows are followed as for the corpus (`fill_splits`) and handed on one by one, so that
-memory holds what is shown and never the whole split. The account covers the whole split
-whatever is shown.
+The source rows are followed in the same way as for the corpus (`fill_splits`) and handed on one by
+one. So memory never holds the whole split. The account covers the whole split, even if only some
+rows are shown.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from transformers import PreTrainedTokenizerBase
 
 from lora_sft.data.corpus.account import Account, AccountTally
 from lora_sft.data.corpus.building import SplitSink, fill_splits, list_splits
-from lora_sft.data.corpus.cache import with_kept_day
+from lora_sft.data.corpus.cache import with_cached_template_date
 from lora_sft.data.corpus.source_row_following import SourceRowFollower
 from lora_sft.data.corpus.source_row_outcomes import SourceRowOutcome
 from lora_sft.data.drops import FIXES, Drop
 from lora_sft.data.labelled_row import LabelledRow, Turn
 from lora_sft.data.labels.labelling import Labeller
+from lora_sft.data.rows.row_sources import SourceRow
 from lora_sft.data.templates.rendering import hash_template
 from lora_sft.data.templates.tokenizer import find_stop_token_ids, load_tokenizer
 from lora_sft.errors import DataError, RecipeError
@@ -35,10 +36,13 @@ SUBSAMPLED = "subsampled"
 
 @dataclass(frozen=True)
 class Selection:
-    """Which rows of a split to show: all, the first `num_rows`, or `row` of its source.
+    """The rows of a split to show.
 
-    `num_later_drops` adds the first dropped rows behind `num_rows`: drops are rare and the
-    reason to look. Rows left out by `repeat` alone are no news and not added.
+    Attributes:
+        num_rows: Show this many rows, from the first one; None shows all rows.
+        row: Show only the row with this number in its source.
+        num_later_drops: Show this many dropped rows after the first `num_rows` as well. Drops are
+            rare, and users look for them. Rows that `repeat` leaves out do not count as drops here.
     """
 
     split: str = "train"
@@ -66,11 +70,11 @@ class PreviewRow:
 
     @property
     def num_overlong(self) -> int:
-        """How many labelled rows of the same source row did not fit."""
+        """How many labelled rows of the same source row were too long."""
         return max(self.outcome.num_labelled - len(self.outcome.labelled_rows), 0)
 
     def as_dict(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-        """The row as the contract's JSON has it; a dropped one has no tokens."""
+        """Return the row as `preview --format json` writes it. A dropped row has no tokens."""
         source_row, drop = self.outcome.source_row, self.drop
         place = {"source": source_row.source, "row": source_row.row, "line": source_row.line}
         row = self.labelled or LabelledRow([], [], ())
@@ -93,7 +97,10 @@ def _turn_as_dict(
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of tokens, all learned (in `turn`) or none; `end` is exclusive."""
+    """A stretch of tokens that are all learned (as `turn`) or all not learned (`turn` is None).
+
+    `end` is exclusive.
+    """
 
     start: int
     end: int
@@ -101,7 +108,7 @@ class Segment:
 
 
 def find_segments(row: LabelledRow) -> list[Segment]:
-    """The whole labelled row in stretches, in order."""
+    """Return the segments of a labelled row in order. They cover the whole row."""
     segments, position = [], 0
     for turn in row.turns:
         segments += [Segment(position, turn.start, None), Segment(turn.start, turn.end, turn)]
@@ -112,7 +119,7 @@ def find_segments(row: LabelledRow) -> list[Segment]:
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """What the tokens of a preview depend on."""
+    """The facts about a tokenizer that decide the tokens of a preview."""
 
     eos: str
     pad: str
@@ -122,12 +129,16 @@ class TokenizerFacts:
 
 @dataclass(frozen=True)
 class PreviewSummary:
-    """The whole split: its account, its tokenizer, and how long its labelled rows are.
+    """The summary of the whole split.
 
-    `lengths` counts labelled rows by their tokens before the length policy, each once whatever its
-    repeat. `num_rows` could be shown (dropped source rows among them), `num_shown` were, and
-    `num_later_drops` beside. `warnings` are sentences for a person; `template_date` is the day
-    that a template which reads the clock was shown.
+    Attributes:
+        lengths: Number of tokens before the length policy -> how many labelled rows have it.
+            Repeats are not counted.
+        num_rows: All rows of the split: labelled rows and dropped source rows.
+        num_shown: The selected rows that were shown.
+        num_later_drops: The dropped rows that were shown after them.
+        warnings: Sentences for the user.
+        template_date: The date (YYYY-MM-DD) that the template was given, if it reads the clock.
     """
 
     split: str
@@ -141,7 +152,7 @@ class PreviewSummary:
     template_date: str | None
 
     def as_dict(self) -> dict[str, Any]:
-        """What stands beside the rows in the contract's JSON."""
+        """Return the parts of the JSON document that follow the rows."""
         return {"account": self.account.as_dict(), "tokenizer": vars(self.tokenizer)}
 
 
@@ -155,23 +166,23 @@ class Preview:
     selection: Selection
 
     def follow(self, show: Callable[[PreviewRow], None]) -> PreviewSummary:
-        """Hand the selected rows to `show` in source order, then sum up the split.
+        """Pass the selected rows to `show` in source order, and return the summary of the split.
 
-        Raises: DataError where something cannot be read, or the selected row is not there.
+        Raises: DataError if a data set cannot be read, or if the selected row does not exist.
         """
         labeller = Labeller(self.data, self.tokenizer, self.stop_token_ids)
         shown = _ShownSplit(self.selection, show)
-        elsewhere = _find_elsewhere(self.data, self.selection)
-        sinks: dict[str, SplitSink] = {**elsewhere, self.selection.split: shown}
+        others = _make_other_splits(self.data, self.selection)
+        sinks: dict[str, SplitSink] = {**others, self.selection.split: shown}
         follower = SourceRowFollower(self.data, labeller, self.tokenizer.chat_template)
         fill_splits(self.data, follower, sinks)
         if self.selection.row is not None and not shown.num_shown:
-            places = [name for name, sink in elsewhere.items() if sink.has_row]
-            _refuse_missing_row(self.selection, places)
+            splits_with_row = [name for name, split in others.items() if split.has_row]
+            _refuse_missing_row(self.selection, splits_with_row)
         return PreviewSummary(
             split=self.selection.split,
             account=shown.tally.finish(),
-            tokenizer=_find_facts(self.tokenizer, labeller.stop_token_ids),
+            tokenizer=_make_tokenizer_facts(self.tokenizer, labeller.stop_token_ids),
             lengths=shown.lengths,
             num_rows=shown.num_rows,
             num_shown=shown.num_shown,
@@ -181,29 +192,33 @@ class Preview:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the selected rows and the account as the contract's JSON document has them."""
+        """Return the document that `preview --format json` writes."""
         rows: list[dict[str, Any]] = []
         summary = self.follow(lambda row: rows.append(row.as_dict(self.tokenizer)))
         return {"rows": rows, **summary.as_dict()}
 
 
 def open_preview(recipe: Recipe, selection: Selection) -> Preview:
-    """Load the recipe's tokenizer; source rows are read when they are followed.
+    """Load the recipe's tokenizer. The source rows are read later, when they are followed.
 
-    A template that reads the clock is shown the day that training would show it.
+    A template that reads the clock gets the same date as in training.
 
-    Raises: RecipeError where the recipe does not ask for the split; DataError where a file of
-    rows cannot be found.
+    Raises:
+        RecipeError: If the recipe does not ask for the split.
+        DataError: If a data file cannot be found.
     """
     _check_has_split(recipe, selection.split)
     tokenizer = load_tokenizer(recipe.model, recipe.tokenizer, recipe.data)
     stops = find_stop_token_ids(tokenizer, recipe.model, recipe.data.stop_tokens)
-    data = with_kept_day(recipe.data, tokenizer, stops)
+    data = with_cached_template_date(recipe.data, tokenizer, stops)
     return Preview(data, tokenizer, stops, selection)
 
 
 def write_document(preview: Preview, file: TextIO) -> PreviewSummary:
-    """Write the contract's JSON document, a row a line, holding one row at a time."""
+    """Write the document of `preview --format json`, one row per line.
+
+    Only one row is in memory at a time.
+    """
     file.write('{"rows": [')
     separator = "\n"
 
@@ -221,7 +236,7 @@ def write_document(preview: Preview, file: TextIO) -> PreviewSummary:
 
 
 class _ShownSplit:
-    """Counts the source rows of a split and hands on those that are selected."""
+    """A receiver of source rows that counts them and shows the selected ones."""
 
     def __init__(self, selection: Selection, show: Callable[[PreviewRow], None]) -> None:
         self._selection = selection
@@ -233,10 +248,10 @@ class _ShownSplit:
         self.num_later_drops = 0
 
     def begin_dataset(self, repeat: float) -> None:
-        """A source row is shown once, however often it is repeated."""
+        """Do nothing. A source row is shown once, even if it is repeated."""
 
     def add(self, outcome: SourceRowOutcome, num_passes: int = 1) -> None:
-        """Count the source row, and show what became of it."""
+        """Count the source row, and show its labelled rows or its drop if it is selected."""
         self.tally.count(outcome, num_passes)
         self.lengths.update(outcome.labelled_lengths)
         for position, row in enumerate(outcome.labelled_rows or (None,)):
@@ -261,36 +276,36 @@ class _ShownSplit:
 
 
 class _OtherSplit:
-    """Notes whether the wanted row is here, to say so."""
+    """A receiver of source rows that looks for the selected row in another split."""
 
     def __init__(self, row: int) -> None:
         self._row = row
         self.has_row = False
 
     def begin_dataset(self, repeat: float) -> None:
-        """Nothing to begin."""
+        """Do nothing."""
 
     def add(self, outcome: SourceRowOutcome, num_passes: int = 1) -> None:
-        """Look at the row's number alone."""
+        """Compare the row's number with the selected one."""
         self.has_row |= outcome.source_row.row == self._row
 
 
-def _find_elsewhere(data: DataSection, selection: Selection) -> dict[str, _OtherSplit]:
-    """The other splits, followed only where one row is looked for."""
+def _make_other_splits(data: DataSection, selection: Selection) -> dict[str, _OtherSplit]:
+    """Return receivers for the other splits, or an empty dict if no single row is selected."""
     if selection.row is None:
         return {}
     others = [name for name in list_splits(data) if name != selection.split]
     return {name: _OtherSplit(selection.row) for name in others}
 
 
-def _refuse_missing_row(selection: Selection, splits_with_it: list[str]) -> None:
-    fix = "rows count from 0, each source by itself"
-    if splits_with_it:
-        fix = f"it is in another split: add --split {splits_with_it[0]}"
+def _refuse_missing_row(selection: Selection, splits_with_row: list[str]) -> None:
+    fix = "give another number: in each source, the first row is row 0"
+    if splits_with_row:
+        fix = f"the row is in another split: add --split {splits_with_row[0]}"
     raise DataError(f"the {selection.split} split has no row {selection.row}", "--row", fix)
 
 
-def _find_facts(
+def _make_tokenizer_facts(
     tokenizer: PreTrainedTokenizerBase, stop_token_ids: Iterable[int]
 ) -> TokenizerFacts:
     stops = tokenizer.convert_ids_to_tokens(sorted(stop_token_ids))
@@ -303,7 +318,10 @@ def _find_facts(
 
 
 def _check_has_split(recipe: Recipe, split: str) -> None:
-    """Raises: RecipeError where the recipe does not ask for such a split."""
+    """Check that the recipe asks for this split.
+
+    Raises: RecipeError if it does not.
+    """
     if split not in list_splits(recipe.data):
         raise RecipeError(
             f"the recipe has no {split} split",
@@ -312,14 +330,16 @@ def _check_has_split(recipe: Recipe, split: str) -> None:
         )
 
 
-def find_lever(outcome: SourceRowOutcome, max_length: int) -> str:
-    """What a person can do to have a dropped row learned from."""
-    assert outcome.drop is not None, "only a dropped row needs a fix"
+def find_fix(outcome: SourceRowOutcome, max_length: int) -> str:
+    """Return what the user can do so that a dropped row is learned."""
+    assert outcome.drop is not None, "the caller checked that the source row is dropped"
     fix = FIXES.get(outcome.drop.reason, "correct the row")
     return fix.format(longest=outcome.longest_tokens, max_length=max_length)
 
 
-def excerpt_values(values: Mapping[str, Any], max_characters: int) -> str:
-    """The beginning of a source row as it was read."""
-    text = json.dumps(values, ensure_ascii=False, default=str)
+def excerpt_row(row: SourceRow, max_characters: int) -> str:
+    """Return the beginning of a source row's values as text; empty if it was not read."""
+    if row.drop is not None:
+        return ""
+    text = json.dumps(row.values, ensure_ascii=False, default=str)
     return text if len(text) <= max_characters else f"{text[:max_characters]} …"

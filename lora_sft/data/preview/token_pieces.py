@@ -1,8 +1,8 @@
-"""Cut a labelled row's text at its tokens, for eyes: every piece visible, together the whole text.
+"""Cut the text of a labelled row at its tokens, for display.
 
-The vocabulary's own spelling (`Ġquick`, `▁quick`, `<0xC3>`) is no text, and a character may be
-several tokens. Control characters become pictures of themselves: content is not trusted, and a
-terminal or a page would obey them.
+The pieces add up to the whole text. The vocabulary's spelling of a token (`Ġquick`, `▁quick`,
+`<0xC3>`) is not its text, and one character may be several tokens. Each control character is
+replaced by a visible symbol: content is not trusted, and a terminal or a page would obey it.
 """
 
 from __future__ import annotations
@@ -13,30 +13,31 @@ from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
-REPLACEMENT_CHARACTER = "\ufffd"  # what decoders put for part of a character
+REPLACEMENT_CHARACTER = "\ufffd"  # decoders write it for a part of a character
 CACHED_WINDOWS = 65_536
 
-CONTROL_PICTURES = 0x2400  # U+2400 pictures U+0000, and so on to U+2420
+CONTROL_SYMBOLS = 0x2400  # Unicode's symbol of U+0000; those up to U+0020 follow it
 DELETE = 0x7F
-# C0, DEL, C1; then what reorders text or hides itself, and half surrogate pairs. The joiners of
-# emoji and of several scripts (U+200C, U+200D) stay.
-UNSEEN = re.compile(
+# The control characters (C0, DEL, C1), characters that reorder text or are invisible, and halves of
+# surrogate pairs. The joiners of emoji and of several scripts (U+200C, U+200D) are not replaced.
+HIDDEN_CHARACTERS = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
 )
-PICTURES = {"\n": "↵\n", "\t": "⇥", chr(DELETE): "␡"}
+SYMBOLS = {"\n": "↵\n", "\t": "⇥", chr(DELETE): "␡"}
 
 
 class TokenPieces:
-    """Cuts labelled rows of one tokenizer into the text of each token."""
+    """A decoder that returns the text of each token of a row, for one tokenizer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._decode = lru_cache(CACHED_WINDOWS)(self._decode_window)
 
     def cut(self, input_ids: Sequence[int]) -> list[str]:
-        """The text that each token adds; empty for all but the last token of one character.
+        """Return the text that each token adds.
 
-        A token is decoded behind the one before it: some decoders take a leading space away.
+        If one character is several tokens, all but the last of them get an empty text. A token is
+        decoded together with the token before it, because some decoders remove a leading space.
         """
         pieces = []
         start, done = 0, 0
@@ -56,12 +57,12 @@ class TokenPieces:
 
 
 def make_visible(text: str) -> str:
-    """The text with a picture for everything that moves the cursor or hides itself."""
-    return UNSEEN.sub(lambda found: _picture(found.group()), text)
+    """Return the text with a symbol for each character that is invisible or moves the cursor."""
+    return HIDDEN_CHARACTERS.sub(lambda found: _find_symbol(found.group()), text)
 
 
-def _picture(character: str) -> str:
-    if character in PICTURES:
-        return PICTURES[character]
+def _find_symbol(character: str) -> str:
+    if character in SYMBOLS:
+        return SYMBOLS[character]
     code = ord(character)
-    return chr(CONTROL_PICTURES + code) if code < ord(" ") else f"\\u{code:04x}"
+    return chr(CONTROL_SYMBOLS + code) if code < ord(" ") else f"\\u{code:04x}"

@@ -22,11 +22,12 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet
 
-from lora_sft.data.one_line import make_one_line
+from lora_sft.data.drops import LARGEST_ROW_BYTES, TOO_LARGE, Drop
 from lora_sft.data.rows.data_files import READ_FAULTS, DataFile, make_read_error
 from lora_sft.data.rows.file_rows import NumberedRow, refuse_empty, refuse_repeated_columns
 from lora_sft.data.rows.plain_json import parse_json
 from lora_sft.errors import DataError
+from lora_sft.shown_text import make_one_line
 
 BATCH_ROWS = 1_000
 ARROW_FILE_MAGIC = b"ARROW1"
@@ -95,8 +96,8 @@ def _read_batches(file: DataFile, batches: Iterable[pa.RecordBatch]) -> Iterator
 
 def read_columns(
     batch: pa.RecordBatch | pa.Table, source: str, first_row: int
-) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one batch as JSON lines would hold them.
+) -> Iterator[dict[str, Any] | Drop]:
+    """Yield the rows of one batch as JSON lines would hold them. A row may be too large.
 
     Args:
         batch: Rows that follow each other in the source.
@@ -107,12 +108,41 @@ def read_columns(
     """
     refuse_repeated_columns(batch.schema.names, source)
     cleaners = {field.name: clean for field in batch.schema if (clean := _make_cleaner(field.type))}
-    try:
-        rows = _convert(batch, cleaners)
-    except VALUE_FAULTS:
-        _refuse_first_unreadable(batch, cleaners, source, first_row)
-        raise
-    yield from rows
+    for part in _split(batch):
+        try:
+            rows = _convert(part, cleaners)
+        except VALUE_FAULTS:
+            _refuse_first_unreadable(part, cleaners, source, first_row)
+            raise
+        yield from (row if _is_small(part, row) else TOO_LARGE for row in rows)
+        first_row += part.num_rows
+
+
+def _split(batch: pa.RecordBatch | pa.Table) -> Iterator[pa.RecordBatch | pa.Table]:
+    """Yield a batch in parts that take no more bytes than a row may have, or are one row."""
+    if batch.nbytes <= LARGEST_ROW_BYTES or batch.num_rows <= 1:
+        yield batch
+        return
+    middle = batch.num_rows // 2
+    yield from _split(batch.slice(0, middle))
+    yield from _split(batch.slice(middle))
+
+
+def _is_small(part: pa.RecordBatch | pa.Table, row: dict[str, Any]) -> bool:
+    """Return whether a row keeps the size limit. Values that are not text (images) do not count.
+
+    If the whole part is small, the row is too, and its text is not counted.
+    """
+    return part.nbytes <= LARGEST_ROW_BYTES or _count_text_bytes(row) <= LARGEST_ROW_BYTES
+
+
+def _count_text_bytes(value: Any) -> int:
+    """Return about how many bytes a value takes as JSON, without values that JSON cannot hold."""
+    if isinstance(value, str):
+        return len(value.encode("utf-8", "surrogatepass"))
+    if isinstance(value, dict):
+        return sum(map(_count_text_bytes, value.values()))
+    return sum(map(_count_text_bytes, value)) if isinstance(value, list) else 1
 
 
 def _convert(batch: pa.RecordBatch | pa.Table, cleaners: dict[str, Clean]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ import gzip
 import http.client
 import io
 import lzma
+import re
 import shutil
 import tempfile
 import zlib
@@ -24,8 +25,8 @@ from typing import BinaryIO, cast
 
 import pyarrow as pa
 
-from lora_sft.data.one_line import make_one_line
 from lora_sft.errors import DataError
+from lora_sft.shown_text import hide_secrets, make_one_line
 
 KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar")
@@ -71,7 +72,7 @@ class DataFile:
     """One data file.
 
     Attributes:
-        source: The path as the recipe writes it, for errors.
+        source: The name that is shown (`name_source`).
         name: The file name. Its endings decide `kind` and `compression`.
         open_stored: Opens the bytes as they are stored, still packed.
         path: The path on this machine; None for a remote file.
@@ -124,9 +125,20 @@ class DataFile:
             yield cast(BinaryIO, copy)
 
 
+def name_source(path: str) -> str:
+    """Return the name that is shown for the path of a data set or of a file in it.
+
+    It is the path as the recipe writes it, in one printable line. A URL loses its user, password,
+    query and fragment.
+    """
+    url = re.sub(r"\s", "%20", path)  # `hide_secrets` would read a URL only up to a space
+    hidden = hide_secrets(url)
+    return make_one_line(path if hidden == url else hidden)
+
+
 def make_local_file(path: Path, source: str) -> DataFile:
     """Return the data file for a path on this machine."""
-    return DataFile(make_one_line(source), path.name, lambda: path.open("rb"), path)
+    return DataFile(name_source(source), path.name, lambda: path.open("rb"), path)
 
 
 def has_data_name(name: str) -> bool:

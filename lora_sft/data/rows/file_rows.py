@@ -1,29 +1,36 @@
-"""Read source rows from text files: JSON lines, a JSON array, CSV or TSV.
+"""Read source rows from JSON files: JSON lines, or a JSON array.
 
 Each reader yields `(line, values)`. `line` is the number of the line, from 1, or None in a JSON
-array. An invalid row stops the reading, and the error names its line. The row is never repaired
-here, because the user would not notice a wrong guess. Python reads the JSON, not a table library: a
-table library would give every object the keys of all objects, filled with null.
+array. A row that is too large is a `Drop` in place of its values. An invalid row stops the reading,
+and the error names its line. The row is never repaired here, because the user would not notice a
+wrong guess. Python reads the JSON, not a table library: a table library would give every object the
+keys of all objects, filled with null.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from typing import Any, NoReturn
 
-from lora_sft.data.one_line import make_one_line
-from lora_sft.data.rows.data_files import READ_FAULTS, DataFile, make_read_error
+from lora_sft.data.drops import LARGEST_ROW_BYTES, TOO_LARGE, Drop
+from lora_sft.data.rows.data_files import DataFile
 from lora_sft.data.rows.json_array import ArrayReader
 from lora_sft.data.rows.plain_json import parse_json
+from lora_sft.data.rows.text_lines import (
+    NumberedLine,
+    NumberedPiece,
+    decode_line,
+    decode_pieces,
+    join_lines,
+    read_pieces,
+)
 from lora_sft.errors import DataError
+from lora_sft.shown_text import make_one_line
 
-NumberedRow = tuple[int | None, dict[str, Any]]
-NumberedLine = tuple[int, str]
+NumberedRow = tuple[int | None, dict[str, Any] | Drop]
 
-LARGEST_CSV_FIELD_CHARACTERS = 2**31 - 1
 EXCERPT_CHARACTERS = 60
 # A first object that spans more lines than this is reported as a line that is not valid JSON.
 LONGEST_OBJECT_LINES = 10_000
@@ -39,40 +46,59 @@ JSON_KINDS = {
 
 def read_json_lines(file: DataFile) -> Iterator[NumberedRow]:
     """Yield one row per line. Blank lines are skipped."""
-    return _read_objects(file, _read_lines(file))
+    return _read_objects(file, join_lines(read_pieces(file)))
 
 
 def _read_objects(file: DataFile, lines: Iterable[NumberedLine]) -> Iterator[NumberedRow]:
     empty = True
     for number, line in lines:
-        if line.strip():
+        where = f"{file.source}:{number}"
+        if line is None:
             empty = False
-            yield number, _parse_object(line.rstrip("\r\n"), f"{file.source}:{number}")
+            yield number, TOO_LARGE
+            continue
+        text = decode_line(line, where)
+        if text.strip():
+            empty = False
+            yield number, _parse_object(text.rstrip("\r\n"), where)
     if empty:
         refuse_empty(file)
 
 
 def read_json(file: DataFile) -> Iterator[NumberedRow]:
     """Return the rows of a `.json` file: an array of objects, or JSON lines."""
-    lines = _read_lines(file)
-    head = []
-    for numbered in lines:
-        head.append(numbered)
-        if numbered[1].strip():
-            break
-    first = head[-1][1].strip() if head else ""
-    if first.startswith("["):
-        return _read_array(file, chain(head, lines))
-    if first.startswith("{") and not _is_json(first):
-        _refuse_object_of_many_lines(file, chain(head, islice(lines, LONGEST_OBJECT_LINES)))
-    return _read_objects(file, chain(head, lines))
+    pieces = read_pieces(file)
+    first = next((numbered for numbered in pieces if numbered[1].strip()), (1, b""))
+    pieces = chain([first], pieces)
+    if first[1].lstrip().startswith(b"["):
+        return _read_array(file, pieces, lines_before=first[0] - 1)
+    lines = join_lines(pieces)
+    first_line = next(lines, (1, b""))
+    if (first_line[1] or b"").lstrip().startswith(b"{"):
+        _check_is_one_line(file, first_line, lines)
+    return _read_objects(file, chain([first_line], lines))
 
 
-def _refuse_object_of_many_lines(file: DataFile, lines: Iterable[NumberedLine]) -> None:
-    """Raise DataError if the file begins with one object over several lines."""
-    text = "".join(line for _, line in lines).lstrip()
+def _check_is_one_line(
+    file: DataFile, first_line: NumberedLine, lines: Iterator[NumberedLine]
+) -> None:
+    """Check that the file does not begin with one object over several lines.
+
+    `lines` is read only if the first line is not valid JSON.
+
+    Raises: DataError if not.
+    """
+    number, line = first_line
+    assert line is not None, "the line begins with an object"
+    text = decode_line(line, f"{file.source}:{number}")
+    if _is_json(text):
+        return
+    for number, line in islice(lines, LONGEST_OBJECT_LINES):
+        if line is None or len(text) > LARGEST_ROW_BYTES:
+            return
+        text += decode_line(line, f"{file.source}:{number}")
     try:
-        json.JSONDecoder().raw_decode(text)
+        json.JSONDecoder().raw_decode(text.lstrip())
     except (ValueError, RecursionError):
         return
     raise DataError(
@@ -90,12 +116,15 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _read_array(file: DataFile, lines: Iterable[NumberedLine]) -> Iterator[NumberedRow]:
-    array = ArrayReader(line for _, line in lines)
+def _read_array(
+    file: DataFile, pieces: Iterable[NumberedPiece], lines_before: int
+) -> Iterator[NumberedRow]:
+    array = ArrayReader(decode_pieces(pieces, file.source), lines_before)
     index = -1
     try:
         for index, row in enumerate(array):
-            yield None, _as_object(row, f"{file.source} row {index}")
+            is_read = not isinstance(row, Drop)
+            yield None, _as_object(row, f"{file.source} row {index}") if is_read else row
     except json.JSONDecodeError as error:
         _refuse_broken_json(error, file.source, array.lines_before)
     except DataError:
@@ -104,42 +133,6 @@ def _read_array(file: DataFile, lines: Iterable[NumberedLine]) -> Iterator[Numbe
         _refuse_lenient_json(error, f"{file.source} row {index + 1}")
     if index < 0:
         refuse_empty(file)
-
-
-def read_csv(file: DataFile) -> Iterator[NumberedRow]:
-    """Yield comma-separated rows. The first line holds the column names."""
-    return _read_separated(file, ",")
-
-
-def read_tsv(file: DataFile) -> Iterator[NumberedRow]:
-    """Yield tab-separated rows. The first line holds the column names."""
-    return _read_separated(file, "\t")
-
-
-def _read_separated(file: DataFile, delimiter: str) -> Iterator[NumberedRow]:
-    csv.field_size_limit(LARGEST_CSV_FIELD_CHARACTERS)
-    reader = csv.reader((line for _, line in _read_lines(file)), delimiter=delimiter, strict=True)
-    line, empty = 1, True
-    try:
-        header = next(reader, [])
-        _check_header(file, header)
-        line = reader.line_num + 1
-        for fields in reader:
-            if fields:
-                empty = False
-                yield line, _as_row(fields, header, f"{file.source}:{line}")
-            line = reader.line_num + 1
-    except csv.Error as error:
-        fix = 'close the quoted field, and write "" for a quote inside it'
-        raise DataError(f"the row cannot be read: {error}", f"{file.source}:{line}", fix) from error
-    if empty:
-        refuse_empty(file)
-
-
-def _check_header(file: DataFile, header: list[str]) -> None:
-    if not header:
-        refuse_empty(file)
-    refuse_repeated_columns(header, f"{file.source}:1")
 
 
 def refuse_repeated_columns(names: list[str], where: str) -> None:
@@ -151,43 +144,6 @@ def refuse_repeated_columns(names: list[str], where: str) -> None:
             where,
             "give each column a different name",
         )
-
-
-def _as_row(fields: list[str], header: list[str], where: str) -> dict[str, Any]:
-    if len(fields) != len(header):
-        raise DataError(
-            f"the row has {len(fields)} fields, but the header has {len(header)}",
-            where,
-            "put quotes around fields that hold the separator, or add the missing fields",
-        )
-    return dict(zip(header, fields, strict=True))
-
-
-def _read_lines(file: DataFile) -> Iterator[NumberedLine]:
-    """Yield each line with its number, from 1. A byte order mark at the start is removed.
-
-    Lines are decoded one by one, so that the error for an invalid byte names its line.
-    """
-    number = 0
-    try:
-        with file.open() as stream:
-            for number, line in enumerate(stream, start=1):
-                encoding = "utf-8-sig" if number == 1 else "utf-8"
-                yield number, _decode(line, encoding, f"{file.source}:{number}")
-    except READ_FAULTS as error:
-        where = f"{file.source}:{number + 1}" if number else None
-        raise make_read_error(file, error, where) from error
-
-
-def _decode(line: bytes, encoding: str, where: str) -> str:
-    try:
-        return line.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"byte {error.start + 1} of the line is not valid UTF-8",
-            where,
-            "save the file as UTF-8, for example: iconv -f latin1 -t utf-8 OLD > NEW",
-        ) from error
 
 
 def _parse_object(text: str, where: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from lora_sft.data.drops import Drop
 from lora_sft.data.rows.columnar_rows import BATCH_ROWS, VALUE_FAULTS, read_columns
 from lora_sft.errors import DataError
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from lora_sft.recipe import DatasetSection
 
 
-def read_hub_rows(dataset: DatasetSection) -> Iterator[dict[str, Any]]:
+def read_hub_rows(dataset: DatasetSection) -> Iterator[dict[str, Any] | Drop]:
     """Yield the rows of one split, in the order of the Hub.
 
     Raises: DataError if the split does not exist, or the data set cannot be loaded.

@@ -12,7 +12,6 @@ import json
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, NoReturn
 
-from lora_sft.data.one_line import make_one_line
 from lora_sft.data.rows.data_files import (
     ARCHIVES,
     COMPRESSIONS,
@@ -21,9 +20,11 @@ from lora_sft.data.rows.data_files import (
     check_is_readable,
     has_data_name,
     make_local_file,
+    name_source,
 )
 from lora_sft.data.rows.remote_files import is_url
 from lora_sft.errors import DataError
+from lora_sft.shown_text import make_one_line
 
 if TYPE_CHECKING:
     from lora_sft.recipe import DatasetSection
@@ -64,16 +65,16 @@ def check_files(dataset: DatasetSection, files: list[DataFile]) -> None:
     """
     if not files:
         raise DataError(
-            f'no data files were found under "{make_one_line(dataset.path)}"',
-            make_one_line(str(dataset.location)),
+            f'no data files were found under "{name_source(dataset.path)}"',
+            name_source(str(dataset.location)),
             f"name a file, a folder or a glob of {', '.join(KINDS)}",
         )
     for file in files:
         check_is_readable(file)
     if dataset.split not in (None, DEFAULT_SPLIT) and not isinstance(dataset.data_files, dict):
         raise DataError(
-            f'files have no split "{dataset.split}"',
-            f"{dataset.path}  split",
+            f'there is no split "{dataset.split}", because data files have no splits',
+            f"{name_source(dataset.path)}  split",
             "remove split, and name the files of that split, for example with data_files",
         )
 

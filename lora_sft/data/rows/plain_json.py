@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from lora_sft.data.drops import MalformedRow
-from lora_sft.data.one_line import make_one_line
+from lora_sft.shown_text import make_one_line
 
 DEEPEST_NESTING = 100
 

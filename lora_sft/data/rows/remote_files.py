@@ -6,21 +6,22 @@ does not go through fsspec: it would need aiohttp, which this package does not i
 
 from __future__ import annotations
 
+import http.client
 import io
 import urllib.request
 from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
-from lora_sft.data.one_line import make_one_line
-from lora_sft.data.rows.data_files import DataFile, has_data_name
+from lora_sft.data.rows.data_files import DataFile, has_data_name, name_source
 from lora_sft.errors import CapabilityError, DataError
+from lora_sft.shown_text import make_one_line
 
 if TYPE_CHECKING:
     from lora_sft.recipe import DatasetSection
 
-HTTP_SCHEMES = ("http", "https")
+HTTP_PORTS = {"http": 80, "https": 443}
 TIMEOUT_SECONDS = 60
 BUFFER_BYTES = 1 << 20
 
@@ -38,9 +39,9 @@ def find_remote_files(dataset: DatasetSection) -> list[DataFile]:
         CapabilityError: If fsspec needs a package that is not installed.
     """
     url = dataset.location
-    if urlsplit(url).scheme.lower() in HTTP_SCHEMES:
+    if urlsplit(url).scheme.lower() in HTTP_PORTS:
         name = PurePosixPath(unquote(urlsplit(url).path)).name
-        return [DataFile(make_one_line(dataset.path), name, partial(_open_http, url))]
+        return [DataFile(name_source(dataset.path), name, partial(_open_http, url))]
     system, path = _connect(url)
     try:
         paths = _list_paths(system, path)
@@ -57,7 +58,7 @@ def _connect(url: str) -> tuple[Any, str]:
     except ImportError as error:
         raise CapabilityError(
             f"{urlsplit(url).scheme}:// needs a package that is not installed",
-            make_one_line(url),
+            name_source(url),
             make_one_line(str(error)) + ", or download the file and name its local path",
         ) from error
     except Exception as error:  # an unknown protocol, or its set-up failed
@@ -81,16 +82,37 @@ def _is_visible_data(found: str, folder: str) -> bool:
 def _make_file(dataset: DatasetSection, system: Any, path: str, *, is_named: bool) -> DataFile:
     source = dataset.path if is_named else str(system.unstrip_protocol(path))
     name = PurePosixPath(path).name
-    return DataFile(make_one_line(source), name, partial(_open_with_fsspec, system, path))
+    return DataFile(name_source(source), name, partial(_open_with_fsspec, system, path))
 
 
 def _open_http(url: str) -> BinaryIO:
-    request = urllib.request.Request(url, headers={"User-Agent": "lora-sft"})
     try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
-    except ValueError as error:  # the address is not valid
-        raise OSError(str(error)) from error
+        address = urlsplit(url)._replace(fragment="")
+        opener = urllib.request.build_opener(_make_login(address))
+        host = address.netloc.rpartition("@")[2]
+        bare = address._replace(netloc=host).geturl()
+        request = urllib.request.Request(bare, headers={"User-Agent": "lora-sft"})
+        response = opener.open(request, timeout=TIMEOUT_SECONDS)
+    except (ValueError, http.client.InvalidURL) as error:  # their texts may repeat a password
+        raise OSError("the address is not valid") from error
     return io.BufferedReader(_HttpBody(response), BUFFER_BYTES)
+
+
+def _make_login(address: SplitResult) -> urllib.request.BaseHandler:
+    """Return the handler that sends user and password of an address (HTTP basic authentication).
+
+    It sends them with the first request, and after a redirection only to the same server.
+
+    Raises: ValueError if the port of the address is not a number.
+    """
+    manager = urllib.request.HTTPPasswordMgrWithPriorAuth()
+    if address.username is not None:
+        host = f"[{address.hostname}]" if ":" in str(address.hostname) else address.hostname
+        # With its port, the server differs from the one without encryption on the same machine.
+        server = f"{address.scheme}://{host}:{address.port or HTTP_PORTS[address.scheme]}/"
+        user, password = unquote(address.username), unquote(address.password or "")
+        manager.add_password(None, server, user, password, is_authenticated=True)
+    return urllib.request.HTTPBasicAuthHandler(manager)
 
 
 def _open_with_fsspec(system: Any, path: str) -> BinaryIO:
@@ -152,6 +174,6 @@ def _make_remote_error(url: str, error: Exception) -> DataError:
     reason = str(error).strip() or type(error).__name__
     return DataError(
         f"the address cannot be read: {make_one_line(reason.splitlines()[0])}",
-        make_one_line(url),
+        name_source(url),
         "check the address and its credentials, and that this machine can reach it",
     )

@@ -8,18 +8,20 @@ An error names the file and the line.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from lora_sft.data.one_line import make_one_line
+from lora_sft.data.drops import Drop
 from lora_sft.data.rows.columnar_rows import read_arrow, read_parquet
-from lora_sft.data.rows.data_files import DataFile
-from lora_sft.data.rows.file_rows import NumberedRow, read_csv, read_json, read_json_lines, read_tsv
+from lora_sft.data.rows.data_files import DataFile, name_source
+from lora_sft.data.rows.file_rows import NumberedRow, read_json, read_json_lines
 from lora_sft.data.rows.hub_rows import read_hub_rows
 from lora_sft.data.rows.local_files import check_files, find_local_files
 from lora_sft.data.rows.remote_files import find_remote_files, is_url
+from lora_sft.data.rows.separated_rows import read_csv, read_tsv
 from lora_sft.errors import DataError
+from lora_sft.shown_text import make_one_line
 
 if TYPE_CHECKING:
     from lora_sft.recipe import DatasetSection
@@ -43,16 +45,18 @@ class SourceRow:
     """One row of a data set, as the file holds it.
 
     Attributes:
-        source: The path as the recipe writes it.
+        source: The name that is shown for the file or data set (`name_source`).
         row: The number of the row in its source, from 0.
         line: The line where the row begins, from 1; None if the source has no lines.
-        values: The values by column.
+        values: The values by column; none if `drop` is given.
+        drop: Why the row could not be read; None if it was.
     """
 
     source: str
     row: int
     line: int | None
     values: dict[str, Any]
+    drop: Drop | None = None
 
     @property
     def where(self) -> str:
@@ -75,12 +79,18 @@ def _read_unrenamed_rows(dataset: DatasetSection) -> Iterator[SourceRow]:
     files = _find_files(dataset)
     if files is None:
         for row, values in enumerate(read_hub_rows(dataset)):
-            yield SourceRow(dataset.path, row, None, values)
+            yield _make_row(name_source(dataset.path), row, None, values)
         return
     for file in files:
         numbered = enumerate(READERS[file.kind](file))
         for row, (line, values) in numbered:
-            yield SourceRow(file.source, row, line, values)
+            yield _make_row(file.source, row, line, values)
+
+
+def _make_row(source: str, row: int, line: int | None, values: dict[str, Any] | Drop) -> SourceRow:
+    if isinstance(values, Drop):
+        return SourceRow(source, row, line, {}, values)
+    return SourceRow(source, row, line, values)
 
 
 def _find_files(dataset: DatasetSection) -> list[DataFile] | None:
@@ -110,6 +120,8 @@ def _check_renames(dataset: DatasetSection, first_rows: list[SourceRow]) -> None
 
     Raises: DataError if not.
     """
+    if all(row.drop is not None for row in first_rows):
+        return
     cells = [cell for row in first_rows for cell in row.values.items()]
     columns = sorted({column for column, _ in cells})
     filled = {column for column, value in cells if value is not None}
@@ -117,13 +129,13 @@ def _check_renames(dataset: DatasetSection, first_rows: list[SourceRow]) -> None
         if theirs not in columns:
             raise DataError(
                 f'rename_columns names the column "{theirs}", but the rows do not have it',
-                f"{dataset.path}  rename_columns",
+                f"{name_source(dataset.path)}  rename_columns",
                 f"the columns are: {make_one_line(', '.join(columns))} (write old name: new name)",
             )
         if ours in filled and ours not in dataset.rename_columns:
             raise DataError(
                 f'rename_columns renames "{theirs}" to "{ours}", but this column already exists',
-                f"{dataset.path}  rename_columns",
+                f"{name_source(dataset.path)}  rename_columns",
                 f"also rename the existing column, for example {{{ours}: unused_{ours}}}",
             )
     _check_names_differ(dataset)
@@ -135,7 +147,7 @@ def _check_names_differ(dataset: DatasetSection) -> None:
     if twice is not None:
         raise DataError(
             f'rename_columns gives two columns the name "{twice}"',
-            f"{dataset.path}  rename_columns",
+            f"{name_source(dataset.path)}  rename_columns",
             "rename only one of them to it",
         )
 
@@ -144,7 +156,7 @@ def _renamed(row: SourceRow, renames: dict[str, str]) -> SourceRow:
     values = {renames.get(column, column): value for column, value in row.values.items()}
     if len(values) < len(row.values):
         values = _merge_renamed(row, renames)
-    return SourceRow(row.source, row.row, row.line, values)
+    return replace(row, values=values)
 
 
 def _merge_renamed(row: SourceRow, renames: dict[str, str]) -> dict[str, Any]:

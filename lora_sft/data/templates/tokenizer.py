@@ -14,11 +14,12 @@ import jinja2
 from jinja2.exceptions import TemplateSyntaxError
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from lora_sft.data.one_line import make_one_line
 from lora_sft.data.templates.rendering import list_templates
 from lora_sft.data.templates.template_environment import compile_template
 from lora_sft.errors import DataError, ModelError
 from lora_sft.file_names import SENTENCEPIECE_FILE
+from lora_sft.model_files import remote_code
+from lora_sft.shown_text import make_one_line
 
 if TYPE_CHECKING:
     from lora_sft.recipe import DataSection, ModelSection, TokenizerSection
@@ -66,6 +67,8 @@ def load_tokenizer(
 def _load(location: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     _check_tokenizer_files(Path(location))
     where = f"{location} @ {revision}" if revision else location
+    if trust_remote_code:
+        remote_code.check_remote_code(location, revision)
     try:
         loaded = AutoTokenizer.from_pretrained(
             location, revision=revision or "main", trust_remote_code=trust_remote_code
@@ -75,7 +78,10 @@ def _load(location: str, revision: str | None, trust_remote_code: bool) -> PreTr
         raise ModelError(
             f"the tokenizer cannot be loaded: {first_line}",
             where,
-            "check model.model_name_or_path and revision, or name a tokenizer in tokenizer.path",
+            remote_code.FIX
+            if remote_code.needs_trust(error)
+            else "check model.model_name_or_path and revision, or name a tokenizer in "
+            "tokenizer.path",
         ) from error
     if not loaded.is_fast:
         raise ModelError(
@@ -177,7 +183,7 @@ def _check_has_eos(tokenizer: PreTrainedTokenizerBase) -> None:
 def find_stop_token_ids(
     tokenizer: PreTrainedTokenizerBase, model: ModelSection, extra: Iterable[str]
 ) -> frozenset[int]:
-    """Return the ids of the tokens that end a served turn.
+    """Return the ids of the tokens at which a server ends an answer.
 
     They are the eos token of the tokenizer, those in `generation_config.json`, and `extra`, which
     the recipe names.

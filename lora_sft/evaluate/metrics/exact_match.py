@@ -1,4 +1,4 @@
-"""The share of answers that are exactly right."""
+"""The share of answers that equal their reference."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 
 def exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
-    """Share of answers equal to their reference, outer white space aside (0 to 1)."""
+    """Return the share of answers that equal their reference, from 0 to 1.
+
+    White space at the beginning and the end is ignored.
+    """
     pairs = zip(answers, references, strict=True)
     return sum(answer.strip() == reference.strip() for answer, reference in pairs) / len(answers)

@@ -1,1 +1,1 @@
-"""Check that merged weights answer as the base with its adapter does."""
+"""Verify a merged model: compare its tensors and its answers with base model + adapter."""

@@ -1,10 +1,11 @@
-"""Does the merged folder answer like its base with the adapter, and like the model in training?
+"""Compare the answers of the merged model with base model + adapter, and with the trained model.
 
-Two questions that are kept apart. *Correctness* decides the exit code: the folder, reloaded from
-disk by plain transformers, against the base that it was merged onto plus the adapters through
-PEFT, everything computed in float32, so that nothing but the merge itself can differ. *Shift* is
-reported and never fails: against the model as it was trained, for every form of the base that is
-at hand, so that a person can choose by measurement.
+*Correctness* decides the exit code. The merged folder is loaded from disk by plain transformers. It
+is compared with the base model that it was merged onto, with the adapters attached by PEFT. Both
+compute in float32, so that only the merge can cause a difference.
+
+*Shift* is only reported. The merged model is compared with the model as it was trained, once for
+each available form of the base model. A user can choose a form by these numbers.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from lora_sft.export.proof.answering_models import (
     choose_models,
     make_base_section,
 )
-from lora_sft.export.proof.check_summary import AGAINST
+from lora_sft.export.proof.check_summary import REFERENCE_NAME
 from lora_sft.export.proof.verification import (
     LogitDifference,
     compare_logits,
@@ -45,8 +46,8 @@ if TYPE_CHECKING:
     from lora_sft.export.merge_plan import MergePlan, Onto, PreparedMerge
 
 AS_TRAINED = "the model as trained"
-QUANTISED_BYTES_A_PARAMETER = 1.5  # codes, embeddings and the largest layer dequantised
-LOGIT_BYTES = 256 << 20  # of one model's logits over all prompts
+QUANTISED_BYTES_PER_PARAMETER = 1.5  # codes, embeddings, and the largest layer dequantised
+LOGIT_BYTES = 256 << 20  # for the logits of one model over all prompts
 LARGEST_PROMPT_TOKENS = 256
 NUM_GREEDY_PROMPTS = 4
 GREEDY_TOKENS = 16
@@ -54,7 +55,12 @@ GREEDY_TOKENS = 16
 
 @dataclass(frozen=True)
 class Prompts:
-    """Token ids to answer; `labels` where they are validation rows, whose loss can be told."""
+    """The prompts of a comparison.
+
+    Attributes:
+        ids: The token ids of each prompt. Validation rows come first.
+        labels: The labels of the validation rows, to compute their loss.
+    """
 
     ids: Sequence[Sequence[int]]
     labels: Sequence[Sequence[int]]
@@ -67,18 +73,22 @@ class Prompts:
 def compare_answers(
     plan: MergePlan, prepared: PreparedMerge, folder: Path, workspace: Path
 ) -> dict[str, Any] | str:
-    """The report's `correctness` and `shift`, or why answers cannot be compared here."""
+    """Compare the answers of the models.
+
+    Returns: The report's `correctness` and `shift`, or a text that says why the answers cannot be
+    compared.
+    """
     models = choose_models(plan, prepared, workspace)
     if isinstance(models, str):
         return models
     prompts = choose_prompts(plan, load_saved_tokenizer(folder), _count_tokens(prepared))
     trained = _answer_as_trained(plan, prepared, prompts)
-    reference, effect, greedy = _answer_adapted(plan, models, prompts)
+    reference, effect, greedy = _answer_base_with_adapters(plan, models, prompts)
     model = models.load_folder(folder)
     merged = models.answer(model, prompts.ids)
-    correctness = _judge(plan.dtype, compare_logits(reference, merged), effect)
+    correctness = _make_correctness(plan.dtype, compare_logits(reference, merged), effect)
     if models.is_whole:
-        continued = continue_greedily(model, _first(prompts), GREEDY_TOKENS)
+        continued = continue_greedily(model, _choose_greedy_prompts(prompts), GREEDY_TOKENS)
         equal = [ours == theirs for ours, theirs in zip(greedy, continued, strict=True)]
         correctness |= {"greedy_equal": sum(equal), "greedy_prompts": len(equal)}
     del model
@@ -88,13 +98,21 @@ def compare_answers(
     return {"correctness": correctness, "shift": shift}
 
 
-def _answer_adapted(
+def _answer_base_with_adapters(
     plan: MergePlan, models: AnsweringModels, prompts: Prompts
 ) -> tuple[Logits, float, list[list[int]]]:
-    """Base + adapters: logits, mean KL that the adapters make, and greedy continuations."""
+    """Return the answers of the base model with the adapters to all prompts.
+
+    Returns: Its logits, the mean KL between it and the base model without adapters, and its greedy
+    continuations.
+    """
     adapted = models.load_adapted(plan.onto)
     reference = models.answer(adapted, prompts.ids)
-    greedy = continue_greedily(adapted, _first(prompts), GREEDY_TOKENS) if models.is_whole else []
+    greedy = (
+        continue_greedily(adapted, _choose_greedy_prompts(prompts), GREEDY_TOKENS)
+        if models.is_whole
+        else []
+    )
     with adapted.disable_adapter():
         plain = models.answer(adapted, prompts.ids)
     return reference, compare_logits(reference, plain).mean_kl, greedy
@@ -108,7 +126,7 @@ def _measure_all_shifts(
     trained: Logits | None,
     merged: Logits,
 ) -> dict[str, Any]:
-    """Against the model as trained: of this merge, and of one onto the other form of the base."""
+    """Return the report's `shift`: for this merge, and for the other form of the base model."""
     if trained is None:
         return {}
     shift: dict[str, Any] = {"against": AS_TRAINED, **_measure_shift(prompts, trained, merged)}
@@ -116,13 +134,13 @@ def _measure_all_shifts(
         other: Onto = "original" if plan.onto == "dequantized" else "dequantized"
         choices = {plan.onto: _measure_shift(prompts, trained, merged)}
         if models.is_whole:
-            choices[other] = _measure_other(plan, models, other, prompts, trained)
+            choices[other] = _measure_other_form(plan, models, other, prompts, trained)
         shift["choices"] = choices
     return shift
 
 
 def choose_prompts(plan: MergePlan, tokenizer: PreTrainedTokenizerBase, num_tokens: int) -> Prompts:
-    """The run's validation rows where it kept some, then the built-in prompts, within a budget."""
+    """Return the run's validation rows and the built-in prompts, as many as LOGIT_BYTES allows."""
     rows = read_validation_sample(plan.run)
     ids = [row["input_ids"][:LARGEST_PROMPT_TOKENS] for row in rows]
     labels = [row["labels"][:LARGEST_PROMPT_TOKENS] for row in rows]
@@ -138,7 +156,7 @@ def choose_prompts(plan: MergePlan, tokenizer: PreTrainedTokenizerBase, num_toke
 
 
 def read_validation_sample(run: Path | None) -> list[dict[str, Any]]:
-    """The rows that a run kept of its validation split for this purpose."""
+    """Return the validation rows that a run saved for this comparison. The list may be empty."""
     path = RunDirectory(run).validation_sample if run is not None else None
     if path is None or not path.exists():
         return []
@@ -153,16 +171,18 @@ def _count_tokens(prepared: PreparedMerge) -> int:
     return int(changed or stored or 0)
 
 
-def _first(prompts: Prompts) -> Sequence[Sequence[int]]:
-    """Built-in prompts and beginnings of rows, for continuations."""
+def _choose_greedy_prompts(prompts: Prompts) -> Sequence[Sequence[int]]:
+    """Return the last prompts, cut to LARGEST_PROMPT_TOKENS."""
     return [ids[:LARGEST_PROMPT_TOKENS] for ids in prompts.ids[-NUM_GREEDY_PROMPTS:]]
 
 
 def _answer_as_trained(plan: MergePlan, prepared: PreparedMerge, prompts: Prompts) -> Logits | None:
-    """Logits of the quantised base + adapters, in the dtype of training; None where training saw
-    the base as it is merged onto, or where the quantised base does not fit."""
+    """Return the logits of the quantised base model with the adapters, in the dtype of training.
+
+    Return None if training did not quantise the base model, or if it does not fit into memory.
+    """
     origin = plan.origin
-    needed = QUANTISED_BYTES_A_PARAMETER * prepared.base.num_parameters
+    needed = QUANTISED_BYTES_PER_PARAMETER * prepared.base.num_parameters
     if not origin.quantization or needed > MEMORY_SHARE * find_free_memory():
         return None
     section = make_base_section(plan, origin.dtype or plan.dtype)
@@ -170,10 +190,15 @@ def _answer_as_trained(plan: MergePlan, prepared: PreparedMerge, prompts: Prompt
     return compute_logits(attach_adapters(base, plan.adapters), prompts.ids)
 
 
-def _judge(dtype: str, difference: LogitDifference, effect: float) -> dict[str, Any]:
+def _make_correctness(dtype: str, difference: LogitDifference, effect: float) -> dict[str, Any]:
+    """Return the report's `correctness`.
+
+    Args:
+        effect: The mean KL between the base model with and without the adapters.
+    """
     largest_kl, least_top1 = find_tolerance(dtype, effect)
     return {
-        "against": AGAINST,
+        "against": REFERENCE_NAME,
         "method": "logits",
         **difference.to_dict(),
         "adapter_effect_kl": effect,
@@ -183,7 +208,7 @@ def _judge(dtype: str, difference: LogitDifference, effect: float) -> dict[str, 
 
 
 def _measure_shift(prompts: Prompts, trained: Logits, merged: Logits) -> dict[str, Any]:
-    """Distance from the model as trained, and the loss on held-out rows where there are some."""
+    """Return the difference from the trained model, and the losses on the validation rows."""
     shift: dict[str, Any] = compare_logits(trained, merged).to_dict()
     rows = prompts.num_rows
     if rows:
@@ -195,10 +220,10 @@ def _measure_shift(prompts: Prompts, trained: Logits, merged: Logits) -> dict[st
     return shift
 
 
-def _measure_other(
+def _measure_other_form(
     plan: MergePlan, models: AnsweringModels, onto: str, prompts: Prompts, trained: Logits
 ) -> dict[str, Any]:
-    """What a merge onto the other form of the base would have shifted."""
+    """Return the shift that a merge onto another form of the base model would have."""
     merged = models.load_adapted(onto).merge_and_unload()
     merged = merged.to(parse_dtype(plan.dtype)).float()
     return _measure_shift(prompts, trained, compute_logits(merged, prompts.ids))

@@ -1,9 +1,8 @@
-"""The models whose answers are compared: whole in memory where they are small, else layer by layer.
+"""Load and run the models whose answers are compared: whole if they are small, else by layer.
 
-Layer by layer means that every weight stays on disk (transformers' `device_map="disk"`) and is read
-when its layer is reached, so that memory is bounded by the largest tensor and not by the model.
-All prompts then go through in one batch, filled up on the right: in a causal model nothing of that
-reaches the tokens before it.
+A large model keeps every weight on disk (transformers' `device_map="disk"`) and reads it when its
+layer runs. The memory then depends on the largest tensor and not on the model. All prompts run in
+one batch that is padded on the right. In a causal model, padding does not change earlier tokens.
 """
 
 from __future__ import annotations
@@ -32,31 +31,31 @@ if TYPE_CHECKING:
 Logits = list[torch.Tensor]
 Ids = Sequence[Sequence[int]]
 
-MEMORY_SHARE = 0.8  # of what is free
-BYTES_A_PARAMETER = 5.5  # float32, and what loading and a forward pass hold for a moment
-WHOLE_BYTES = 2 << 30  # a model that takes no more is simply loaded
-LAYERED_BYTES_AN_ELEMENT = 10  # of the largest tensor: as stored, in float32, and its use
-# A forward pass on a CPU takes minutes beyond; `--verify logits` makes it all the same.
-MOST_PARAMETERS_UNASKED = 10_000_000_000
+MEMORY_SHARE = 0.8  # of the free memory
+BYTES_PER_PARAMETER = 5.5  # float32, and temporary memory of loading and of a forward pass
+WHOLE_MODEL_BYTES = 2 << 30  # a model up to this size is loaded as a whole
+LAYERED_BYTES_PER_ELEMENT = 10  # of the largest tensor: as stored, in float32, and in use
+# A larger model needs minutes for a forward pass on a CPU. `--verify logits` runs it nevertheless.
+MOST_PARAMETERS_IN_AUTO = 10_000_000_000
 
 
 class AnsweringModels(Protocol):
-    """Base + adapters, and the merged folder, ready to answer."""
+    """Loads the base model with the adapters, or the merged folder, and computes their logits."""
 
     is_whole: bool
 
     def load_adapted(self, onto: str) -> CausalModel:
-        """A form of the base with the adapters on it, computing in float32."""
+        """Load a form of the base model with the adapters attached, to compute in float32."""
 
     def load_folder(self, folder: Path) -> CausalModel:
-        """A model folder as anybody would load it, computing in float32."""
+        """Load a model folder with plain transformers, to compute in float32."""
 
     def answer(self, model: CausalModel, ids: Ids) -> Logits:
-        """Float32 logits [T, V] of each prompt."""
+        """Return the float32 logits [T, V] of each prompt."""
 
 
 class WholeModels:
-    """In memory, one at a time."""
+    """Loads one whole model at a time into memory."""
 
     is_whole = True
 
@@ -68,18 +67,18 @@ class WholeModels:
         trained = origin.dtype or plan.dtype
         if onto == "dequantized" and origin.quantization:
             section = make_base_section(plan, trained)
-            place = find_quantizing_device()  # where the merge makes its codes too
+            place = find_quantizing_device()  # the merge quantises on the same device
             base = load_base_model(section, quantization=origin.quantization, device=place)
             dequantized: Any = dequantize(base, parse_dtype(trained))
             base = dequantized.to(cpu).float()
         else:
             base = load_base_model(make_base_section(plan, "float32"), device=cpu)
-            if is_quantized(base):  # stored so: nothing else than its dequantised form is there
+            if is_quantized(base):  # stored quantised, so it has only the dequantised form
                 base = dequantize(base, parse_dtype(trained)).float()
         return attach_adapters(base, plan.adapters).float()
 
     def load_folder(self, folder: Path) -> CausalModel:
-        trust = self._plan.origin.trust_remote_code
+        trust = self._plan.trust_remote_code
         return load_in_float32(folder, trust_remote_code=trust)
 
     def answer(self, model: CausalModel, ids: Ids) -> Logits:
@@ -87,7 +86,10 @@ class WholeModels:
 
 
 class LayeredModels:
-    """On disk. `workspace` takes forms of the base that are not there as files."""
+    """Runs models layer by layer, with the weights on disk.
+
+    A dequantised base model does not exist on disk, so it is first written to `workspace`.
+    """
 
     is_whole = False
 
@@ -122,7 +124,7 @@ class LayeredModels:
         return load_in_float32(
             location,
             revision=None if local else self._plan.origin.revision,
-            trust_remote_code=self._plan.origin.trust_remote_code,
+            trust_remote_code=self._plan.trust_remote_code,
             offload_folder=self._workspace / "offloaded",
         )
 
@@ -131,7 +133,7 @@ class LayeredModels:
         longest = max(map(len, ids))
         filled_BT = torch.tensor([[*row, *[0] * (longest - len(row))] for row in ids])
         logits_BTV = model(input_ids=filled_BT, use_cache=False).logits
-        # copies: a slice would keep what was filled up in memory
+        # clone: a slice would keep the logits of the padding in memory
         return [
             logits_TV[: len(row)].float().clone()
             for logits_TV, row in zip(logits_BTV, ids, strict=True)
@@ -139,54 +141,61 @@ class LayeredModels:
 
 
 def make_base_section(plan: MergePlan, dtype: Any) -> ModelSection:
-    """The recipe section that loads the plan's base."""
+    """Return a recipe section that loads the base model of the plan."""
     origin = plan.origin
     return ModelSection(
         model_name_or_path=origin.model_name_or_path,
         revision=origin.revision,
         dtype=dtype,
-        trust_remote_code=origin.trust_remote_code,
+        trust_remote_code=plan.trust_remote_code,
     )
 
 
 def choose_models(
     plan: MergePlan, prepared: PreparedMerge, workspace: Path
 ) -> AnsweringModels | str:
-    """How the models are run here, or why they are not."""
+    """Return an object that runs the models, or a text that says why they cannot run."""
     num_parameters = prepared.base.num_parameters
-    needed, free = BYTES_A_PARAMETER * num_parameters, MEMORY_SHARE * find_free_memory()
-    if needed <= min(free, WHOLE_BYTES):
+    needed, free = BYTES_PER_PARAMETER * num_parameters, MEMORY_SHARE * find_free_memory()
+    if needed <= min(free, WHOLE_MODEL_BYTES):
         return WholeModels(plan)
-    special = find_what_needs_whole_weights(prepared)
-    if special:
+    reason = find_reason_for_whole_model(prepared)
+    if reason:
         if needed <= free:
             return WholeModels(plan)
         return (
-            f"{special} needs whole weights: {needed / 1e9:.1f} GB of memory, and "
-            f"{free / 1e9:.1f} GB are free for it"
+            f"{reason} needs the whole model in memory: {needed / 1e9:.1f} GB needed, "
+            f"{free / 1e9:.1f} GB free"
         )
-    if plan.verify == "auto" and num_parameters > MOST_PARAMETERS_UNASKED:
+    if plan.verify == "auto" and num_parameters > MOST_PARAMETERS_IN_AUTO:
         return (
-            f"a forward pass of {num_parameters / 1e9:.0f} B parameters is long; "
-            "--verify logits makes it, layer by layer"
+            f"a forward pass of {num_parameters / 1e9:.0f} B parameters takes long; "
+            "--verify logits runs it layer by layer"
         )
     largest = max(tensor.num_elements for tensor in prepared.form.base.tensors.values())
-    if LAYERED_BYTES_AN_ELEMENT * largest > free:
-        return f"the largest tensor has {largest:,} numbers, and {free / 1e9:.1f} GB are free"
+    if LAYERED_BYTES_PER_ELEMENT * largest > free:
+        return (
+            f"the largest tensor has {largest:,} numbers, which need more than the "
+            f"{free / 1e9:.1f} GB of free memory"
+        )
     return LayeredModels(plan, prepared, workspace)
 
 
-def find_what_needs_whole_weights(prepared: PreparedMerge) -> str:
-    """What of the adapters or the base reads a layer's weight itself, or nothing."""
+def find_reason_for_whole_model(prepared: PreparedMerge) -> str:
+    """Return what in the adapters or the base model needs the whole model; empty if nothing does.
+
+    Such an adapter or base model reads a layer's weight directly. This fails if the weight is on
+    disk until its layer runs.
+    """
     if prepared.base.stored_quantization is not None:
-        return "a base that is stored quantised"
+        return "a base model that is stored quantised"
     for adapter in prepared.adapters:
         if adapter.config.get("target_parameters"):
             return "an adapter of stacked experts"
         for module in adapter.modules:
-            strange = set(module.roles) - {"a", "b", "b_bias", "embedding_a", "embedding_b"}
-            if strange - {"base_weight"}:
-                return f"an adapter with {sorted(strange)[0]}"
-        if adapter.plain or prepared.weights.config_changes.get("vocab_size"):
+            others = set(module.roles) - {"a", "b", "b_bias", "embedding_a", "embedding_b"}
+            if others - {"base_weight"}:
+                return f"an adapter with {sorted(others)[0]}"
+        if adapter.whole_parameters or prepared.weights.config_changes.get("vocab_size"):
             return "an adapter with whole tensors"
     return ""

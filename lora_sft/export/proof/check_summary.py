@@ -1,20 +1,21 @@
-"""A merge's verification in words, for the terminal and the model card."""
+"""Describe the result of a merge's verification in words."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-AGAINST = "base as merged onto + adapter"
+# The name of the reference in a report: the chosen form of the base model, with the adapter.
+REFERENCE_NAME = "base as merged onto + adapter"
 
 
 def describe_check(checked: Mapping[str, Any]) -> str:
-    """What was compared and how far it was apart."""
+    """Return a text that says what was compared, and how large the differences are."""
     parts = []
     tensors = checked.get("tensors")
     if tensors:
         ulps = tensors["largest_ulps"]
-        exact = "equal to the formula" + (f" but for {ulps} in the last place" if ulps else "")
+        exact = "equal to the formula" + (f" within {ulps} in the last place" if ulps else "")
         parts.append(f"all {tensors['compared']} tensors ({tensors['merged']} merged) {exact}")
     if checked["prompts"]:
         parts.append(

@@ -1,10 +1,12 @@
-"""Is every tensor of the output what the formula says? Read back from disk, in bounded memory.
+"""Read every tensor of the output from disk and compare it with its reference.
 
-Logits tell whether a model answers alike, and a single lost module can hide below what rounding
-does to them. Here no module can: each merged tensor is compared, number by number, with
-W + s B A computed anew from the base's and the adapter's files in float32, and each other tensor
-with its source, byte by byte. The reference is the plain formula over whole rows; it shares the
-plan with the merge, and none of its arithmetic.
+A comparison of logits can miss a single lost module, because rounding may change the logits more
+than the module does. This comparison finds it. Each merged tensor is compared number by number with
+W + s B A. The reference is computed again in float32 from the files of base model and adapter. Each
+other tensor is compared byte by byte with its source.
+
+The reference is the plain formula over whole rows. It uses the plan of the merge, but none of its
+arithmetic. Tensors are read in parts, so that the memory is bounded.
 """
 
 from __future__ import annotations
@@ -24,15 +26,24 @@ from lora_sft.model_files.stored_tensors import StoredTensor, read_header
 
 COMPARED_ELEMENTS = 1 << 18
 MOST_ULPS = 1
-# Where W and s B A nearly cancel, the order of float32 sums shows in more than the last bit: this
-# share of the largest number in the block is float32's own noise and no difference.
+# If W and s B A nearly cancel, the order of float32 additions changes more than the last bit. A
+# difference up to this share of the largest number in the block counts as float32 noise.
 NOISE_SHARE = 4e-6
-BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+INTEGER_DTYPES = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
 class TensorDifference:
-    """What the comparison found over all tensors."""
+    """The result of comparing all tensors.
+
+    Attributes:
+        compared: The number of tensors.
+        merged: The number of tensors that the adapters change.
+        differing: The number of tensors that exceed the tolerance.
+        largest_ulps: The largest distance in units in the last place.
+        max_abs_difference: The largest absolute difference.
+        first_differing: The name of the first tensor that exceeds the tolerance.
+    """
 
     compared: int
     merged: int
@@ -46,7 +57,7 @@ class TensorDifference:
         return self.differing == 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Its part of the report."""
+        """Return the section `tensors` of the report."""
         return {
             "compared": self.compared,
             "merged": self.merged,
@@ -61,7 +72,7 @@ class TensorDifference:
 def compare_tensors(
     files: Sequence[OutputFile], folder: Path, form: BaseForm, advance: Callable[[int], object]
 ) -> TensorDifference:
-    """Compare every tensor of the written files with its reference."""
+    """Compare every tensor of the written files with its reference, and return the result."""
     merged = differing = compared = 0
     largest_ulps, largest, first = 0, 0.0, None
     with TensorReader() as reader:
@@ -72,7 +83,7 @@ def compare_tensors(
                 merged += tensor.weight.is_changed
                 found = written.get(tensor.name)
                 ulps, difference, agrees = (
-                    _compare(tensor, found, form, reader) if found else (0, 0.0, False)
+                    _compare_tensor(tensor, found, form, reader) if found else (0, 0.0, False)
                 )
                 largest_ulps, largest = max(largest_ulps, ulps), max(largest, difference)
                 if not agrees:
@@ -82,10 +93,14 @@ def compare_tensors(
     return TensorDifference(compared, merged, differing, largest_ulps, largest, first)
 
 
-def _compare(
+def _compare_tensor(
     tensor: OutputTensor, written: StoredTensor, form: BaseForm, reader: TensorReader
 ) -> tuple[int, float, bool]:
-    """(largest distance in units of the last place, largest difference, whether it is within)."""
+    """Compare one tensor with its reference.
+
+    Returns: The largest distance in units in the last place, the largest absolute difference, and
+    whether both are within the tolerance.
+    """
     source = tensor.weight.source
     if (find_dtype(written), written.shape) != (tensor.dtype, source.shape):
         return 0, 0.0, False
@@ -116,11 +131,12 @@ def _are_same_bytes(left: StoredTensor, right: StoredTensor, reader: TensorReade
 
 
 def _count_ulps(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Distance of floats of one dtype in representable numbers.
+    """Return the distance of each pair of floats, counted in floats of their dtype (ulps).
 
-    Read as integers, floats of one sign are in order; the negative ones are turned around.
+    The bits of positive floats are in the same order as the floats if they are read as integers.
+    Negative floats are in reverse order, so their bits are mirrored.
     """
-    kind = BITS[left.dtype.itemsize]
+    kind = INTEGER_DTYPES[left.dtype.itemsize]
     places = []
     for values in (left, right):
         bits = values.contiguous().view(kind).to(torch.int64)
@@ -132,7 +148,7 @@ def _count_ulps(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 def _iterate_reference(
     tensor: OutputTensor, form: BaseForm, reader: TensorReader
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """(index of the first element, float32 rows) of what the tensor must be."""
+    """Yield (index of the first element, rows in float32) for the expected values of a tensor."""
     weight, source = tensor.weight, tensor.weight.source
     values = form.read_values(source, reader)
     experts = source.shape[0] if len(source.shape) == 3 else 1
@@ -175,8 +191,8 @@ def _iterate_reference(
 def _compute_delta(
     term: LowRank, expert: int | None, start: int, stop: int, reader: TensorReader
 ) -> torch.Tensor:
-    """Rows `start` to `stop` of s B A, or of its transpose."""
-    a, b = reader.read_again(term.a), reader.read_again(term.b)
+    """Return the rows from `start` up to `stop` of s B A, or of its transpose."""
+    a, b = reader.read_cached(term.a), reader.read_cached(term.b)
     which = term.expert if term.expert is not None else expert
     if term.num_experts > 1:
         assert which is not None
@@ -195,7 +211,7 @@ def _find_dora_scales(
     ranges: Sequence[tuple[int, int]],
     reader: TensorReader,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """m / |W + s B A| by row and by column, where an adapter learned m."""
+    """Return DoRA's m / |W + s B A| per row and per column. At most one of them is not None."""
     learned = next((term for term in terms if term.magnitude is not None), None)
     if learned is None or learned.magnitude is None:
         return None, None

@@ -1,8 +1,7 @@
-"""Does the merged model answer like the model it was made from? Measured, on logits.
+"""Compare two models by their logits, greedy continuations and losses, and set the tolerances.
 
-The one question that decides an export's exit code: the merged folder, reloaded from disk by
-plain transformers, against the base it was merged onto plus the adapter, both computed in
-float32 so that nothing but the merge itself can differ.
+`answer_check` compares the merged folder with base model + adapter. If they differ more than the
+tolerances allow, the exit code is not 0.
 """
 
 from __future__ import annotations
@@ -17,18 +16,20 @@ from transformers import PreTrainedTokenizerBase
 from lora_sft.data.labelled_row import IGNORED_LABEL
 from lora_sft.model.base_model import CausalModel
 
-# What rounding the merged weights to the dtype may cost, with an order of magnitude of room: a
-# right bfloat16 merge of a much changed 260 k model had a mean KL of 3.6e-4 nats and a top-1
-# agreement of 0.945 (near ties flip). These bounds catch a merge that lost the adapter or took
-# another base; a single lost module may hide below them, which only comparing tensors would show.
+# How much rounding the merged weights to the dtype may change the answers, with a margin of a
+# factor of ten. Measured on a strongly changed model of 260 k parameters, merged correctly in
+# bfloat16: mean KL 3.6e-4 nats, top-1 agreement 0.945 (two nearly equal logits may swap). These
+# bounds find a merge that lost the adapter or used another base model. They can miss a single lost
+# module, which the comparison of tensors finds.
 TOLERANCES: dict[str, tuple[float, float]] = {  # dtype: (largest mean KL in nats, least top-1)
     "float32": (1e-6, 0.999),
     "float16": (1e-4, 0.98),
     "bfloat16": (5e-3, 0.90),
 }
 
-# A merge may lose at most this share of what the adapter changed (both as mean KL), so that the
-# bounds above cannot hide the loss of a small adapter; below the floor it is float noise.
+# A merge may lose at most this share of the adapter's effect (both measured as mean KL). Otherwise
+# the bounds above would miss the loss of an adapter with a small effect. A mean KL below NOISE_KL
+# is float noise.
 LARGEST_SHARE_OF_EFFECT = 0.1
 NOISE_KL = 1e-6
 
@@ -46,7 +47,7 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class LogitDifference:
-    """Distance of two models' next-token distributions over the same positions."""
+    """The difference between the next-token distributions of two models at the same positions."""
 
     prompts: int
     positions: int
@@ -59,16 +60,20 @@ class LogitDifference:
 
 
 def find_tolerance(dtype: str, effect_kl: float) -> tuple[float, float]:
-    """(largest mean KL in nats, least top-1 agreement) for an export of `dtype`.
+    """Return the largest mean KL in nats and the least top-1 agreement for an export in `dtype`.
 
-    `effect_kl` is the mean KL between base + adapter and the base alone.
+    Args:
+        effect_kl: The mean KL between the base model with and without the adapter.
     """
     largest_kl, least_top1 = TOLERANCES[dtype]
     return min(largest_kl, max(LARGEST_SHARE_OF_EFFECT * effect_kl, NOISE_KL)), least_top1
 
 
 def make_prompts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Token ids of the built-in prompts: as chats where there is a template, and as plain text."""
+    """Return the token ids of the built-in prompts as plain text.
+
+    If the tokenizer has a chat template, the same prompts as chats come first.
+    """
     plain = [list(tokenizer(text)["input_ids"]) for text in PROMPTS]
     if not tokenizer.chat_template:
         return plain
@@ -83,7 +88,10 @@ def make_prompts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
 
 @torch.inference_mode()
 def compute_logits(model: CausalModel, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """Float32 logits [T, V] of every prompt, one prompt a forward (no padding to argue about)."""
+    """Return the float32 logits [T, V] of every prompt.
+
+    Each prompt has its own forward pass, so that padding cannot change the result.
+    """
     model.eval()
     return [
         model(input_ids=torch.tensor([list(ids)], device=model.device)).logits[0].float().cpu()
@@ -94,7 +102,10 @@ def compute_logits(model: CausalModel, prompts: Sequence[Sequence[int]]) -> list
 def compare_logits(
     reference: Sequence[torch.Tensor], other: Sequence[torch.Tensor]
 ) -> LogitDifference:
-    """KL(reference || other) in nats a position, top-1 agreement, largest logit difference."""
+    """Return how much the logits of two models differ.
+
+    Units: `mean_kl` is KL(reference || other) in nats per position.
+    """
     kl_sum, equal, positions, largest = 0.0, 0, 0, 0.0
     for left_TV, right_TV in zip(reference, other, strict=True):
         log_p, log_q = left_TV.double().log_softmax(-1), right_TV.double().log_softmax(-1)
@@ -111,7 +122,7 @@ def compare_logits(
 def continue_greedily(
     model: CausalModel, prompts: Sequence[Sequence[int]], num_tokens: int
 ) -> list[list[int]]:
-    """The most likely continuation of each prompt, at most `num_tokens` long."""
+    """Return the greedy continuation of each prompt, at most `num_tokens` long."""
     from transformers import GenerationConfig
 
     greedy = GenerationConfig(max_new_tokens=num_tokens, do_sample=False, pad_token_id=0)
@@ -126,7 +137,7 @@ def continue_greedily(
 
 
 def compute_loss(logits: Sequence[torch.Tensor], labels: Sequence[Sequence[int]]) -> float:
-    """Mean negative log-likelihood in nats of the learned tokens (not `IGNORED_LABEL`)."""
+    """Return the mean negative log-likelihood in nats of the tokens that have a label."""
     total, count = 0.0, 0
     for logits_TV, row in zip(logits, labels, strict=True):
         wanted_T = torch.tensor(row[1:])

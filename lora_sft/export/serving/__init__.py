@@ -1,1 +1,1 @@
-"""What other programs need beside the weights: tokenizer, template, cards, Modelfile."""
+"""Write the files that servers need beside the weights: tokenizer, template, card, Modelfile."""

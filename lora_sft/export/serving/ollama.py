@@ -1,15 +1,16 @@
-"""An Ollama `Modelfile` for a merged folder or an adapter: template, stop tokens, parameters.
+"""Make an Ollama `Modelfile` for a merged model or an adapter: template, stop tokens, parameters.
 
-Ollama writes its prompts with a Go template, and a Jinja template is a program, so there is no
-general translation. What there is: most chats are an opening, then turns of a role's own prefix
-and suffix, then what opens the answer. Those pieces are found by rendering marked messages, put
-together again, and compared with the Jinja template on conversations of several shapes. Where
-every one is equal the Go template says the same; where one is not, the Modelfile has no TEMPLATE
-(Ollama then guesses one) and says so. Texts with blanks at their ends are not compared: templates
-that trim them cannot be followed, Go templates in Ollama have no trim.
+Ollama renders prompts with a Go template. A Jinja template is a program, so it cannot be translated
+in general. But most chat templates write an opening, then turns with a fixed prefix and suffix per
+role, and then the start of the answer. These pieces are found by rendering marked messages.
 
-Source: https://docs.ollama.com/modelfile and the template engine of Ollama (`template.Execute`):
-`.System` holds the system texts, `.Messages` all turns, and bos is added by the runner.
+The pieces are put together again and compared with the Jinja template on several conversations. If
+all renderings are equal, the pieces become a Go template. Otherwise the Modelfile has a note and no
+TEMPLATE, and Ollama guesses a template. Texts that begin or end with spaces are not compared: some
+templates trim them, and Ollama's Go templates cannot.
+
+Source: https://docs.ollama.com/modelfile and Ollama's template engine (`template.Execute`).
+`.System` holds the system texts and `.Messages` all turns. Ollama's runner adds the bos token.
 """
 
 from __future__ import annotations
@@ -22,17 +23,19 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lora_sft.data.templates.rendering import TEMPLATE_FAULTS, depends_on_date
+from lora_sft.shown_text import make_one_line
 
 Chat = Sequence[tuple[str, str]]
+# The marked messages. The spellings are wrong so that no template contains them.
 SYSTEM, QUESTION, ANSWER, SECOND = "Sysstem", "Kwestion", "Ansswer", "Fraage"
-PROVED_ON: tuple[Chat, ...] = (
+PROOF_CHATS: tuple[Chat, ...] = (
     (("user", "Hi"),),
     (("user", "One\ntwo."), ("assistant", 'Yes — "that\'s" it.'), ("user", "Go on")),
     tuple((("user", "assistant")[turn % 2], f"text {turn}") for turn in range(5)),
     (("system", "Be brief."), ("user", "Hi")),
     (("system", "Be brief.\n\nBe kind."), ("user", "a"), ("assistant", "b"), ("user", "c")),
 )
-PARAMETERS = {  # generation_config.json: Modelfile
+PARAMETERS = {  # name in generation_config.json -> name in a Modelfile
     "temperature": "temperature",
     "top_k": "top_k",
     "top_p": "top_p",
@@ -40,14 +43,21 @@ PARAMETERS = {  # generation_config.json: Modelfile
     "repetition_penalty": "repeat_penalty",
 }
 NO_TEMPLATE = (
-    "the chat template is no plain loop of turns, so there is no TEMPLATE; Ollama will guess one"
+    "the chat template is not a plain loop over turns, so there is no TEMPLATE; "
+    "Ollama will guess one"
 )
-GREEDY = {"temperature": 0}  # Ollama samples at 0.8 unless told otherwise
+GREEDY = {"temperature": 0}  # Ollama's default is 0.8
 
 
 @dataclass(frozen=True)
 class ChatPieces:
-    """What a template writes around texts: the opening with and without a system text, turns."""
+    """The texts that a chat template writes around the texts of the messages.
+
+    Attributes:
+        opening: The text before the first turn if there is no system text.
+        before_answer: The text that starts the answer.
+        joins_system: Whether the first question is in the same turn as the system text.
+    """
 
     opening: str
     before_system: str
@@ -57,10 +67,10 @@ class ChatPieces:
     before_assistant: str
     after_assistant: str
     before_answer: str
-    joins_system: bool  # the first question stands in the turn that the system text opened
+    joins_system: bool
 
     def render(self, chat: Chat) -> str:
-        """The prompt before an answer to `chat`, as the Go template of these pieces writes it."""
+        """Return the prompt for an answer to `chat`, as the Go template renders it."""
         system = next((text for role, text in chat if role == "system"), None)
         parts = (
             [self.opening] if system is None else [self.before_system, system, self.after_system]
@@ -74,7 +84,7 @@ class ChatPieces:
         return "".join([*parts, self.before_answer])
 
     def to_go_template(self) -> str:
-        """The same as a Go template; every piece stands in it as it is, no blank is trimmed."""
+        """Return the Go template. It holds every piece unchanged and trims no spaces."""
         go = {
             name: _write_literal(text) for name, text in vars(self).items() if isinstance(text, str)
         }
@@ -97,17 +107,19 @@ class ChatPieces:
 def make_modelfile(
     tokenizer: PreTrainedTokenizerBase, generation: Mapping[str, Any], adapter_base: str | None
 ) -> tuple[str, list[str]]:
-    """The Modelfile, and a sentence for what it does not hold.
+    """Return the Modelfile, and a note for each thing that it cannot hold.
 
-    `tokenizer` has the exported template; `generation` is `generation_config.json`;
-    `adapter_base` names the base where the folder holds an adapter.
+    Args:
+        tokenizer: The exported tokenizer, with the exported template.
+        generation: The content of `generation_config.json`.
+        adapter_base: The base model of an adapter; None for a merged model.
     """
     lines = ["# ollama create NAME -f Modelfile   (docs: lora-sft docs/serving.md)"]
     if adapter_base is None:
         lines.append("FROM .")
     else:
-        name = adapter_base.rstrip("/").rsplit("/", 1)[-1]
-        lines += [f"# Put the base, {name}, into the folder `base` beside this file, or link it."]
+        name = make_one_line(adapter_base.rstrip("/").rsplit("/", 1)[-1])
+        lines += [f"# Put the base model {name} into a folder `base` beside this file, or link it."]
         lines += ["FROM ./base", "ADAPTER ."]
     notes = []
     pieces = find_chat_pieces(tokenizer)
@@ -117,7 +129,7 @@ def make_modelfile(
     elif template is not None:
         lines.append(f'TEMPLATE """{template}"""')
         if depends_on_date(tokenizer):
-            notes.append(f"TEMPLATE tells one day for ever: {date.today().isoformat()}")
+            notes.append(f"TEMPLATE always shows the date {date.today().isoformat()}")
     lines[1:1] = [f"# {note}." for note in notes]
     lines += [f"PARAMETER stop {_quote(text)}" for text in list_stop_texts(tokenizer, generation)]
     lines += [f"PARAMETER {name} {value}" for name, value in find_parameters(generation).items()]
@@ -125,7 +137,7 @@ def make_modelfile(
 
 
 def find_parameters(generation: Mapping[str, Any]) -> dict[str, Any]:
-    """Sampling as the generation config has it; without `do_sample`, greedy as everywhere else."""
+    """Return the sampling parameters of a generation config; greedy if `do_sample` is not set."""
     if not generation.get("do_sample"):
         return GREEDY
     return {
@@ -136,30 +148,30 @@ def find_parameters(generation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def list_stop_texts(tokenizer: PreTrainedTokenizerBase, generation: Mapping[str, Any]) -> list[str]:
-    """The stop tokens as text, in the order of their ids."""
+    """Return the stop tokens of a generation config as texts."""
     eos = generation.get("eos_token_id")
     ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
     return [str(tokenizer.decode([token], skip_special_tokens=False)) for token in ids]
 
 
 def find_chat_pieces(tokenizer: PreTrainedTokenizerBase) -> ChatPieces | None:
-    """The pieces that give back what the template renders, or None where there are none."""
+    """Return pieces that give the template's own renderings, or None if they cannot be found."""
     if not tokenizer.chat_template:
         return None
     try:
         pieces = _guess_pieces(tokenizer)
-        proved = all(pieces.render(chat) == _render(tokenizer, chat) for chat in PROVED_ON)
-    except (*TEMPLATE_FAULTS, NotALoop):
+        proved = all(pieces.render(chat) == _render(tokenizer, chat) for chat in PROOF_CHATS)
+    except (*TEMPLATE_FAULTS, NotALoopOfTurns):
         return None
     return pieces if proved else None
 
 
-class NotALoop(Exception):
-    """A marked text is missing from the rendering, or stands there twice."""
+class NotALoopOfTurns(Exception):
+    """A marked text is not in the rendering, or is in it twice."""
 
 
 def _guess_pieces(tokenizer: PreTrainedTokenizerBase) -> ChatPieces:
-    """Cut four renderings at their marked texts; whether the pieces fit is proved afterwards."""
+    """Cut four renderings at their marked texts. `find_chat_pieces` checks the pieces."""
     one = (("user", QUESTION),)
     more = (*one, ("assistant", ANSWER), ("user", SECOND))
     start, _ = _cut(_render(tokenizer, one), QUESTION)
@@ -169,10 +181,10 @@ def _guess_pieces(tokenizer: PreTrainedTokenizerBase) -> ChatPieces:
     if not again.startswith(after_assistant) or not start.endswith(
         again.removeprefix(after_assistant)
     ):
-        after_assistant = _common_start(again, after_assistant)
+        after_assistant = _find_common_start(again, after_assistant)
     before_user = again.removeprefix(after_assistant)
     if not (between.startswith(after_user) and rest.startswith(after_user)):
-        after_user = _common_start(between, rest)
+        after_user = _find_common_start(between, rest)
     before_system, after_system, _ = _cut(
         _render(tokenizer, (("system", SYSTEM), *one)), SYSTEM, QUESTION
     )
@@ -191,27 +203,31 @@ def _guess_pieces(tokenizer: PreTrainedTokenizerBase) -> ChatPieces:
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, chat: Chat, *, served: bool = True) -> str:
-    """The template's text, without a leading bos, which Ollama's runner adds itself."""
+    """Render the template. Remove a bos token at the start, because Ollama's runner adds it.
+
+    Args:
+        served: Whether the start of the answer is rendered too.
+    """
     messages = [{"role": role, "content": text} for role, text in chat]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=served)
     return str(text).removeprefix(tokenizer.bos_token or "")
 
 
 def _cut(text: str, *marks: str) -> list[str]:
-    """The texts before, between and after the marks.
+    """Return the texts before, between and after the marks.
 
-    Raises: NotALoop where a mark is not there exactly once, in this order.
+    Raises: NotALoopOfTurns if the text does not contain each mark exactly once, in this order.
     """
     parts = []
     for mark in marks:
         before, found, text = text.partition(mark)
         if not found or mark in text:
-            raise NotALoop(mark)
+            raise NotALoopOfTurns(mark)
         parts.append(before)
     return [*parts, text]
 
 
-def _common_start(left: str, right: str) -> str:
+def _find_common_start(left: str, right: str) -> str:
     length = next(
         (index for index, (a, b) in enumerate(zip(left, right, strict=False)) if a != b),
         min(len(left), len(right)),
@@ -220,7 +236,7 @@ def _common_start(left: str, right: str) -> str:
 
 
 def _write_literal(text: str) -> str:
-    """Text of a Go template: only opening braces mean something there."""
+    """Return `text` as a Go template writes it. Only two opening braces have a meaning there."""
     return text.replace("{{", '{{ "{{" }}')
 
 

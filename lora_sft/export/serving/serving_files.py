@@ -1,11 +1,12 @@
-"""Make a folder of weights one that any server reads the same: tokenizer, template, configs.
+"""Write the tokenizer and the configs so that every server reads the same model.
 
-transformers 5 saves a model for transformers 5. Servers and converters are older or other
-programs, and where they do not know a field they do not complain: they take their own default
-(another RoPE base, no stop token) and answer nonsense. Each function here mends one file so that
-older readers (transformers 4.x, what vLLM, SGLang and llama.cpp build on) get the same model;
-nothing that transformers 5 needs is taken away, and the prompt that a reloaded tokenizer renders is
-compared with the one that training rendered before the folder is called ready.
+transformers 5 saves a model for transformers 5. Many servers and converters are other or older
+programs. If they do not know a field, they silently use their own default, such as another RoPE
+base or no stop token, and the answers are wrong.
+
+Each function here changes one file so that older programs get the same model (transformers 4.x, on
+which vLLM, SGLang and llama.cpp build). Nothing that transformers 5 needs is removed. Finally the
+tokenizer is loaded again, and its prompts are compared with those of training.
 """
 
 from __future__ import annotations
@@ -37,17 +38,19 @@ if TYPE_CHECKING:
     from lora_sft.export.adapter_origin import AdapterOrigin
 
 MODELFILE = "Modelfile"
-# Left behind by loading and training; wrong or meaningless in an export.
-STALE_CONFIG_KEYS = ("quantization_config", "_name_or_path", "use_cache")  # use_cache: the base's
-# Never the base's where the export says nothing: a library leaves out what equals its default.
+# Loading and training leave these fields. They are wrong or have no meaning in an export. The value
+# of `use_cache` then comes from the base model's own config.
+STALE_CONFIG_KEYS = ("quantization_config", "_name_or_path", "use_cache")
+# Never copied from the base model's own config. A library does not write a field that equals its
+# default, so a field that is missing in the export is no reason to copy it.
 DECIDED_BY_THE_WEIGHTS = (
     *("quantization_config", "_name_or_path", "dtype", "torch_dtype"),
     *("tie_word_embeddings", "vocab_size", "transformers_version"),
 )
 STALE_TOKENIZER_KEYS = ("is_local", "local_files_only", "name_or_path", "chat_template")
-# Names that only transformers 5 knows, and what 4.x calls the same thing.
+# Name in transformers 5 -> name of the same class in transformers 4.x.
 OLDER_TOKENIZER_CLASSES = {"TokenizersBackend": "PreTrainedTokenizerFast"}
-PROBES: tuple[tuple[tuple[str, str], ...], ...] = (
+PROBE_CHATS: tuple[tuple[tuple[str, str], ...], ...] = (
     (("user", "What is 2 + 2?"),),
     (("system", "Be brief."), ("user", "Name a city.\nOne word.")),
     (("user", "Hello."), ("assistant", "Hello, who is there?"), ("user", 'Me — "it\'s I".')),
@@ -57,43 +60,46 @@ PROBES: tuple[tuple[tuple[str, str], ...], ...] = (
 def write_serving_files(
     folder: Path, tokenizer: PreTrainedTokenizerBase, origin: AdapterOrigin
 ) -> None:
-    """Finish a folder that holds merged weights and their `config.json`.
+    """Complete a folder that holds merged weights and their `config.json`.
 
-    What a person should know before serving it is said on stderr.
+    Notes for the person who will serve the model go to stderr.
 
-    Raises: ExportError where the reloaded tokenizer does not give the prompts of training.
+    Raises: ExportError if the exported tokenizer gives other prompts than in training.
     """
     base = BaseFiles.find(origin.model_name_or_path, origin.revision)
     write_config(folder, base.read_json(MODEL_CONFIG_FILE))
-    write_answering_files(folder, tokenizer, origin, base)
+    write_shared_serving_files(folder, tokenizer, origin, base)
     write_modelfile(folder)
 
 
 def write_adapter_serving_files(
     folder: Path, tokenizer: PreTrainedTokenizerBase, origin: AdapterOrigin
 ) -> None:
-    """The same for an adapter, card included: all but the model's config, which is the base's."""
+    """Complete an adapter folder, including its card. The model config stays with the base model.
+
+    Raises: ExportError if the exported tokenizer gives other prompts than in training.
+    """
     base = BaseFiles.find(origin.model_name_or_path, origin.revision)
-    write_answering_files(folder, tokenizer, origin, base)
+    write_shared_serving_files(folder, tokenizer, origin, base)
     write_modelfile(folder, adapter_base=origin.model_name_or_path)
     write_card(folder, make_adapter_card(origin, base.read_licence()))
 
 
 def write_merged_card(folder: Path, origin: AdapterOrigin, report: Mapping[str, Any]) -> None:
-    """The card of merged weights, once it is known how they were verified."""
+    """Write the card of a merged model after its verification."""
     licence = BaseFiles.find(origin.model_name_or_path, origin.revision).read_licence()
     write_card(folder, make_merged_card(origin, report, licence))
 
 
 def write_card(folder: Path, card: str) -> None:
-    """The folder's README."""
+    """Write the card as the README of a folder."""
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
 
-def write_answering_files(
+def write_shared_serving_files(
     folder: Path, tokenizer: PreTrainedTokenizerBase, origin: AdapterOrigin, base: BaseFiles
 ) -> None:
-    """Tokenizer, chat template and stop tokens, and what the base's licence asks to carry on."""
+    """Write the files of merged models and adapters: tokenizer, template, stop tokens, licence."""
     base.copy_to(folder)
     inherited = base.read_json(GENERATION_CONFIG_FILE)
     inherited.setdefault("eos_token_id", base.read_json(MODEL_CONFIG_FILE).get("eos_token_id"))
@@ -102,8 +108,8 @@ def write_answering_files(
     check_same_prompts(folder, tokenizer, origin.chat_template_kwargs or {}, origin.template_date)
     if origin.template_date is None and depends_on_date(tokenizer):
         say(
-            "note: the chat template tells the day; served, it tells the day of the request, and "
-            "training saw one day (data.template_date in the recipe keeps that day)"
+            "note: the chat template shows the date. Training used one date, but a server uses the "
+            "date of each request. To keep one date, set data.template_date in the recipe."
         )
 
 
@@ -111,38 +117,42 @@ def write_answering_files(
 
 
 def write_config(folder: Path, base: Mapping[str, Any]) -> None:
-    """Mend `config.json` in place; `base` is the base's own, as its authors published it."""
+    """Change `config.json` so that older programs read the same model.
+
+    Args:
+        base: The base model's own config, as its authors published it.
+    """
     config = read_json(folder / MODEL_CONFIG_FILE)
-    _mend_config(config, base)
+    _repair_config(config, base)
     write_json(folder / MODEL_CONFIG_FILE, config)
 
 
-def _mend_config(config: dict[str, Any], base: Mapping[str, Any]) -> None:
-    """One config, and those of its parts (the text model of a model of several parts)."""
+def _repair_config(config: dict[str, Any], base: Mapping[str, Any]) -> None:
+    """Change one config and the configs of its parts, such as the text model of a larger model."""
     for key in STALE_CONFIG_KEYS:
         config.pop(key, None)
-    for key, value in base.items():  # what the library drops or renames when it saves
+    for key, value in base.items():  # the library drops or renames some fields when it saves
         if key not in DECIDED_BY_THE_WEIGHTS:
             config.setdefault(key, value)
     _add_older_names(config)
     for name, part in config.items():
         if isinstance(part, dict) and name.endswith("_config"):
-            _mend_config(part, base.get(name) or {})
+            _repair_config(part, base.get(name) or {})
 
 
 def _add_older_names(config: dict[str, Any]) -> None:
-    """`torch_dtype`, `rope_theta` and `rope_scaling` beside what transformers 5 calls them.
+    """Add the older names `torch_dtype`, `rope_theta` and `rope_scaling` of three fields.
 
-    transformers 4.x, vLLM and llama.cpp's converter read these; without them 4.56 takes its own
-    default RoPE base of 10,000 and says nothing. transformers 5 reads either
-    (modeling_rope_utils 5.23, `convert_rope_params_to_dict`). What the base's own config says
-    under these names stays: some readers are strict about its form.
+    transformers 4.x, vLLM and llama.cpp's converter read these names. Without them transformers
+    4.56 silently uses its default RoPE base of 10,000. transformers 5 reads both names
+    (modeling_rope_utils 5.23, `convert_rope_params_to_dict`). A value from the base model's own
+    config stays, because some programs are strict about its form.
     """
     if "dtype" in config:
         config["torch_dtype"] = config["dtype"]
     rope = config.get("rope_parameters")
     if not isinstance(rope, dict) or "rope_theta" not in rope:
-        return  # none, or one a kind of layer, which 4.x has no common name for
+        return  # no RoPE, or one RoPE per kind of layer, which transformers 4.x cannot express
     moved = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
     scaling = {key: value for key, value in rope.items() if key not in moved}
     moved["rope_scaling"] = None if scaling.get("rope_type", "default") == "default" else scaling
@@ -159,12 +169,12 @@ def write_generation_config(
     stop_token_ids: Sequence[int],
     inherited: Mapping[str, Any],
 ) -> None:
-    """The base's own generation config, with every stop token of training.
+    """Write the base model's own generation config, with every stop token of training.
 
-    Written as plain JSON: some bases ship settings that `GenerationConfig.save_pretrained`
-    refuses (a temperature without sampling), and it is not for an export to judge them. Private
-    keys go: with `_from_model_config`, 4.x may make the whole file anew from `config.json`, which
-    knows one stop token.
+    The file is written as plain JSON, because `GenerationConfig.save_pretrained` refuses settings
+    that some base models have (a temperature without sampling). Private keys are removed: because
+    of `_from_model_config`, transformers 4.x may replace the file by values from `config.json`,
+    which has only one stop token.
     """
     eos = inherited.get("eos_token_id")
     kept = eos if isinstance(eos, list) else [] if eos is None else [eos]
@@ -190,16 +200,17 @@ def write_generation_config(
 def write_tokenizer(
     folder: Path, tokenizer: PreTrainedTokenizerBase, origin: AdapterOrigin
 ) -> None:
-    """The tokenizer as trained with, its template's defaults set, in files that 4.x reads too."""
-    exported = copy.copy(tokenizer)  # the template alone differs; the vocabulary is shared
-    exported.chat_template = with_defaults(
+    """Write the tokenizer, and its template with defaults, for transformers 5 and 4.x."""
+    exported = copy.copy(tokenizer)  # a shallow copy, because only the template differs
+    exported.chat_template = set_defaults_in_templates(
         tokenizer.chat_template, origin.chat_template_kwargs, origin.template_date
     )
     exported.save_pretrained(folder)
     config = read_json(folder / TOKENIZER_CONFIG_FILE)
     for key in STALE_TOKENIZER_KEYS:
         config.pop(key, None)
-    # 4.x calls .keys() on extra_special_tokens; both versions read the older name as a list.
+    # transformers 4.x calls .keys() on extra_special_tokens. Both versions accept a list under the
+    # older name.
     if isinstance(config.get("extra_special_tokens"), list):
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
     kind = str(config.get("tokenizer_class"))
@@ -207,8 +218,10 @@ def write_tokenizer(
     write_json(folder / TOKENIZER_CONFIG_FILE, config)
 
 
-def with_defaults(template: Any, kwargs: Mapping[str, Any] | None, day: str | None) -> Any:
-    """The template, or each of several named ones, with the recipe's values as its defaults."""
+def set_defaults_in_templates(
+    template: Any, kwargs: Mapping[str, Any] | None, day: str | None
+) -> Any:
+    """Return the template, or each of several named templates, with the recipe's defaults."""
     if isinstance(template, dict):
         return {name: set_template_defaults(text, kwargs, day) for name, text in template.items()}
     return set_template_defaults(template, kwargs, day) if template else template
@@ -220,14 +233,14 @@ def check_same_prompts(
     template_kwargs: Mapping[str, Any],
     day: str | None = None,
 ) -> None:
-    """Reload the exported tokenizer and compare its prompts with those of training, id by id.
+    """Check that the exported tokenizer gives the same prompt ids as in training.
 
-    Raises: ExportError with the first prompt that differs.
+    Raises: ExportError that shows the first different prompt.
     """
     reloaded = load_saved_tokenizer(folder)
     trained = copy.copy(tokenizer)
-    trained.chat_template = with_defaults(tokenizer.chat_template, None, day)
-    for probe in PROBES:
+    trained.chat_template = set_defaults_in_templates(tokenizer.chat_template, None, day)
+    for probe in PROBE_CHATS:
         text = "\n".join(content for _role, content in probe)
         expected, found = (list(each(text)["input_ids"]) for each in (tokenizer, reloaded))
         if expected == found and tokenizer.chat_template:
@@ -235,9 +248,9 @@ def check_same_prompts(
             found = make_prompt(reloaded, probe, {})
         if expected != found:
             raise ExportError(
-                f"the exported tokenizer gives other ids than training did: {found} for {expected}",
+                f"the exported tokenizer gives other ids than in training: {found}, not {expected}",
                 f"{folder}  {text!r}",
-                "please report it with the name of the base",
+                "please report this with the name of the base model",
             )
 
 
@@ -246,7 +259,7 @@ def make_prompt(
     chat: Sequence[tuple[str, str]],
     template_kwargs: Mapping[str, Any],
 ) -> Any:
-    """Ids of the prompt before an answer, or why the template refuses it."""
+    """Return the ids of the prompt before an answer, or the error if the template refuses it."""
     messages = [{"role": role, "content": text} for role, text in chat]
     try:
         ids = tokenizer.apply_chat_template(
@@ -261,7 +274,7 @@ def make_prompt(
 
 
 def write_modelfile(folder: Path, adapter_base: str | None = None) -> None:
-    """An Ollama Modelfile; what could not be written into it is said, and why."""
+    """Write an Ollama Modelfile. Print a note for each thing that it cannot hold."""
     tokenizer = load_saved_tokenizer(folder)
     text, notes = make_modelfile(
         tokenizer, read_json(folder / GENERATION_CONFIG_FILE), adapter_base

@@ -1,1 +1,1 @@
-"""From adapter and base weights on disk to merged weights on disk, tensor by tensor."""
+"""Compute merged weights from adapter and base model on disk, tensor by tensor."""

@@ -1,11 +1,11 @@
-"""Read a saved LoRA adapter: what its tensors are, by module, and with what scale they count.
+"""Read a saved LoRA adapter: the module and the role of each tensor, and the scale of each module.
 
-PEFT's file format (peft 0.21, `get_peft_model_state_dict`): `base_model.model.` + the module's name
-+ a suffix that says what the tensor is. Nothing is loaded but names and shapes. PEFT itself is not
-imported: it costs as much start-up as a small merge takes, and a test of every kind compares with
-PEFT's own forward pass.
+A tensor's name in PEFT's file format is `base_model.model.`, the module's name, and a suffix for
+the role (peft 0.21, `get_peft_model_state_dict`). Only names and shapes are read here. PEFT is not
+imported, because its import takes as long as a small merge. Tests compare every kind of adapter
+with PEFT's own forward pass.
 
-What changes the base in a way that the saved tensors alone do not tell is refused here by name.
+An adapter is refused if its tensors do not describe every change that it makes to the base model.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from lora_sft.file_names import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from lora_sft.model_files.stored_tensors import StoredTensor, read_header
 
 PREFIX = "base_model.model."
-WRAPPER = ".base_layer"
+WRAPPER_SUFFIX = ".base_layer"
 
-# Longest first: the first that a name ends in says what the tensor is.
-SUFFIXES = {
+# Suffix of a tensor's name -> its role. The first match decides, so longer suffixes are first.
+ROLES_BY_SUFFIX = {
     ".token_adapter.trainable_tokens_delta": "token_rows",
     ".token_adapter.base_layer.weight": "base_weight",
     ".lora_magnitude_vector.weight": "magnitude",
@@ -41,8 +41,8 @@ SUFFIXES = {
     ".original_module.weight": "base_weight",
     ".modules_to_save.weight": "trained_weight",
 }
-# Initialisations that subtract from the base when the adapter is attached: the saved A and B are
-# then no longer relative to the base on disk (peft 0.21 `pissa_init`, `olora_init`, ...).
+# These initialisations change the base model's weights when training begins. The saved A and B
+# belong to the changed weights, not to those on disk (peft 0.21 `pissa_init`, `olora_init`, ...).
 BASE_CHANGING_INITIALISATIONS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 UNMERGEABLE_FIELDS = (
     "alora_invocation_tokens",
@@ -59,10 +59,15 @@ UNMERGEABLE_FIELDS = (
 
 @dataclass(frozen=True)
 class ModuleTensors:
-    """The saved tensors of one module by what they are; `depth` counts the wrappers inside.
+    """The saved tensors of one PEFT wrapper of a module.
 
-    PEFT wraps a module once for each of its parameters that an adapter targets; the innermost
-    wrapper belongs to the first parameter.
+    PEFT wraps a module once per parameter that the adapter targets. The innermost wrapper belongs
+    to the first parameter.
+
+    Attributes:
+        module: The module's name.
+        depth: The number of wrappers around this one.
+        roles: Role of a tensor -> the tensor.
     """
 
     module: str
@@ -72,34 +77,40 @@ class ModuleTensors:
 
 @dataclass(frozen=True)
 class SavedAdapter:
-    """One adapter folder: its config, its tensors by module, and those that stand for themselves.
+    """The config and the tensors of one adapter folder.
 
-    `plain`: tensors under a parameter's own name (modules_to_save, biases, resized embeddings).
+    Attributes:
+        modules: The tensors that belong to a PEFT wrapper.
+        whole_parameters: Parameter name -> tensor that replaces the parameter (`modules_to_save`,
+            biases, resized embeddings).
     """
 
     folder: Path
     config: Mapping[str, Any]
     modules: tuple[ModuleTensors, ...]
-    plain: Mapping[str, StoredTensor] = field(default_factory=dict)
+    whole_parameters: Mapping[str, StoredTensor] = field(default_factory=dict)
 
     @property
     def tensors(self) -> Iterator[StoredTensor]:
-        yield from self.plain.values()
+        yield from self.whole_parameters.values()
         for module in self.modules:
             yield from module.roles.values()
 
     def is_trained_module(self, parameter: str) -> bool:
-        """Whether `modules_to_save` names the module of this parameter."""
+        """Return whether `modules_to_save` names the module of this parameter."""
         module = parameter.rpartition(".")[0]
         names = self.config.get("modules_to_save") or ()
         return any(module == name or module.endswith(f".{name}") for name in names)
 
     def find_rank(self, key: str) -> int:
-        """The rank of the module or parameter `key`, by `rank_pattern` (peft `get_pattern_key`)."""
+        """Return the rank of the module or parameter `key`, which `rank_pattern` may set.
+
+        Source: peft `get_pattern_key`.
+        """
         return int(_find_in_pattern(self.config.get("rank_pattern"), key, self.config["r"]))
 
     def find_scale(self, key: str) -> float:
-        """What B A is multiplied with: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA.
+        """Return the scale of B A: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA.
 
         Source: Hu et al. 2021, arXiv 2106.09685, section 4.1; Kalajdzievski 2023, arXiv 2312.03732.
         """
@@ -118,10 +129,10 @@ def _find_in_pattern(pattern: Mapping[str, Any] | None, key: str, default: Any) 
 
 
 def read_adapter(folder: Path) -> SavedAdapter:
-    """The adapter in `folder`.
+    """Read the config of an adapter and the header of its weights.
 
-    Raises: ExportError where its config asks for what a merge cannot do, naming the field, or
-    where a file is missing or broken.
+    Raises: ExportError if a file is missing or broken, or if a field of the config makes a merge
+    impossible.
     """
     config = read_adapter_config(folder)
     _check_mergeable(config, folder)
@@ -133,34 +144,34 @@ def read_adapter(folder: Path) -> SavedAdapter:
             "give the folder of a PEFT adapter; pickled adapter_model.bin files are not loaded",
         )
     modules: dict[tuple[str, int], dict[str, StoredTensor]] = {}
-    plain = {}
+    whole_parameters = {}
     for tensor in read_header(weights).values():
         name = tensor.name.removeprefix(PREFIX)
-        found = next((end for end in SUFFIXES if name.endswith(end)), None)
+        found = next((end for end in ROLES_BY_SUFFIX if name.endswith(end)), None)
         if found is None:
-            plain[name] = tensor
+            whole_parameters[name] = tensor
             continue
         path = name.removesuffix(found)
-        module, depth = path.replace(WRAPPER, ""), path.count(WRAPPER)
-        modules.setdefault((module, depth), {})[SUFFIXES[found]] = tensor
-    if not modules and not plain:
+        module, depth = path.replace(WRAPPER_SUFFIX, ""), path.count(WRAPPER_SUFFIX)
+        modules.setdefault((module, depth), {})[ROLES_BY_SUFFIX[found]] = tensor
+    if not modules and not whole_parameters:
         raise ExportError(
             "the adapter holds no tensors", str(weights), "save it again, or give another adapter"
         )
     found_modules = tuple(ModuleTensors(*key, roles) for key, roles in modules.items())
-    return SavedAdapter(folder, config, found_modules, plain)
+    return SavedAdapter(folder, config, found_modules, whole_parameters)
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """`adapter_config.json` of a folder.
+    """Return the content of `adapter_config.json` in a folder.
 
-    Raises: ExportError where the folder is no adapter.
+    Raises: ExportError if the folder does not hold an adapter.
     """
     try:
         config = json.loads((folder / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise ExportError(
-            f"no adapter here: {ADAPTER_CONFIG_FILE} is missing or not JSON",
+            f"there is no adapter in this folder: {ADAPTER_CONFIG_FILE} is missing or not JSON",
             str(folder),
             "give a run directory, its adapter/ folder, or a PEFT adapter folder",
         ) from error
@@ -169,26 +180,30 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_mergeable(config: Mapping[str, Any], folder: Path) -> None:
+    """Check that no field of an adapter's config makes a merge impossible.
+
+    Raises: ExportError that names the field.
+    """
     where = str(folder / ADAPTER_CONFIG_FILE)
     kind = config.get("peft_type", "LORA")
     if kind != "LORA":
         raise ExportError(
-            f"{kind} adapters are not merged here, only LORA",
+            f"adapters of type {kind} cannot be merged, only LORA adapters",
             f"{where}  peft_type",
-            "use PEFT's merge_and_unload",
+            "merge with PEFT's merge_and_unload",
         )
     for name in UNMERGEABLE_FIELDS:
         if config.get(name):
             raise ExportError(
                 f"an adapter with {name} cannot be merged into weights",
                 f"{where}  {name}",
-                "serve it as an adapter",
+                "serve the adapter without merging it",
             )
     how = config.get("init_lora_weights")
     if isinstance(how, str) and how.lower().startswith(BASE_CHANGING_INITIALISATIONS):
         raise ExportError(
-            f'init_lora_weights: "{how}" changed the base itself when training began',
+            f'init_lora_weights: "{how}" changed the base model itself when training began',
             f"{where}  init_lora_weights",
-            "convert it to plain LoRA first: PEFT's save_pretrained with "
+            "first convert the adapter to plain LoRA: PEFT's save_pretrained does it with "
             "path_initial_model_for_weight_conversion",
         )

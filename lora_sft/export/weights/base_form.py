@@ -1,9 +1,9 @@
-"""The base as the adapter is merged onto it: as it is stored, or as it was in training.
+"""Read the base model in the form that the adapter is merged onto: as stored, or as in training.
 
-A QLoRA adapter learned beside a base that had been quantised and is dequantised in every forward
-pass (Dettmers et al. 2023, arXiv 2305.14314, eq. 5). The same is made here, one tensor at a time
-and always from a fresh quantisation: bitsandbytes repacks the codes of a loaded layer at its first
-inference on some CPUs, and what is dequantised after that is garbage.
+In the training of a QLoRA adapter, the base model is quantised once and dequantised in every
+forward pass (Dettmers et al. 2023, arXiv 2305.14314, eq. 5). This module computes the same values,
+one tensor at a time. It always quantises again: on some CPUs bitsandbytes repacks the codes of a
+loaded layer at its first inference, and dequantising repacked codes gives wrong values.
 """
 
 from __future__ import annotations
@@ -20,26 +20,31 @@ from lora_sft.export.weights.tensor_reading import TensorReader, name_dtype
 from lora_sft.model_files.base_checkpoint import BaseCheckpoint
 from lora_sft.model_files.stored_tensors import DTYPE_CODES, StoredTensor
 
-# What bitsandbytes stores beside a layer's `weight` (transformers 5.23 `serialized_names`).
+# Suffixes of the tensors that bitsandbytes stores beside a layer's `weight` (transformers 5.23
+# `serialized_names`).
 CODE_MARKS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
 STATE_MARK = ".quant_state.bitsandbytes__"
 SCALES_MARK, FORMAT_MARK = ".SCB", ".weight_format"
 
 
 class BaseForm(Protocol):
-    """What the base's tensors are before the adapter is added."""
+    """The tensors of the base model before the adapter is added.
 
-    base: BaseCheckpoint  # the tensors with the shapes and dtypes of their numbers
+    Attributes:
+        base: The base model. Its tensors have the shapes and dtypes of their values, not of codes.
+    """
+
+    base: BaseCheckpoint
 
     def is_as_stored(self, tensor: StoredTensor) -> bool:
-        """Whether a tensor is used as it lies on disk."""
+        """Return whether a tensor is used as it is stored."""
 
     def read_values(self, tensor: StoredTensor, reader: TensorReader) -> torch.Tensor | None:
-        """The numbers of a tensor that is not used as stored, else None."""
+        """Return the values of a tensor that is not used as stored, else None."""
 
 
 class StoredForm:
-    """As stored."""
+    """The base model as it is stored."""
 
     def __init__(self, base: BaseCheckpoint) -> None:
         self.base = base
@@ -52,17 +57,20 @@ class StoredForm:
 
 
 class TrainedForm:
-    """Quantised as in training and back; what is not quantised, in training's dtype."""
+    """The base model as in training.
+
+    Quantised layers are quantised and dequantised. All other tensors get the dtype of training.
+    """
 
     def __init__(
         self, names: ParameterNames, fields: Mapping[str, Any], dtype: torch.dtype
     ) -> None:
-        from lora_sft.model.quantization import LayerCodes
+        from lora_sft.model.quantization import LayerQuantizer
 
         self.base = names.base
         self._dtype = dtype
-        self._rounds = names.base.main_dtype_name != name_dtype(dtype)
-        self._codes = LayerCodes(names.model, fields, dtype)
+        self._rounds_main_dtype = names.base.main_dtype_name != name_dtype(dtype)
+        self._codes = LayerQuantizer(names.model, fields, dtype)
         self._parameters = {
             piece.tensor: parameter
             for parameter in self._codes.parameters
@@ -74,28 +82,31 @@ class TrainedForm:
 
     def _is_rounded(self, tensor: StoredTensor) -> bool:
         ours = self.base.tensors.get(tensor.name) == tensor
-        return self._rounds and ours and tensor.dtype_name == self.base.main_dtype_name
+        return self._rounds_main_dtype and ours and tensor.dtype_name == self.base.main_dtype_name
 
     def read_values(self, tensor: StoredTensor, reader: TensorReader) -> torch.Tensor | None:
         parameter = self._parameters.get(tensor)
         if parameter is not None:
-            return self._codes.quantize_and_back(parameter, reader.read(tensor))
+            return self._codes.quantize_and_dequantize(parameter, reader.read(tensor))
         return reader.read(tensor).to(self._dtype) if self._is_rounded(tensor) else None
 
 
 class UnpackedForm:
-    """Stored quantised by bitsandbytes, and unpacked: there is no other form of it on disk."""
+    """A base model that bitsandbytes stored quantised, in its dequantised form."""
 
     def __init__(
         self, base: BaseCheckpoint, dtype: torch.dtype, *, trust_remote_code: bool = False
     ) -> None:
-        """Raises: ExportError where a layer's codes lack a part."""
-        from lora_sft.model.quantization import LayerCodes
+        """Find the parts of every quantised layer.
+
+        Raises: ExportError if the weight of a quantised layer is missing.
+        """
+        from lora_sft.model.quantization import LayerQuantizer
 
         names = ParameterNames(base, trust_remote_code=trust_remote_code)
         fields = base.config["quantization_config"]
         fields = {name: value for name, value in fields.items() if name != "quant_method"}
-        self._codes = LayerCodes(names.model, fields, dtype, are_stored=True)
+        self._codes = LayerQuantizer(names.model, fields, dtype, are_stored=True)
         self._parts: dict[str, dict[str, StoredTensor]] = {}
         kept: dict[str, StoredTensor] = {}
         for name, tensor in base.tensors.items():
@@ -108,9 +119,9 @@ class UnpackedForm:
         for name in self._parts:
             if name not in kept:
                 raise ExportError(
-                    f"the base holds parts of {name}, and not itself",
+                    f"the base model holds parts of {name}, but not the weight itself",
                     base.location,
-                    "download the base again",
+                    "download the base model again",
                 )
             shape = tuple(names.model.get_parameter(name).shape)
             unpacked = replace(kept[name], shape=shape, dtype_code=DTYPE_CODES[name_dtype(dtype)])
@@ -131,7 +142,10 @@ class UnpackedForm:
 
 
 def _split_part(name: str) -> tuple[str, str]:
-    """(`a.weight`, the part's key) of a tensor that belongs to a layer's codes, else (name, "")."""
+    """Split the name of a tensor of a quantised layer into the weight's name and the part's key.
+
+    The key is empty for all other tensors.
+    """
     for mark in CODE_MARKS:
         if name.endswith(mark):
             return name.removesuffix(mark), f"weight{mark}"
@@ -144,7 +158,7 @@ def _split_part(name: str) -> tuple[str, str]:
     return name, ""
 
 
-def find_form(
+def choose_base_form(
     base: BaseCheckpoint,
     onto: str,
     quantization: Mapping[str, Any] | None,
@@ -152,17 +166,18 @@ def find_form(
     *,
     trust_remote_code: bool = False,
 ) -> BaseForm:
-    """The form that `onto` and the base's own storage make.
+    """Return the base model in the form for `onto`. A model that is stored quantised is unpacked.
 
-    Raises: ExportError where the base is stored quantised in a way that cannot be unpacked here.
+    Raises: ExportError if the stored quantisation cannot be unpacked.
     """
     if base.stored_quantization is not None:
         if base.stored_quantization != "bitsandbytes":
             raise ExportError(
-                f"the base is stored quantised by {base.stored_quantization}, which cannot be "
-                "merged into",
+                f"the base model is stored quantised by {base.stored_quantization}, and adapters "
+                "cannot be merged into such weights",
                 base.location,
-                "name the unquantised base with --base PATH, or serve the adapter as an adapter",
+                "give the unquantised base model with --base PATH, or serve the adapter without "
+                "merging it",
             )
         return UnpackedForm(base, dtype, trust_remote_code=trust_remote_code)
     if onto == "dequantized" and quantization:

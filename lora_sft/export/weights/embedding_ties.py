@@ -1,8 +1,8 @@
-"""Embedding and head after a merge: still one tensor, or two, and how many rows they have.
+"""Plan the embedding and the output head: one tensor or two, and with how many rows.
 
-Many models store one tensor for both (`tie_word_embeddings`). An adapter that changes only one of
-them parts them, and then both must be written and the config must say so, or whoever loads the
-model ties the wrong one over the right one without a word.
+Many models use one tensor for both (`tie_word_embeddings`). If an adapter changes only one of them,
+both must be written, and the config must say that they are not tied. Otherwise the library that
+loads the model silently replaces one of them by the other.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from lora_sft.model_files.stored_tensors import StoredTensor
 COMPARED_BYTES = 16 << 20
 
 
-def settle_embeddings(placer: Placer) -> dict[str, Any]:
-    """Complete the placer's embedding and head; what config.json must say differently.
+def plan_embeddings(placer: Placer) -> dict[str, Any]:
+    """Complete the placer's embedding and output head. Return the changes to config.json.
 
-    Raises: ExportError where both have another number of rows afterwards.
+    Raises: ExportError if embedding and head would have different numbers of rows.
     """
     names = placer.names
     embedding, head = names.input_embedding, names.output_head
@@ -31,11 +31,11 @@ def settle_embeddings(placer: Placer) -> dict[str, Any]:
         return {}
     changes: dict[str, Any] = {}
     touched = embedding in placer.parameters or head in placer.parameters
-    if names.is_tied and touched and _stay_tied(placer, embedding, head):
+    if names.is_tied and touched and _will_stay_tied(placer, embedding, head):
         both = placer.parameters.pop(head, None)
-        placer.copies |= both.tensors if both else set()
+        placer.used_tensors |= both.tensors if both else set()
         kept = placer.parameters.setdefault(embedding, both or Weight(placer.find_tied()))
-        if names.find(head):  # the base stores it there, or twice
+        if names.find(head):  # the file has the tied tensor under the head's name, or twice
             placer.parameters[head] = kept
             if not names.find(embedding):
                 del placer.parameters[embedding]
@@ -49,37 +49,39 @@ def settle_embeddings(placer: Placer) -> dict[str, Any]:
     return changes
 
 
-def _stay_tied(placer: Placer, embedding: str, head: str) -> bool:
-    """Whether both are the same tensor after the merge too.
+def _will_stay_tied(placer: Placer, embedding: str, head: str) -> bool:
+    """Return whether a tied embedding and head are still one tensor after the merge.
 
-    Trained token rows are shared by a tied head (peft 0.21 `set_additional_trainable_modules`);
-    everything else only where the adapter holds the same change for both, as PEFT saves it under
-    `ensure_weight_tying`.
+    A tied head shares trained token rows (peft 0.21 `set_additional_trainable_modules`). Any other
+    change must be equal for both, as PEFT saves it with `ensure_weight_tying`.
     """
     left, right = placer.parameters.get(embedding), placer.parameters.get(head)
     if left is not None and right is not None:
         with TensorReader() as reader:
-            return _are_equal(left, right, reader)
+            return _are_equal_weights(left, right, reader)
     only = left or right
     assert only is not None
-    trained = embedding in placer.trained or head in placer.trained
+    trained = embedding in placer.trained_parameters or head in placer.trained_parameters
     return left is not None and not trained and not only.terms
 
 
-def _are_equal(left: Weight, right: Weight, reader: TensorReader) -> bool:
+def _are_equal_weights(left: Weight, right: Weight, reader: TensorReader) -> bool:
     if len(left.terms) != len(right.terms) or len(left.rows) != len(right.rows):
         return False
     for ours, theirs in zip(left.rows, right.rows, strict=True):
-        if ours.indices != theirs.indices or not _hold_equal(ours.rows, theirs.rows, reader):
+        if ours.indices != theirs.indices or not _have_equal_bytes(ours.rows, theirs.rows, reader):
             return False
     for one, other in zip(left.terms, right.terms, strict=True):
-        if one.scale != other.scale or not _make_equal(one, other, reader):
+        if one.scale != other.scale or not _have_equal_factors(one, other, reader):
             return False
-    return _hold_equal(left.source, right.source, reader)
+    return _have_equal_bytes(left.source, right.source, reader)
 
 
-def _make_equal(one: LowRank, other: LowRank, reader: TensorReader) -> bool:
-    """Whether two terms have the same factors, one for an embedding and one for a linear head."""
+def _have_equal_factors(one: LowRank, other: LowRank, reader: TensorReader) -> bool:
+    """Return whether two terms have the same factors.
+
+    One term may belong to an embedding and the other to a linear head; then one is transposed.
+    """
     if (one.magnitude is None) != (other.magnitude is None):
         return False
     factors = []
@@ -90,8 +92,8 @@ def _make_equal(one: LowRank, other: LowRank, reader: TensorReader) -> bool:
     return torch.equal(left, their_left) and torch.equal(right, their_right)
 
 
-def _hold_equal(left: StoredTensor, right: StoredTensor, reader: TensorReader) -> bool:
-    """Whether two stored tensors are the same, byte by byte."""
+def _have_equal_bytes(left: StoredTensor, right: StoredTensor, reader: TensorReader) -> bool:
+    """Return whether two stored tensors have the same shape, dtype and bytes."""
     if left == right:
         return True
     if (left.shape, left.dtype_code) != (right.shape, right.dtype_code):
@@ -104,7 +106,10 @@ def _hold_equal(left: StoredTensor, right: StoredTensor, reader: TensorReader) -
 
 
 def _count_rows(placer: Placer, embedding: str, head: str) -> int | None:
-    """Rows of embedding and head where they are not those of the base."""
+    """Return the number of rows of embedding and head, or None if it does not change.
+
+    Raises: ExportError if the two numbers differ.
+    """
     rows = {}
     for name in (embedding, head):
         found = placer.names.find(name)
@@ -115,9 +120,9 @@ def _count_rows(placer: Placer, embedding: str, head: str) -> int | None:
             rows[name] = (stored, after)
     counted = {counts[1] for counts in rows.values()}
     if len(counted) > 1:
-        told = ", ".join(f"{name} {counts[1]}" for name, counts in rows.items())
+        listed = ", ".join(f"{name} {counts[1]}" for name, counts in rows.items())
         raise ExportError(
-            f"embedding and head would have different numbers of rows: {told}",
+            f"embedding and head would have different numbers of rows: {listed}",
             placer.base.location,
             "the adapter was saved without one of its resized layers: save it again with "
             "save_embedding_layers=True",

@@ -1,10 +1,12 @@
-"""Which tensors on disk make up which parameter of the model.
+"""Find the tensors on disk that make up a parameter of the model.
 
-Mostly they have the same name, and then nothing of the model is needed. Where they have not (an
-expert each on disk and all experts stacked in the model, another prefix, embeddings that are tied)
-the model is built without weights and transformers' own loading rules are asked
-(transformers 5.23 `rename_source_key`, `get_model_conversion_mapping`). Rules that do more than
-stack and join are not followed: an adapter that changes such a tensor is refused by its name.
+Usually a parameter is one tensor of the same name. Then the model is not needed. The names differ
+if the model stacks experts that are separate on disk, adds a prefix, or ties its embeddings. Then
+the model is built without weights, and transformers' own loading rules give the names (transformers
+5.23 `rename_source_key`, `get_model_conversion_mapping`).
+
+Rules that do more than stacking and joining are not supported: an adapter that changes such a
+parameter is refused, and the error names it.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from lora_sft.errors import ExportError
 from lora_sft.model_files.base_checkpoint import BaseCheckpoint
 from lora_sft.model_files.stored_tensors import StoredTensor
 
-# Their linear layers are Conv1D, which stores [in, out]; a square one cannot be told by its shape.
+# The linear layers of these models are Conv1D, which stores [in, out]. The shape of a square matrix
+# does not show this.
 CONV1D_MODEL_TYPES = frozenset(
     {"clvp", "convbert", "decision_transformer", "gpt2", "imagegpt", "openai-gpt"}
 )
@@ -26,7 +29,12 @@ CONV1D_MODEL_TYPES = frozenset(
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor on disk, and where it lies in the model's parameter (an expert, from a row on)."""
+    """A tensor on disk that is a part of a model's parameter.
+
+    Attributes:
+        expert: The index of its expert in the parameter, or None.
+        first_row: The row of the parameter at which it begins.
+    """
 
     tensor: StoredTensor
     expert: int | None = None
@@ -34,7 +42,7 @@ class Piece:
 
 
 class ParameterNames:
-    """Finds the tensors of a base behind the parameter names that adapters use."""
+    """Finds the tensors on disk for the parameter names that adapters use."""
 
     def __init__(
         self,
@@ -43,30 +51,35 @@ class ParameterNames:
         trust_remote_code: bool = False,
         num_tokens: int | None = None,
     ) -> None:
-        """`num_tokens`: rows of the embedding where the adapter comes with a resized one."""
+        """Prepare to find names. The model is built only if it is needed.
+
+        Args:
+            num_tokens: The rows of a resized embedding that an adapter holds, or None.
+        """
         self.base = base
         self._trust_remote_code = trust_remote_code
         self._num_tokens = num_tokens
 
     def find(self, parameter: str) -> list[Piece]:
-        """The pieces of a parameter; none where the base has no such parameter on disk.
+        """Return the pieces of a parameter; an empty list if the files do not hold it.
 
-        Raises: ExportError where the model computes it from several tensors in another way than by
-        stacking and joining.
+        Raises: ExportError if the model computes it from tensors in another way than by stacking
+        and joining.
         """
         if parameter in self.base.tensors:
             return [Piece(self.base.tensors[parameter])]
         found = self._pieces.get(parameter, [])
         if isinstance(found, str):
             raise ExportError(
-                f"the model makes {parameter} from its files by {found}, which a merge cannot undo",
+                f"the model computes {parameter} from its files by {found}, and a merge cannot "
+                "reverse this",
                 self.base.location,
-                "serve the adapter as an adapter",
+                "serve the adapter without merging it",
             )
         return found
 
     def is_conv1d(self, module: str) -> bool:
-        """Whether a module stores its weight as [in, out]."""
+        """Return whether a module stores its weight as [in, out]."""
         config = self.base.config
         if config.get("model_type") not in CONV1D_MODEL_TYPES and "auto_map" not in config:
             return False
@@ -74,12 +87,12 @@ class ParameterNames:
         return module in modules and type(modules[module]).__name__ == "Conv1D"
 
     def is_embedding(self, parameter: str) -> bool:
-        """Whether a parameter is that of the input embedding or the output head."""
+        """Return whether a parameter is the weight of the input embedding or the output head."""
         return parameter in {self.input_embedding, self.output_head}
 
     @cached_property
     def model(self) -> Any:
-        """The model without weights (on torch's meta device)."""
+        """The model without weights, on torch's meta device."""
         from lora_sft.model.base_model import build_without_weights
 
         return build_without_weights(
@@ -104,12 +117,16 @@ class ParameterNames:
 
     @property
     def is_tied(self) -> bool:
-        """Whether the head is the embedding, as this base's config says."""
+        """Whether the base model ties its output head to its embedding."""
         tied = getattr(self.model, "all_tied_weights_keys", None) or {}
         return self.output_head in tied or self.input_embedding in tied
 
-    def list_targeted(self, module: str, targets: list[str]) -> list[str]:
-        """Names of a module's own parameters that `target_parameters` means, in PEFT's order."""
+    def list_targeted_parameters(self, module: str, targets: list[str]) -> list[str]:
+        """Return the names of a module's own parameters that are targets, in PEFT's order.
+
+        Args:
+            targets: The adapter's `target_parameters`.
+        """
         try:
             owner = self.model.get_submodule(module)
         except AttributeError:
@@ -123,12 +140,15 @@ class ParameterNames:
         ]
 
     def is_stored_transposed(self, module: str) -> bool:
-        """Whether a module's stacked experts lie as [expert, in, out] (PEFT's own question)."""
+        """Return whether a module stores stacked experts as [expert, in, out].
+
+        PEFT reads the same attribute.
+        """
         return bool(getattr(self.model.get_submodule(module), "is_transposed", False))
 
     @cached_property
     def _pieces(self) -> Mapping[str, list[Piece] | str]:
-        """Parameter -> its pieces, or the name of the operation that cannot be followed."""
+        """Parameter name -> its pieces, or the name of an operation that is not supported."""
         from lora_sft.model.base_model import map_checkpoint_names
 
         pieces: dict[str, list[Piece] | str] = {}
@@ -136,14 +156,18 @@ class ParameterNames:
             if isinstance(sources, str):
                 pieces[parameter] = sources
             else:
-                pieces[parameter] = _place(
+                pieces[parameter] = _make_pieces(
                     [[self.base.tensors[name] for name in group] for group in sources]
                 )
         return pieces
 
 
-def _place(groups: list[list[StoredTensor]]) -> list[Piece]:
-    """Pieces of experts (the items of a group), whose groups are joined along the rows."""
+def _make_pieces(groups: list[list[StoredTensor]]) -> list[Piece]:
+    """Return the pieces of a parameter.
+
+    Args:
+        groups: Each group has one tensor per expert. The model joins the groups along the rows.
+    """
     if len(groups) == 1 and len(groups[0]) == 1:
         return [Piece(groups[0][0])]
     pieces, first_row = [], 0

@@ -1,6 +1,7 @@
-"""Find the place of every adapter tensor: which tensors of the base it changes, and how.
+"""Find out which tensors of the base model each adapter tensor changes, and how.
 
-Each is used or refused by its name; shapes and ranks are compared before anything is computed.
+An adapter tensor that matches nothing is refused, and the error names it. Shapes and ranks are
+compared before anything is computed.
 """
 
 from __future__ import annotations
@@ -16,29 +17,40 @@ from lora_sft.export.weights.weight_changes import AddedBias, LowRank, RowEdit, 
 from lora_sft.file_names import ADAPTER_CONFIG_FILE
 from lora_sft.model_files.stored_tensors import StoredTensor
 
-FITTING_BASE = f"use the base that the adapter was trained on ({ADAPTER_CONFIG_FILE} names it)"
+FITTING_BASE = (
+    f"use the base model that the adapter was trained on ({ADAPTER_CONFIG_FILE} names it)"
+)
 
 
 class Placer:
-    """Collects what is done to each parameter, and to the tensors on disk behind it."""
+    """Collects the changes that adapters make to the parameters of a base model.
+
+    Attributes:
+        parameters: Parameter name -> weight, for parameters that are one tensor on disk or new.
+        pieces: Name on disk -> weight, for parameters that are several tensors on disk.
+        trained_parameters: Parameter name -> the adapter that holds the whole trained parameter.
+        saved_base_tensors: Parameter name -> the base model's own tensor, as an adapter saved it.
+        used_tensors: Adapter tensors that count as used, even if no weight refers to them. PEFT
+            saves some tensors more than once.
+    """
 
     def __init__(self, names: ParameterNames) -> None:
         self.names = names
         self.base = names.base
-        self.parameters: dict[str, Weight] = {}  # whole parameters: one piece, or new ones
-        self.pieces: dict[str, Weight] = {}  # by the name on disk: experts and their like
-        self.trained: dict[str, SavedAdapter] = {}  # parameters that came whole
-        self.base_parts: dict[str, StoredTensor] = {}  # the base's own, as an adapter saved it
-        self.copies: set[StoredTensor] = set()  # what an adapter saved more than once
+        self.parameters: dict[str, Weight] = {}
+        self.pieces: dict[str, Weight] = {}
+        self.trained_parameters: dict[str, SavedAdapter] = {}
+        self.saved_base_tensors: dict[str, StoredTensor] = {}
+        self.used_tensors: set[StoredTensor] = set()
 
     @property
-    def may_touch_embeddings(self) -> bool:
-        """Whether a parameter outside the numbered layers is changed (only then it is asked)."""
+    def may_change_embeddings(self) -> bool:
+        """Whether a parameter outside the numbered layers changes, such as an embedding."""
         return any(not re.search(r"\.\d+\.", parameter) for parameter in self.parameters)
 
     def place(self, adapter: SavedAdapter) -> None:
-        """Find the place of every tensor of one adapter."""
-        for parameter, tensor in adapter.plain.items():
+        """Add the changes of every tensor of one adapter."""
+        for parameter, tensor in adapter.whole_parameters.items():
             self._replace(adapter, parameter, tensor)
         for module in adapter.modules:
             self._place_module(adapter, module)
@@ -66,34 +78,41 @@ class Placer:
         tensor: StoredTensor,
         trained: bool | None = None,
     ) -> None:
-        """The adapter brings this whole tensor: trained, or the base's own (perhaps resized).
+        """Replace a whole parameter by a tensor of the adapter.
 
-        PEFT saves an embedding up to three times; the trained one counts.
+        The tensor is either trained, or the base model's own and perhaps resized. PEFT saves an
+        embedding up to three times; the trained tensor is used.
+
+        Args:
+            trained: Whether the tensor was trained; None: read it from the adapter's config.
         """
         if trained is None:
             trained = adapter.is_trained_module(parameter) or parameter.endswith(".bias")
-        self.copies.add(tensor)
+        self.used_tensors.add(tensor)
         found = self._find_whole(parameter, tensor)
         if found is not None:
             self._check_shape(tensor, found.shape, tensor.shape, resizable=parameter)
         present = self.parameters.get(parameter)
         if not trained:
-            self.base_parts.setdefault(parameter, tensor)
+            self.saved_base_tensors.setdefault(parameter, tensor)
             if present is None:
                 self.parameters[parameter] = Weight(tensor)
             return
-        owner = self.trained.get(parameter)
+        owner = self.trained_parameters.get(parameter)
         if (owner is not None and owner is not adapter) or (present and present.is_changed):
             raise ExportError(
-                f"two adapters change {parameter}, and one brings it whole",
+                f"two adapters change {parameter}, and one of them replaces it",
                 str(adapter.folder),
-                "merge one of them, or one after another",
+                "merge only one of them, or merge them one after the other",
             )
-        self.trained[parameter] = adapter
+        self.trained_parameters[parameter] = adapter
         self.parameters[parameter] = Weight(tensor)
 
     def _find_whole(self, parameter: str, tensor: StoredTensor) -> StoredTensor | None:
-        """The one tensor on disk of a parameter; None for a head that is tied to its embedding."""
+        """Return the tensor on disk of a parameter; None for a tied embedding or output head.
+
+        Raises: ExportError if the parameter is not exactly one tensor on disk.
+        """
         found = self.names.find(parameter)
         if not found and parameter in (self.names.output_head, self.names.input_embedding):
             return None
@@ -101,15 +120,16 @@ class Placer:
             self._refuse(tensor)
         if len(found) > 1:
             raise ExportError(
-                f"{parameter} lies in {len(found)} pieces in the base and cannot be replaced whole",
+                f"{parameter} is {len(found)} tensors in the files of the base model, so it cannot "
+                "be replaced as a whole",
                 str(tensor.file),
-                "serve the adapter as an adapter",
+                "serve the adapter without merging it",
             )
         return found[0].tensor
 
     def _refuse(self, tensor: StoredTensor) -> None:
         raise ExportError(
-            f"the adapter does not fit the base: {tensor.name} matches no tensor of the base",
+            f"the adapter does not fit the base model: {tensor.name} matches no tensor of it",
             str(tensor.file),
             FITTING_BASE,
         )
@@ -121,13 +141,24 @@ class Placer:
         needed: tuple[int, ...],
         resizable: str = "",
     ) -> None:
+        """Check that the base model's tensor has the shape that an adapter tensor needs.
+
+        Args:
+            tensor: The adapter tensor.
+            base_shape: The shape that the base model's tensor has.
+            needed: The shape that the adapter tensor needs.
+            resizable: The name of a parameter that may have more or fewer rows if it is an
+                embedding or an output head.
+
+        Raises: ExportError if it has another shape.
+        """
         same = base_shape == needed
         if not same and resizable and base_shape[1:] == needed[1:]:
             same = self.names.is_embedding(resizable)
         if not same:
             raise ExportError(
-                f"the adapter does not fit the base: {tensor.name} is for a weight of shape "
-                f"{list(needed)}, the base's is {list(base_shape)}",
+                f"the adapter does not fit the base model: {tensor.name} needs a weight of shape "
+                f"{list(needed)}, but the base model's weight has shape {list(base_shape)}",
                 str(tensor.file),
                 FITTING_BASE,
             )
@@ -140,19 +171,19 @@ class Placer:
                 for name, value in chosen.items()
                 if module == name or module.endswith(f".{name}")
             ]
-            # a head that is tied to the embedding follows it and is saved with it
+            # A tied output head has no entry of its own: it uses the rows of the embedding.
             chosen = found[0] if found else next(iter(chosen.values()), None)
         if not chosen or len(chosen) != rows.shape[0]:
             raise ExportError(
-                f"{rows.name} has {rows.shape[0]} rows, and trainable_token_indices of "
-                f"{ADAPTER_CONFIG_FILE} names {len(chosen or ())}",
+                f"{rows.name} has {rows.shape[0]} rows, but trainable_token_indices in "
+                f"{ADAPTER_CONFIG_FILE} has {len(chosen or ())}",
                 str(rows.file),
                 "save the adapter again",
             )
         self._change(f"{module}.weight", rows, rows=RowEdit(tuple(chosen), rows))
 
     def _change(self, parameter: str, tensor: StoredTensor, **change: Any) -> None:
-        """One more change of a whole parameter."""
+        """Add one change to a parameter that is one tensor."""
         weight = self.parameters.get(parameter)
         if weight is None:
             found = self._find_whole(parameter, tensor)
@@ -160,17 +191,20 @@ class Placer:
         self.parameters[parameter] = weight.add(**change)
 
     def find_tied(self, tensor: StoredTensor | None = None) -> StoredTensor:
-        """The one tensor of an embedding and a head that are tied, as the base has it."""
+        """Return the tensor that a tied embedding and output head share.
+
+        Raises: ExportError if the base model's files do not hold it.
+        """
         names = [name for name in (self.names.input_embedding, self.names.output_head) if name]
         for name in names:
-            if name in self.base_parts:
-                return self.base_parts[name]
+            if name in self.saved_base_tensors:
+                return self.saved_base_tensors[name]
         for name in names:
             found = self.names.find(name)
             if len(found) == 1:
                 return found[0].tensor
         raise ExportError(
-            "the base has no embedding on disk" + (f" for {tensor.name}" if tensor else ""),
+            "the base model's files hold no embedding" + (f" for {tensor.name}" if tensor else ""),
             self.base.location,
             FITTING_BASE,
         )
@@ -180,7 +214,7 @@ class Placer:
     ) -> None:
         a, b, transposed = _take_pair(roles)
         targets = list(adapter.config.get("target_parameters") or ())
-        own = self.names.list_targeted(module.module, targets) if targets else []
+        own = self.names.list_targeted_parameters(module.module, targets) if targets else []
         if own and not transposed:
             parameter = f"{module.module}.{own[len(own) - 1 - module.depth]}"
             self._add_stacked(adapter, module.module, parameter, a, b)
@@ -197,10 +231,10 @@ class Placer:
         weight = self.parameters[parameter]
         if len(weight.source.shape) != 2:
             raise ExportError(
-                f"{parameter} is no matrix (shape {list(weight.source.shape)}): only linear "
-                "layers, embeddings and stacked experts are merged",
+                f"{parameter} is not a matrix (its shape is {list(weight.source.shape)}): only "
+                "linear layers, embeddings and stacked experts can be merged",
                 str(a.file),
-                "use PEFT's merge_and_unload",
+                "merge with PEFT's merge_and_unload",
             )
         self._check_shape(a, weight.source.shape, needed[::-1] if transposed else needed)
         _check_magnitude(weight, parameter)
@@ -208,7 +242,7 @@ class Placer:
     def _add_stacked(
         self, adapter: SavedAdapter, module: str, parameter: str, a: StoredTensor, b: StoredTensor
     ) -> None:
-        """LoRA on a parameter itself (`target_parameters`): experts that are stacked, mostly."""
+        """Add A and B of `target_parameters`, which mostly targets stacked experts."""
         shape = tuple(self.names.model.get_parameter(parameter).shape)
         experts = shape[0] if len(shape) == 3 else 1
         _check_rank(a, b, adapter.find_rank(parameter) * experts)
@@ -232,7 +266,10 @@ class Placer:
         self.pieces[stored.name] = weight.add(terms=term)
 
     def collect(self) -> dict[str, Weight]:
-        """Name on disk -> weight, for all tensors of the output."""
+        """Return all tensors of the output: name on disk -> weight.
+
+        Raises: ExportError if two changes to one tensor cannot be combined.
+        """
         on_disk = {}
         for parameter, weight in self.parameters.items():
             found = self.names.find(parameter)
@@ -242,7 +279,7 @@ class Placer:
             raise ExportError(
                 f"{sorted(both)[0]} is changed in two ways that cannot be combined",
                 self.base.location,
-                "merge the adapters one after another",
+                "merge the adapters one after the other",
             )
         placed = {**on_disk, **self.pieces}
         weights = {
@@ -253,38 +290,47 @@ class Placer:
 
 
 def _take_pair(roles: dict[str, StoredTensor]) -> tuple[StoredTensor, StoredTensor, bool]:
-    """A, B and whether they belong to an embedding, whose weight lies as [token, width].
+    """Return A, B, and whether they belong to an embedding, whose weight is [token, width].
 
-    Raises: ExportError where one of the two is missing.
+    Raises: ExportError if A or B is missing.
     """
     for first, second in (("embedding_a", "embedding_b"), ("a", "b")):
         if first in roles and second in roles:
             return roles[first], roles[second], first == "embedding_a"
     one = next(iter(roles.values()))
     raise ExportError(
-        f"{one.name} has no partner: A and B of a module belong together",
+        f"{one.name} cannot be merged: the adapter does not hold both A and B of this module",
         str(one.file),
         "save the adapter again",
     )
 
 
 def _check_rank(a: StoredTensor, b: StoredTensor, rank: int) -> None:
-    """Raises: ExportError where A or B have another rank than the config says."""
+    """Check that A and B have the rank that the adapter's config gives.
+
+    Raises: ExportError if they have another rank.
+    """
     for tensor, found in ((a, a.shape[0]), (b, b.shape[-1])):
         if len(tensor.shape) != 2 or found != rank:
             raise ExportError(
-                f"{tensor.name} has shape {list(tensor.shape)}, and {ADAPTER_CONFIG_FILE} "
-                f"says rank {rank} there",
+                f"{tensor.name} has shape {list(tensor.shape)}, but {ADAPTER_CONFIG_FILE} "
+                f"gives rank {rank} for it",
                 str(tensor.file),
-                "save the adapter again: its config and its weights do not belong together",
+                "save the adapter again: its config and its weights do not match",
             )
 
 
 def _check_magnitude(weight: Weight, parameter: str) -> None:
-    """Raises: ExportError where DoRA meets another adapter, whose sum has no meaning."""
+    """Check that a DoRA adapter does not share a weight with another adapter.
+
+    The sum of their changes has no meaning.
+
+    Raises: ExportError if it shares one.
+    """
     if len(weight.terms) > 1 and any(term.magnitude is not None for term in weight.terms):
         raise ExportError(
-            f"a DoRA adapter cannot be merged together with another one ({parameter})",
+            "a DoRA adapter cannot be merged together with another adapter: both change "
+            f"{parameter}",
             str(weight.terms[-1].a.file),
-            "merge them one after another",
+            "merge them one after the other",
         )

@@ -1,7 +1,7 @@
-"""Write the output's safetensors files: copy what did not change, compute the rest in blocks.
+"""Write the safetensors files of the output: copy unchanged tensors, compute the others in blocks.
 
-The output is cut like the base. A file has its final name only once it is whole and on disk, and
-nothing is held in memory but a few blocks, whatever the size of the model or of a tensor.
+The output has the same files as the base model. A file gets its final name when it is complete and
+on disk. Memory holds only a few blocks, for a model and a tensor of any size.
 """
 
 from __future__ import annotations
@@ -31,14 +31,18 @@ from lora_sft.model_files.stored_tensors import DTYPE_CODES, StoredTensor, make_
 from lora_sft.processes.held_signals import signals_held
 from lora_sft.run_directory import write_json
 
-UNFINISHED_SUFFIX = ".unfinished"  # at the end of a file's name until it is whole
-COPY_BYTES = 64 << 20  # a piece of a copy, so that progress shows and Ctrl-C is heard
-MOST_WORKERS = 8  # beyond, reading and writing are the limit, and blocks add up in memory
+UNFINISHED_SUFFIX = ".unfinished"  # at the end of a file's name until the file is complete
+COPY_BYTES = 64 << 20  # per copy: small enough to show progress and to react to Ctrl-C
+MOST_WORKERS = 8  # more workers need more memory and are not faster: the disk is the limit
 
 
 @dataclass(frozen=True)
 class OutputTensor:
-    """One tensor of an output file. `is_copied`: its bytes are those of its source."""
+    """One tensor of an output file.
+
+    Attributes:
+        is_copied: Whether its bytes are copied from its source.
+    """
 
     name: str
     dtype: torch.dtype
@@ -56,7 +60,7 @@ class OutputTensor:
 
 @dataclass(frozen=True)
 class OutputFile:
-    """A safetensors file to write, tensors in the order of their bytes."""
+    """A safetensors file to write. Its tensors are in the order of their bytes."""
 
     name: str
     tensors: tuple[OutputTensor, ...]
@@ -67,10 +71,10 @@ class OutputFile:
 
 
 def lay_out_files(plan: WeightPlan, form: BaseForm, dtype: torch.dtype) -> tuple[OutputFile, ...]:
-    """The output's files: the base's own cut, new tensors in the first file.
+    """Return the files of the output: the base model's own, with new tensors in the first one.
 
-    The dtype that most of the base has becomes `dtype`. What the base keeps in another one (a
-    router's bias in float32, say) stays in it.
+    Tensors in the base model's main dtype get `dtype`. A tensor in another dtype keeps it, for
+    example a router's bias in float32.
     """
     base = form.base
     by_file: dict[Path, list[OutputTensor]] = {file: [] for file in base.files}
@@ -88,7 +92,7 @@ def lay_out_files(plan: WeightPlan, form: BaseForm, dtype: torch.dtype) -> tuple
 
 
 class ShardWriter:
-    """Writes output files into a folder; `advance` is told of every byte that is done."""
+    """Writes output files to a folder. Calls `advance` with the bytes of every written part."""
 
     def __init__(self, folder: Path, form: BaseForm, advance: Callable[[int], object]) -> None:
         self._folder = folder
@@ -98,9 +102,10 @@ class ShardWriter:
         self._num_workers = min(torch.get_num_threads(), MOST_WORKERS)
 
     def write(self, files: Sequence[OutputFile]) -> None:
-        """Write all files and, where there are several, their index."""
+        """Write all files, and an index if there are several."""
         threads = torch.get_num_threads()
-        # Blocks are computed side by side: one thread each, or they would share the cores twice.
+        # Blocks are computed in parallel: with more than one thread per block, threads would
+        # compete for the cores.
         start = partial(torch.set_num_threads, 1)
         with TensorReader() as reader:
             if self._num_workers == 1:
@@ -122,7 +127,7 @@ class ShardWriter:
         path = self._folder / f"{file.name}{UNFINISHED_SUFFIX}"
         target = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o666)
         try:
-            _reserve(target, len(header) + file.num_bytes)
+            _reserve_disk(target, len(header) + file.num_bytes)
             write_from(target, memoryview(header), 0)
             self._run(self._list_jobs(file, reader, target, offsets), pool)
             os.fsync(target)
@@ -131,7 +136,7 @@ class ShardWriter:
         path.rename(self._folder / file.name)
 
     def _run(self, jobs: Iterator[Callable[[], object]], pool: ThreadPoolExecutor | None) -> None:
-        """All jobs, with a few waiting at a time, so that what they hold stays small."""
+        """Run all jobs. Only a few wait at a time, because a waiting job holds memory."""
         if pool is None:
             for job in jobs:
                 job()
@@ -146,14 +151,14 @@ class ShardWriter:
             with signals_held():
                 for future in waiting:
                     future.result()
-        finally:  # none may write any more once the file is closed
+        finally:  # the caller closes the file, and no job may write after that
             with signals_held():
                 wait(waiting)
 
     def _list_jobs(
         self, file: OutputFile, reader: TensorReader, target: int, offsets: Mapping[str, int]
     ) -> Iterator[Callable[[], object]]:
-        for source, offset, place, size in join_copies(file, offsets):
+        for source, offset, place, size in join_adjacent_copies(file, offsets):
             opened = reader.open(source)
             for start in range(0, size, COPY_BYTES):
                 count = min(COPY_BYTES, size - start)
@@ -204,10 +209,13 @@ class ShardWriter:
         )
 
 
-def join_copies(
+def join_adjacent_copies(
     file: OutputFile, offsets: Mapping[str, int]
 ) -> Iterator[tuple[Path, int, int, int]]:
-    """(source, its offset, place in the output, bytes): neighbours on both sides in one piece."""
+    """Yield (source file, offset in it, offset in the output, bytes) for every range to copy.
+
+    Tensors that are adjacent in both files are joined to one range.
+    """
     joined: list[tuple[Path, int, int, int]] = []
     for tensor in file.tensors:
         if not tensor.is_copied:
@@ -223,8 +231,8 @@ def join_copies(
     yield from joined
 
 
-def _reserve(descriptor: int, num_bytes: int) -> None:
-    """Take the room on disk now: a full disk is known before the work, not after it."""
+def _reserve_disk(descriptor: int, num_bytes: int) -> None:
+    """Reserve the disk space of a file, so that a full disk is an error before the work."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, num_bytes)
     else:

@@ -1,4 +1,4 @@
-"""Read and copy the bytes of tensors in pieces, so that a merge needs little memory."""
+"""Read and copy tensors in parts, so that a merge needs little memory."""
 
 from __future__ import annotations
 
@@ -11,25 +11,23 @@ from lora_sft.model_files.byte_reading import ByteReader
 from lora_sft.model_files.stored_tensors import StoredTensor
 
 COPY_CHUNK_BYTES = 16 << 20
-
-
-NUM_RECENT_TENSORS = 4
+NUM_RECENT_TENSORS = 4  # kept in memory by `read_cached`
 
 
 class TensorReader(ByteReader):
-    """Reads tensors, or some of their rows, from open files; safe to share between threads."""
+    """Reads tensors, or ranges of their elements, from open files. Threads may share it."""
 
     def __init__(self) -> None:
         super().__init__()
         self._recent: dict[StoredTensor, torch.Tensor] = {}
 
     def read(self, tensor: StoredTensor) -> torch.Tensor:
-        """The whole tensor in its own dtype."""
+        """Return the whole tensor in its stored dtype."""
         flat = self.read_elements(tensor, 0, tensor.num_elements)
         return flat.reshape(tensor.shape)
 
-    def read_again(self, tensor: StoredTensor) -> torch.Tensor:
-        """The whole tensor in float32, the last few kept: experts share their factors."""
+    def read_cached(self, tensor: StoredTensor) -> torch.Tensor:
+        """Return the whole tensor in float32. Keep the last few, because experts share factors."""
         if tensor not in self._recent:
             while len(self._recent) >= NUM_RECENT_TENSORS:
                 self._recent.pop(next(iter(self._recent)))
@@ -37,16 +35,16 @@ class TensorReader(ByteReader):
         return self._recent[tensor]
 
     def read_elements(self, tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
-        """Elements `start` to `stop` of the flattened tensor, in its own dtype.
+        """Return the elements from `start` up to `stop` of the flattened tensor, as stored.
 
-        Raises: ExportError where the file ends early (it changed while it was read).
+        Raises: ExportError if the file ends early, because another program changed it.
         """
         result = torch.empty(stop - start, dtype=find_dtype(tensor))
         self.read_elements_into(result, tensor, start)
         return result
 
     def read_elements_into(self, result: torch.Tensor, tensor: StoredTensor, start: int) -> None:
-        """Fill a flat tensor of the same dtype from element `start` on."""
+        """Fill `result`, a flat tensor of the stored dtype, with the elements from `start` on."""
         if result.numel():
             self.read_into(view_bytes(result), tensor, start * result.dtype.itemsize)
 
@@ -63,21 +61,21 @@ def name_dtype(dtype: torch.dtype) -> str:
 
 
 def view_bytes(tensor: torch.Tensor) -> memoryview:
-    """The memory of a contiguous tensor."""
+    """Return a view of the memory of a contiguous tensor."""
     return memoryview(tensor.view(torch.uint8).numpy()).cast("B")  # type: ignore[arg-type]
 
 
 def write_from(descriptor: int, view: memoryview, offset: int) -> None:
-    """Write all of `view` at `offset`."""
+    """Write all of `view` to an open file at `offset`."""
     done = 0
     while done < len(view):
         done += os.pwritev(descriptor, [view[done:]], offset + done)
 
 
 def copy_bytes(source: int, offset: int, target: int, place: int, num_bytes: int) -> None:
-    """Copy a range between two open files: inside the kernel where it can, else through a buffer.
+    """Copy a range between two open files: inside the kernel if possible, else through a buffer.
 
-    On file systems that share blocks (xfs, btrfs) nothing is copied at all.
+    On file systems that share blocks (xfs, btrfs) the kernel does not even copy the bytes.
     """
     done = 0
     while done < num_bytes:
@@ -85,7 +83,7 @@ def copy_bytes(source: int, offset: int, target: int, place: int, num_bytes: int
             count = os.copy_file_range(
                 source, target, num_bytes - done, offset + done, place + done
             )
-        except (AttributeError, OSError):  # no such call here, or not between these two files
+        except (AttributeError, OSError):  # the call does not exist, or not for these two files
             break
         if count == 0:
             break
@@ -93,6 +91,10 @@ def copy_bytes(source: int, offset: int, target: int, place: int, num_bytes: int
     while done < num_bytes:
         piece = os.pread(source, min(COPY_CHUNK_BYTES, num_bytes - done), offset + done)
         if not piece:
-            raise ExportError("a file of the base ended early", "", "it changed; start again")
+            raise ExportError(
+                "a file of the base model ended early: another program changed it",
+                "",
+                "run the command again",
+            )
         write_from(target, memoryview(piece), place + done)
         done += len(piece)

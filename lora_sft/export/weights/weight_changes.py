@@ -1,13 +1,14 @@
-"""What an adapter does to one tensor of the base, and the arithmetic of it in float32.
+"""Compute the tensors that an adapter changes, in float32.
 
-Notation: W is the stored tensor, s the scale; a linear layer's W is [out, in], B [out, r] and
-A [r, in], and the merged weight is W + s B A. Layers that store W as [in, out] (Conv1D of GPT-2,
-embeddings as [token, width]) take the transpose. DoRA (Liu et al. 2024, arXiv 2402.09353, eq. 5)
-then scales every output to the length that it learned: m (W + s B A) / |W + s B A|, the norm taken
-over the inputs of each output.
+Notation: W is the stored tensor, s the scale and r the rank. In a linear layer, W is [out, in], B
+is [out, r] and A is [r, in]. The merged weight is W + s B A. Some layers store W as [in, out]:
+GPT-2's Conv1D, and embeddings as [token, width]. For them s B A is transposed.
 
-Everything is computed in blocks of rows, so that memory does not grow with the tensor, and rounded
-once, to the dtype of the export.
+DoRA (Liu et al. 2024, arXiv 2402.09353, eq. 5) also scales every output to a learned length m. The
+merged weight is m (W + s B A) / |W + s B A|, with the norm over the inputs of each output.
+
+Tensors are computed in blocks of rows, so that memory does not grow with the tensor. Each value is
+rounded once, to the dtype of the export.
 """
 
 from __future__ import annotations
@@ -23,18 +24,22 @@ from lora_sft.errors import ExportError
 from lora_sft.export.weights.tensor_reading import TensorReader, find_dtype
 from lora_sft.model_files.stored_tensors import StoredTensor
 
-# Of a block: 1 MiB in float32, which stays in a core's own cache between the steps. Measured on one
-# core: 0.33 CPU seconds for 134 M weights with buffers that are used again, 0.7 with new ones.
+# A block has 1 MiB in float32, so it stays in a core's own cache between the operations. Measured
+# on one core for 134 M weights: 0.33 CPU seconds with reused buffers, 0.7 with new ones.
 BLOCK_ELEMENTS = 1 << 18
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """s B A, and DoRA's magnitudes. `transposed`: W lies as [in, out].
+    """The change s B A of a weight W, and DoRA's magnitudes.
 
-    Of `num_experts` stacked experts this is the part of one (`expert`), or of all where it is None;
-    `first_row` is where W begins in the model's own parameter (a gate and an up projection that
-    the model joins lie apart on disk).
+    Attributes:
+        transposed: Whether W is stored as [in, out].
+        magnitude: DoRA's learned lengths m, or None.
+        num_experts: The number of stacked experts in A and B.
+        expert: The expert that W holds; None if W holds all of them.
+        first_row: The row of the model's parameter at which W begins. The model may join tensors
+            that are separate on disk, such as a gate and an up projection.
     """
 
     a: StoredTensor
@@ -49,7 +54,7 @@ class LowRank:
 
 @dataclass(frozen=True)
 class RowEdit:
-    """Rows of an embedding that were trained: row `indices[i]` becomes row i of `rows`."""
+    """Trained rows of an embedding: row `indices[i]` is replaced by row i of `rows`."""
 
     indices: tuple[int, ...]
     rows: StoredTensor
@@ -57,7 +62,7 @@ class RowEdit:
 
 @dataclass(frozen=True)
 class AddedBias:
-    """s b, added to a bias (`lora_bias`)."""
+    """The change s b of a bias (`lora_bias`)."""
 
     bias: StoredTensor
     scale: float
@@ -65,7 +70,7 @@ class AddedBias:
 
 @dataclass(frozen=True)
 class Weight:
-    """How a tensor of the output comes to be: a source, and what is done to it, in this order."""
+    """A tensor of the output: its source, and its changes in the order in which they are made."""
 
     source: StoredTensor
     rows: tuple[RowEdit, ...] = ()
@@ -78,7 +83,7 @@ class Weight:
 
     @property
     def tensors(self) -> set[StoredTensor]:
-        """Every stored tensor that it is made of."""
+        """Every stored tensor that is needed to compute this weight."""
         used = {self.source, *(edit.rows for edit in self.rows)}
         used |= {bias.bias for bias in self.biases}
         for term in self.terms:
@@ -86,16 +91,21 @@ class Weight:
         return used
 
     def add(self, **more: object) -> Weight:
-        """This weight with one more change: `add(terms=term)`."""
+        """Return this weight with one more change, as in `add(terms=term)`."""
         changed = {name: (*getattr(self, name), change) for name, change in more.items()}
         return replace(self, **changed)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One matrix of a tensor (the tensor itself, or one of its experts) ready to be computed.
+    """One matrix to compute: a whole tensor, or one expert of it.
 
-    Shapes: `factors` are pairs left [rows, r] and right [r, columns], float32.
+    Attributes:
+        first_element: The index of the matrix's first element in the flattened tensor.
+        factors: The left factor [rows, r], the right factor [r, columns] and the scale of each
+            term, in float32.
+        magnitude: For DoRA, the length m of each row, or the factor m / |W + s B A| of each column.
+        magnitude_by_column: Whether `magnitude` has one value per column and not per row.
     """
 
     first_element: int
@@ -105,18 +115,18 @@ class Panel:
     magnitude: torch.Tensor | None = None
     magnitude_by_column: bool = False
 
-    def count_rows_a_block(self) -> int:
+    def count_rows_per_block(self) -> int:
         return max(1, BLOCK_ELEMENTS // self.num_columns)
 
 
 class BlockBuffers(threading.local):
-    """Memory that blocks are read into and computed in, used again by each thread for itself."""
+    """Reusable memory to read and compute blocks. Every thread has its own buffers."""
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, torch.dtype], torch.Tensor] = {}
 
     def take(self, use: str, dtype: torch.dtype, num_elements: int) -> torch.Tensor:
-        """A flat tensor whose contents nobody needs any more."""
+        """Return a flat tensor. The next call for the same `use` and dtype overwrites it."""
         buffer = self._buffers.get((use, dtype))
         if buffer is None or buffer.numel() < num_elements:
             buffer = torch.empty(num_elements, dtype=dtype)
@@ -125,7 +135,7 @@ class BlockBuffers(threading.local):
 
 
 class ComputedWeight:
-    """A weight whose changes were read, block by block at will (and from several threads)."""
+    """Computes the blocks of one changed weight. Several threads may use it at the same time."""
 
     def __init__(
         self,
@@ -134,9 +144,10 @@ class ComputedWeight:
         buffers: BlockBuffers,
         values: torch.Tensor | None = None,
     ) -> None:
-        """`values` stand for the source where it is not used as it is stored.
+        """Read the adapter tensors that change `weight`.
 
-        Raises: ExportError where an adapter's number is not finite, naming the tensor.
+        Args:
+            values: The values of the source if it is not used as stored, else None.
         """
         self.weight = weight
         self._reader = reader
@@ -147,7 +158,10 @@ class ComputedWeight:
 
     @cached_property
     def panels(self) -> tuple[Panel, ...]:
-        """All matrices; a bias or norm counts as one row."""
+        """The matrices of the tensor. A bias or a norm is one row.
+
+        Raises: ExportError if a factor holds a number that is not finite.
+        """
         shape = self.weight.source.shape
         if len(shape) < 3:
             rows, columns = (1, *shape)[-2:] if shape else (1, 1)
@@ -175,33 +189,33 @@ class ComputedWeight:
     def _read_factors(
         self, term: LowRank, expert: int | None, rows: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Left and right factor of one matrix: B and A, or A and B transposed."""
-        a, b = self._reader.read_again(term.a), self._reader.read_again(term.b)
+        """Return the left and the right factor of one matrix: B and A, or A and B transposed."""
+        a, b = self._reader.read_cached(term.a), self._reader.read_cached(term.b)
         expert = term.expert if term.expert is not None else expert
         if term.num_experts > 1 and expert is not None:
             # peft 0.21 `ParamWrapper.get_delta_weight`: A is [experts x r, in] and B is
-            # [out, r x experts], the expert running fastest in B's second axis.
+            # [out, r x experts]. Along B's second axis the expert changes fastest.
             a = a.reshape(term.num_experts, -1, a.shape[-1])[expert]
             b = b.reshape(b.shape[0], -1, term.num_experts)[:, :, expert]
         for tensor, numbers in ((term.a, a), (term.b, b)):
-            _check_finite(numbers, tensor, "save it from an earlier checkpoint")
+            _check_finite(numbers, tensor, "use the adapter of an earlier checkpoint")
         left, right = (a.T, b.T) if term.transposed else (b, a)
         return left[term.first_row : term.first_row + rows].contiguous(), right.contiguous()
 
     def iterate_rows(self, panel: Panel) -> Iterator[tuple[int, int]]:
-        """The row ranges of a panel's blocks."""
-        step = panel.count_rows_a_block()
+        """Yield the first row of each block of a panel, and the row after its last."""
+        step = panel.count_rows_per_block()
         for start in range(0, panel.num_rows, step):
             yield start, min(start + step, panel.num_rows)
 
     def compute_block(
         self, panel: Panel, start: int, stop: int, dtype: torch.dtype
     ) -> torch.Tensor:
-        """Rows `start` to `stop` of the merged matrix, rounded to `dtype`.
+        """Return the rows from `start` up to `stop` of the merged matrix, rounded to `dtype`.
 
-        They stand in this thread's buffer, and only until its next block.
+        The result is in a buffer of this thread. The next block of this thread overwrites it.
 
-        Raises: ExportError where float16 cannot hold a number, naming the tensor.
+        Raises: ExportError if float16 cannot hold a number.
         """
         block = self._compute_sum(panel, start, stop)
         if panel.magnitude is not None:
@@ -246,7 +260,10 @@ class ComputedWeight:
 
 
 def _check_finite(numbers: torch.Tensor, tensor: StoredTensor, fix: str) -> None:
-    """Raises: ExportError where a number is infinite or none."""
+    """Check that all numbers of a tensor are finite.
+
+    Raises: ExportError that names the tensor.
+    """
     if not bool(torch.isfinite(numbers).all()):
         raise ExportError(
             f"{tensor.name} has numbers that are not finite in {numbers.dtype}",

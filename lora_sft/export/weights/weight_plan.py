@@ -1,8 +1,9 @@
-"""From adapters and the base's headers to a plan: how every tensor of the output comes to be.
+"""Plan how every tensor of the output is made from the base model and the adapters.
 
-A pure value, made before anything is written. Every tensor of every adapter is used exactly once,
-or the merge is refused and names it: an adapter of a two-layer model fits a three-layer one as far
-as PEFT says, and a tensor that matches nothing is dropped there with a warning.
+The plan is complete before anything is written. Every adapter tensor must have a place in it.
+Otherwise the merge is refused, and the error names the tensor. PEFT is less strict: it drops a
+tensor that matches nothing with a warning, and accepts an adapter of a two-layer model for a
+three-layer model.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from lora_sft.errors import ExportError
 from lora_sft.export.weights.adapter_reading import SavedAdapter
-from lora_sft.export.weights.embedding_ties import settle_embeddings
+from lora_sft.export.weights.embedding_ties import plan_embeddings
 from lora_sft.export.weights.parameter_names import ParameterNames
 from lora_sft.export.weights.placing import FITTING_BASE, Placer
 from lora_sft.export.weights.weight_changes import Weight
@@ -24,9 +25,13 @@ from lora_sft.model_files.stored_tensors import StoredTensor
 
 @dataclass(frozen=True)
 class WeightPlan:
-    """Output tensor -> how it comes to be; what the config must say of it.
+    """The tensors of the output, and the changes to the model config.
 
-    `weights` follow the base's own names and order, new ones last.
+    Attributes:
+        weights: Tensor name -> its source and changes. Names and order are those of the base model;
+            new tensors are last.
+        config_changes: The fields of config.json that change, with their new values.
+        adapter_tensors: The number of tensors in the adapters.
     """
 
     weights: Mapping[str, Weight]
@@ -41,10 +46,11 @@ class WeightPlan:
 def make_weight_plan(
     base: BaseCheckpoint, adapters: Sequence[SavedAdapter], *, trust_remote_code: bool = False
 ) -> WeightPlan:
-    """Place every adapter tensor.
+    """Find a place for every adapter tensor, and return the plan.
 
-    Raises: ExportError, naming the tensor, where one matches nothing or has another shape, where
-    two adapters replace the same one, or where the base has modules that the adapter should know.
+    Raises:
+        ExportError: If a tensor matches nothing or has a wrong shape, if two adapters replace the
+            same tensor, or if the base model has layers for which an adapter has no tensors.
     """
     num_tokens = _find_num_tokens(adapters)
     names = ParameterNames(base, trust_remote_code=trust_remote_code, num_tokens=num_tokens)
@@ -52,32 +58,35 @@ def make_weight_plan(
     for adapter in adapters:
         _check_missing_modules(base, adapter)
         placer.place(adapter)
-    config = settle_embeddings(placer) if placer.may_touch_embeddings else {}
+    config = plan_embeddings(placer) if placer.may_change_embeddings else {}
     weights = placer.collect()
-    _check_all_used(weights, placer.copies, adapters)
+    _check_all_used(weights, placer.used_tensors, adapters)
     total = sum(1 for adapter in adapters for _ in adapter.tensors)
     return WeightPlan(weights, config, total)
 
 
 def _check_all_used(
-    weights: Mapping[str, Weight], copies: Set[StoredTensor], adapters: Sequence[SavedAdapter]
+    weights: Mapping[str, Weight], used_tensors: Set[StoredTensor], adapters: Sequence[SavedAdapter]
 ) -> None:
-    """Raises: ExportError, naming it, where a tensor of an adapter has no part in any weight."""
-    used = set(copies)
+    """Check that every adapter tensor is used.
+
+    Raises: ExportError that names an unused tensor.
+    """
+    used = set(used_tensors)
     for weight in weights.values():
         used |= weight.tensors
     for adapter in adapters:
         for tensor in adapter.tensors:
             if tensor not in used:
                 raise ExportError(
-                    f"{tensor.name} has no part in the merge: its kind is not known here",
+                    f"{tensor.name} cannot be merged: this kind of tensor is unknown",
                     str(tensor.file),
-                    "use PEFT's merge_and_unload",
+                    "merge with PEFT's merge_and_unload",
                 )
 
 
 def _find_num_tokens(adapters: Sequence[SavedAdapter]) -> int | None:
-    """Rows of a whole embedding or head that came with an adapter, where there is one."""
+    """Return the number of rows of a whole embedding or output head in an adapter, or None."""
     rows = {
         tensor.shape[0]
         for adapter in adapters
@@ -91,10 +100,12 @@ def _find_num_tokens(adapters: Sequence[SavedAdapter]) -> int | None:
 
 
 def _check_missing_modules(base: BaseCheckpoint, adapter: SavedAdapter) -> None:
-    """Raises: ExportError where the base has a layer more than the adapter was trained on.
+    """Check that the base model has no more layers than the model that the adapter was trained on.
 
-    A module that the adapter's targets name and for which it holds nothing, while it holds the
-    same module of other layers, was not there in training.
+    If the adapter targets a module but only has tensors for this module in other layers, the module
+    did not exist in training.
+
+    Raises: ExportError that names the module.
     """
     config, targets = adapter.config, adapter.config.get("target_modules")
     if not isinstance(targets, list) or config.get("layers_to_transform"):
@@ -107,8 +118,8 @@ def _check_missing_modules(base: BaseCheckpoint, adapter: SavedAdapter) -> None:
         named = any(name == target or name.endswith(f".{target}") for target in targets)
         if named and name not in known and re.sub(r"\d+", "#", name) in shapes:
             raise ExportError(
-                f"the adapter does not fit the base: it targets {name}, which the base has, and "
-                "holds no tensor for it",
+                f"the adapter does not fit the base model: it targets {name} but has no tensor "
+                "for it",
                 str(adapter.folder),
                 FITTING_BASE,
             )

@@ -1,4 +1,4 @@
-"""What must hold together where DeepSpeed spreads the model over the processes."""
+"""Rules about a recipe in which DeepSpeed divides the model among the processes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from lora_sft.recipe.deepspeed_policy import Policy, list_contradictions, read_p
 from lora_sft.recipe.resolved import Recipe
 from lora_sft.recipe.rules.finding import Finding
 
-# From here on a process holds only its share of the parameters themselves.
+# In this ZeRO stage, each process holds only its share of the parameters.
 PARTITIONED_STAGE = 3
 
 
-# Optimizers that treat each number by itself, or (8 bits) each run of a few hundred: they may see
-# one flat share of all weights. Others look at a whole matrix, its rows, its columns or its norm.
+# ZeRO gives the optimizer one flat vector with parts of all weights. The optimizers in this set can
+# use it: they update each number separately, or (with 8 bits) each block of a few hundred numbers.
+# Other optimizers need whole matrices, or their rows, columns or norms.
 ELEMENTWISE = frozenset(
     f"{paged}{name}_{bits}bit"
     for paged in ("", "paged_")
@@ -27,29 +28,41 @@ ELEMENTWISE = frozenset(
 }
 
 
-def a_policy_is_json(recipe: Recipe) -> Iterator[Finding]:
-    """DeepSpeed would read it in every process, after the data was prepared."""
+def policy_is_json(recipe: Recipe) -> Iterator[Finding]:
+    """Refuse a DeepSpeed file that cannot be read.
+
+    Otherwise DeepSpeed would report this in every process, and only after the data preparation.
+    """
     try:
         read_policy(recipe)
     except (OSError, ValueError) as error:
         what = f"the DeepSpeed file cannot be read: {error}"
-        yield Finding(("train.deepspeed",), what, "write train.deepspeed: zero2, or mend the file")
+        yield Finding(
+            ("train.deepspeed",), what, "write train.deepspeed: zero2, or correct the file"
+        )
 
 
-def a_policy_leaves_the_numbers_to_the_recipe(recipe: Recipe) -> Iterator[Finding]:
-    """Two places for one setting: the run would train what one of them says, unseen."""
+def policy_agrees_with_the_recipe(recipe: Recipe) -> Iterator[Finding]:
+    """Refuse a policy that contradicts the recipe: the run would silently use one of the two."""
     policy = _read_policy(recipe)
     if policy is None:
         return
     for name, path, value in list_contradictions(policy, recipe):
         here = recipe.where(path).rpartition("  ")[0]
-        what = f"{policy.source} says {name}: {json.dumps(value)}, and {path} ({here}) decides that"
+        what = (
+            f"{policy.source} sets {name}: {json.dumps(value)}, but only {path} ({here}) "
+            "may set this"
+        )
         fix = f'write "{name}": "auto"' if not isinstance(value, dict) else f'delete "{name}"'
         yield Finding(("train.deepspeed", path), what, f"{fix} in {policy.source}")
 
 
-def float16_needs_a_loss_scale_that_is_shared(recipe: Recipe) -> Iterator[Finding]:
-    """DeepSpeed scales float16 losses by itself, unlike the rest; nothing here proves it equal."""
+def deepspeed_runs_without_float16(recipe: Recipe) -> Iterator[Finding]:
+    """Refuse float16 with DeepSpeed.
+
+    DeepSpeed scales float16 losses in its own way. No test shows that the result equals that of one
+    process.
+    """
     if recipe.train.get("deepspeed") is None:
         return
     for path in ("model.dtype", "train.fp16"):
@@ -57,33 +70,44 @@ def float16_needs_a_loss_scale_that_is_shared(recipe: Recipe) -> Iterator[Findin
             recipe.model.dtype == "float16" if path == "model.dtype" else recipe.train.get("fp16")
         )
         if asked:
-            what = "float16 under DeepSpeed does not give the numbers of one process"
+            what = "float16 with DeepSpeed may not give the same results as one process"
             fix = "write model.dtype: bfloat16, or leave out train.deepspeed"
             yield Finding((path, "train.deepspeed"), what, fix)
 
 
-def eight_bit_weights_are_not_partitioned(recipe: Recipe) -> Iterator[Finding]:
-    """bitsandbytes keeps the scales of int8 weights beside them, where ZeRO-3 loses them."""
+def zero3_runs_without_8bit_weights(recipe: Recipe) -> Iterator[Finding]:
+    """Refuse 8-bit weights with ZeRO-3.
+
+    bitsandbytes keeps the scales of int8 weights beside the weights, and ZeRO-3 loses them.
+    """
     settings = recipe.quantization or {}
     if _is_partitioned(recipe) and settings.get("load_in_8bit"):
-        what = "8-bit weights cannot be spread over processes (ZeRO-3)"
+        what = "8-bit weights cannot be divided among processes (ZeRO-3)"
         fix = "write quantization: nf4, or train.deepspeed: zero2"
         yield Finding(("quantization", "train.deepspeed"), what, fix)
 
 
-def four_bit_storage_is_the_dtype(recipe: Recipe) -> Iterator[Finding]:
-    """ZeRO-3 gathers weights of one type at a time; stored otherwise, 4-bit codes go apart."""
+def zero3_stores_4bit_codes_in_model_dtype(recipe: Recipe) -> Iterator[Finding]:
+    """Refuse 4-bit codes whose storage dtype differs from `model.dtype`, with ZeRO-3.
+
+    ZeRO-3 gathers only weights of the same dtype together.
+    """
     storage = (recipe.quantization or {}).get("bnb_4bit_quant_storage")
     if _is_partitioned(recipe) and storage not in (None, recipe.model.dtype):
         what = (
-            f"ZeRO-3 gathers 4-bit codes as {recipe.model.dtype}, and they are stored as {storage}"
+            f"ZeRO-3 needs 4-bit codes stored as {recipe.model.dtype} (model.dtype), "
+            f"not as {storage}"
         )
         path = "quantization.bnb_4bit_quant_storage"
         yield Finding((path, "train.deepspeed"), what, f"write {path}: {recipe.model.dtype}")
 
 
-def checkpointing_is_reentrant(recipe: Recipe) -> Iterator[Finding]:
-    """Under ZeRO-3 a recomputed layer finds its weights released (TRL 1.16 switches silently)."""
+def zero3_uses_reentrant_checkpointing(recipe: Recipe) -> Iterator[Finding]:
+    """Refuse non-reentrant activation checkpointing with ZeRO-3.
+
+    When it recomputes a layer, the layer's weights are already released. TRL 1.16 changes the
+    setting silently.
+    """
     name = "train.activation_checkpointing_kwargs"
     chosen = (recipe.train.get("activation_checkpointing_kwargs") or {}).get("use_reentrant")
     if _is_partitioned(recipe) and chosen is False:
@@ -91,38 +115,47 @@ def checkpointing_is_reentrant(recipe: Recipe) -> Iterator[Finding]:
         yield Finding((name, "train.deepspeed"), what, f"delete {name}")
 
 
-def single_tokens_are_not_partitioned(recipe: Recipe) -> Iterator[Finding]:
-    """PEFT takes the rows to train out of an embedding that no process holds whole; it can do so
-    on CUDA alone (0.21 `TrainableTokensLayer._collect_token_weights`), and nothing proves it."""
+def zero3_runs_without_trained_tokens(recipe: Recipe) -> Iterator[Finding]:
+    """Refuse the training of single tokens with ZeRO-3.
+
+    PEFT takes the rows to train from the embedding, and no process holds the whole embedding. PEFT
+    can do this on CUDA only (0.21 `TrainableTokensLayer._collect_token_weights`). No test shows
+    that the result is right.
+    """
     name = "adapter.trainable_token_indices"
     if _is_partitioned(recipe) and recipe.adapter.lora.get("trainable_token_indices"):
-        what = "single tokens cannot be trained where the embedding is spread (ZeRO-3)"
+        what = "single tokens cannot be trained if the embedding is divided (ZeRO-3)"
         fix = "write train.deepspeed: zero2, or adapter.modules_to_save: [embed_tokens, lm_head]"
         yield Finding((name, "train.deepspeed"), what, fix)
 
 
-def an_optimizer_may_see_flat_shares(recipe: Recipe) -> Iterator[Finding]:
-    """ZeRO gives it one long vector with a piece of every matrix; another world, another run."""
+def deepspeed_has_an_elementwise_optimizer(recipe: Recipe) -> Iterator[Finding]:
+    """Refuse an optimizer that needs whole matrices, with DeepSpeed.
+
+    ZeRO gives the optimizer one flat vector with parts of all matrices. So the result would depend
+    on the world size.
+    """
     optimizer = recipe.train.get("optim")
     is_flat = recipe.train.get("deepspeed") is not None
     if is_flat and optimizer is not None and str(optimizer) not in ELEMENTWISE:
-        what = f"{optimizer} looks at whole matrices, and ZeRO shows it flat shares of all of them"
+        what = f"{optimizer} needs whole matrices, but ZeRO divides them among processes"
         fix = "write train.optim: adamw_torch_fused"
         yield Finding(("train.optim", "train.deepspeed"), what, fix)
 
 
-def one_way_to_spread_the_model(recipe: Recipe) -> Iterator[Finding]:
-    """FSDP and DeepSpeed both take the model apart."""
+def deepspeed_runs_without_fsdp(recipe: Recipe) -> Iterator[Finding]:
+    """Refuse FSDP and DeepSpeed together: both divide the model."""
     if recipe.train.get("deepspeed") is not None and recipe.train.get("fsdp"):
-        what = "train.fsdp and train.deepspeed both spread the model"
+        what = "train.fsdp and train.deepspeed both divide the model among the processes"
         yield Finding(("train.fsdp", "train.deepspeed"), what, "delete train.fsdp")
 
 
 def _read_policy(recipe: Recipe) -> Policy | None:
+    """Return the DeepSpeed policy, or None if the recipe has no readable policy."""
     try:
         return read_policy(recipe)
     except (OSError, ValueError):
-        return None  # the first rule has said so
+        return None  # `policy_is_json` reports this
 
 
 def _is_partitioned(recipe: Recipe) -> bool:

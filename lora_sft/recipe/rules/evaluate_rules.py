@@ -1,4 +1,4 @@
-"""What must hold together in `evaluate`."""
+"""Rules about the section `evaluate`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from lora_sft.recipe.rules.finding import Finding
 
 
 def metrics_are_known(recipe: Recipe) -> Iterator[Finding]:
-    """Found out after training, a misspelt metric would cost the whole evaluation."""
+    """Refuse an unknown metric now: evaluation would find it only after training."""
     for index, metric in enumerate(recipe.evaluate.metrics):
         if metric not in METRIC_FAMILIES:
-            what = f'no metric "{metric}"; there are: {", ".join(METRIC_FAMILIES)}'
+            what = f'unknown metric "{metric}"; the metrics are: {", ".join(METRIC_FAMILIES)}'
             fix = f"write evaluate.metrics: [{next(iter(METRIC_FAMILIES))}]"
             yield Finding((f"evaluate.metrics.{index}",), what, fix)

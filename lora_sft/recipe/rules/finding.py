@@ -1,4 +1,4 @@
-"""What a rule finds: settings that cannot stand together, why, and the fix."""
+"""The result of a rule."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from lora_sft.recipe.resolved import Recipe
 
 @dataclass(frozen=True)
 class Finding:
-    """Settings that cannot stand together, why, and the fix."""
+    """One broken rule.
+
+    Attributes:
+        paths: The settings that contradict each other, or the one setting that is wrong.
+        what: The error message.
+        fix: The change that corrects it.
+    """
 
     paths: tuple[str, ...]
     what: str

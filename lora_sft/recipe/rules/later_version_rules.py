@@ -1,6 +1,6 @@
-"""Settings that the schema knows and this version does not carry out: refused by name.
+"""Rules about settings that the schema has, but that this version does not support yet.
 
-Nothing that a person asked for is ignored.
+They are refused by name, so that no setting is ignored silently.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from lora_sft.recipe.resolved import Recipe
 from lora_sft.recipe.rules.finding import Finding
 
 
-def settings_of_a_later_version(recipe: Recipe) -> Iterator[Finding]:
-    """The schema knows these values so that recipes need not change when they come."""
+def settings_work_in_this_version(recipe: Recipe) -> Iterator[Finding]:
+    """Refuse values that the schema has but this version does not support yet.
+
+    The schema has them already so that recipes stay the same when a later version supports them.
+    """
     train = recipe.train
-    asked_for = (
+    refused = (
         (bool(recipe.tokenizer.new_tokens), "tokenizer.new_tokens", "tokenizer.new_tokens: []"),
         (
             bool(train.get("save_only_model")),
@@ -33,34 +36,34 @@ def settings_of_a_later_version(recipe: Recipe) -> Iterator[Finding]:
             "train.per_device_train_batch_size: 1",
         ),
     )
-    for is_asked_for, setting, line in asked_for:
-        if is_asked_for:
-            yield _later(setting.partition(":")[0], setting, line)
+    for is_used, setting, line in refused:
+        if is_used:
+            yield _refuse_setting(setting.partition(":")[0], setting, line)
 
 
-def partial_checkpointing_comes_later(recipe: Recipe) -> Iterator[Finding]:
-    """`auto` and a number of layers need the memory plan."""
+def checkpointing_is_on_or_off(recipe: Recipe) -> Iterator[Finding]:
+    """Refuse `auto` and a number of layers: both need a memory plan, which does not exist yet."""
     for name in ("activation_checkpointing", "gradient_checkpointing"):
         value = recipe.train.get(name)
         if value is not None and not isinstance(value, bool):
-            path = _written_as(recipe, name)
-            yield _later(path, f"{path}: {value}", f"{path}: true")
+            path = _find_written_path(recipe, name)
+            yield _refuse_setting(path, f"{path}: {value}", f"{path}: true")
 
 
-def pushing_waits_for_the_end(recipe: Recipe) -> Iterator[Finding]:
-    """The Trainer would upload whatever lies in the run's directory at every save."""
+def push_happens_after_training(recipe: Recipe) -> Iterator[Finding]:
+    """Refuse uploads during training: at each save the Trainer would upload the run directory."""
     if recipe.train.get("push_to_hub"):
-        what = "train.push_to_hub uploads during training, and what is finished is pushed by export"
+        what = "train.push_to_hub would upload during training; only export uploads a model"
         fix = "write export.push_to_hub: your-name/the-model, and delete train.push_to_hub"
         yield Finding(("train.push_to_hub",), what, fix)
 
 
-def _later(path: str, setting: str, line: str) -> Finding:
-    return Finding((path,), f"{setting} comes in a later version", f"write {line}")
+def _refuse_setting(path: str, setting: str, line: str) -> Finding:
+    return Finding((path,), f"{setting} is not available in this version", f"write {line}")
 
 
-def _written_as(recipe: Recipe, name: str) -> str:
-    """The path that a person used: an older name may have been renamed."""
+def _find_written_path(recipe: Recipe, name: str) -> str:
+    """Return the path that the person wrote: the current name of a setting or its older name."""
     older = f"train.{name.replace('activation', 'gradient')}"
     path = f"train.{name}"
     is_renamed = (

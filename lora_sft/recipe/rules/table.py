@@ -1,4 +1,4 @@
-"""Every rule of the recipe in one table, and the function that runs them."""
+"""The list of all rules, and the function that runs them."""
 
 from __future__ import annotations
 
@@ -17,53 +17,54 @@ from lora_sft.recipe.rules.finding import Finding, Rule
 from lora_sft.recipe.written import Origin
 
 RULES: tuple[Rule, ...] = (
-    later_version_rules.settings_of_a_later_version,
-    later_version_rules.partial_checkpointing_comes_later,
-    later_version_rules.pushing_waits_for_the_end,
-    data_rules.rows_come_from_somewhere,
-    data_rules.a_split_has_one_source,
-    data_rules.groups_are_of_a_fraction,
-    data_rules.held_out_fractions_group_alike,
-    data_rules.held_out_fractions_leave_rows_to_train_on,
-    data_rules.a_data_set_is_listed_once,
+    later_version_rules.settings_work_in_this_version,
+    later_version_rules.checkpointing_is_on_or_off,
+    later_version_rules.push_happens_after_training,
+    data_rules.dataset_lists_are_not_empty,
+    data_rules.split_has_one_source,
+    data_rules.group_by_needs_a_fraction,
+    data_rules.fractions_use_the_same_groups,
+    data_rules.fractions_leave_training_rows,
+    data_rules.dataset_is_listed_once,
     data_rules.held_out_rows_are_not_training_rows,
-    data_rules.held_out_hub_data_names_its_split,
-    data_rules.files_are_named_in_path,
-    data_rules.what_is_learned_fits_the_format,
-    data_rules.a_template_date_is_a_day,
-    model_rules.remote_code_is_pinned,
-    model_rules.quantization_says_how,
-    model_rules.the_head_takes_no_adapter,
-    model_rules.an_adapter_has_targets,
-    model_rules.a_continued_adapter_keeps_its_shape,
-    train_rules.one_mixed_precision,
-    train_rules.one_word_on_checkpointing,
-    train_rules.evaluation_needs_rows,
-    train_rules.what_watches_evaluation_needs_it,
-    train_rules.early_stopping_keeps_the_best,
-    train_rules.the_best_model_is_saved_when_evaluated,
-    train_rules.the_best_metric_exists,
-    train_rules.the_micro_batch_stays,
-    train_rules.one_process_saves,
-    train_rules.steps_are_counted_or_off,
+    data_rules.held_out_hub_dataset_names_its_split,
+    data_rules.path_names_the_data_file,
+    data_rules.loss_on_fits_the_format,
+    data_rules.template_date_is_a_date,
+    model_rules.remote_code_has_a_fixed_revision,
+    model_rules.remote_code_is_not_trusted_by_a_run,
+    model_rules.quantization_sets_one_switch,
+    model_rules.lm_head_is_not_a_target,
+    model_rules.target_modules_are_not_empty,
+    model_rules.continued_adapter_keeps_its_settings,
+    train_rules.only_one_mixed_precision,
+    train_rules.checkpointing_names_agree,
+    train_rules.evaluation_has_validation_rows,
+    train_rules.evaluation_is_on_if_its_results_are_used,
+    train_rules.early_stopping_keeps_the_best_model,
+    train_rules.best_model_is_saved_when_evaluated,
+    train_rules.best_metric_is_reported,
+    train_rules.micro_batch_size_is_fixed,
+    train_rules.only_one_machine_saves,
+    train_rules.max_steps_is_positive_or_off,
     evaluate_rules.metrics_are_known,
-    deepspeed_rules.a_policy_is_json,
-    deepspeed_rules.a_policy_leaves_the_numbers_to_the_recipe,
-    deepspeed_rules.float16_needs_a_loss_scale_that_is_shared,
-    deepspeed_rules.eight_bit_weights_are_not_partitioned,
-    deepspeed_rules.four_bit_storage_is_the_dtype,
-    deepspeed_rules.checkpointing_is_reentrant,
-    deepspeed_rules.single_tokens_are_not_partitioned,
-    deepspeed_rules.an_optimizer_may_see_flat_shares,
-    deepspeed_rules.one_way_to_spread_the_model,
+    deepspeed_rules.policy_is_json,
+    deepspeed_rules.policy_agrees_with_the_recipe,
+    deepspeed_rules.deepspeed_runs_without_float16,
+    deepspeed_rules.zero3_runs_without_8bit_weights,
+    deepspeed_rules.zero3_stores_4bit_codes_in_model_dtype,
+    deepspeed_rules.zero3_uses_reentrant_checkpointing,
+    deepspeed_rules.zero3_runs_without_trained_tokens,
+    deepspeed_rules.deepspeed_has_an_elementwise_optimizer,
+    deepspeed_rules.deepspeed_runs_without_fsdp,
 )
 
 
 def find_rule_faults(recipe: Recipe, faults: FaultList) -> None:
-    """Add what the rules find, except about paths that already have a fault."""
+    """Run all rules and record their findings, except about paths that already have a fault."""
     for rule in RULES:
         for finding in rule(recipe):
-            if not any(faults.touches_taint(path) for path in finding.paths):
+            if not any(faults.overlaps_faulty(path) for path in finding.paths):
                 faults.add_at(_make_fault(recipe, finding), _place_of(recipe, finding))
 
 

@@ -1,1 +1,1 @@
-"""Checkpoints on disk: sealed, found again, and known to be of the same run."""
+"""Seal checkpoints, find the one to continue from, and check that it is of the same run."""

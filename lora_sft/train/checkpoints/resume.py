@@ -1,7 +1,7 @@
-"""Is what lies in the output directory this run, and where does it go on?
+"""Decide whether the output directory holds this run, and where the run continues.
 
-The same recipe started again must never lose work, and another recipe must never train into
-this one's folder. The resolved recipe in the manifest decides.
+If the same recipe is started again, no work may be lost. If another recipe is started, it must not
+write into this directory. The resolved recipe in the manifest decides which of the two it is.
 """
 
 from __future__ import annotations
@@ -20,21 +20,28 @@ from lora_sft.log import say
 from lora_sft.recipe import Recipe
 from lora_sft.run_directory import RunDirectory
 from lora_sft.train.checkpoints.sealing import find_damage, read_manifest
+from lora_sft.train.checkpoints.signing import OPTION, find_doubt
 from lora_sft.train.zero import has_shards
+from lora_sft.user_key import KEY_FILE_VARIABLE
 
-# What may differ between two starts of the same run: how it is watched and saved.
+# Fields that may differ between two starts of the same run: logging, saving and evaluation.
 FREE_PREFIXES = ("train.logging_", "train.save_", "train.eval_", "train.report_to")
-# The length of the run may grow.
+# These fields may grow: the run becomes longer.
 BUDGET_FIELDS = ("train.max_steps", "train.num_train_epochs")
 
 
 @dataclass(frozen=True)
 class StartingPoint:
-    """Where a start begins: at step 0, at a checkpoint, or nowhere (the run is finished).
+    """Where a start begins: at step 0, at a checkpoint, or not at all (the run is finished).
 
-    `discard`: what the directory holds was given up by the user and is to be removed first.
-    `recorded`: the manifest of the checkpoint's run, which need not be the run that goes on.
-    `run_id`: what the run's own merge is known by, from one start to the next.
+    Attributes:
+        checkpoint: The checkpoint to continue from; None to begin at step 0.
+        finished: Whether the run is finished, so that there is nothing to do.
+        discard: Whether the old run in the directory must be removed first (`--overwrite`).
+        recorded: The manifest of the checkpoint's run. With `--resume PATH` that may be a run in
+            another directory.
+        run_id: The id of the run, equal in all its starts. The run's own merge has it too.
+        trust_checkpoint: Whether to load DeepSpeed's states that this user did not sign.
     """
 
     checkpoint: Path | None = None
@@ -42,46 +49,63 @@ class StartingPoint:
     discard: bool = False
     recorded: Mapping[str, Any] = field(default_factory=dict)
     run_id: str = ""
+    trust_checkpoint: bool = False
 
     def needs_conversion(self, world_size: int) -> bool:
-        """Whether DeepSpeed's states were written by another number of processes."""
+        """Return whether another number of processes wrote the checkpoint's DeepSpeed states."""
         if self.checkpoint is None or not has_shards(self.checkpoint):
             return False
         return (read_manifest(self.checkpoint) or {}).get("world_size") != world_size
 
     @property
     def template_date(self) -> str | None:
-        """The date that the template was shown when the run began, if it reads the clock."""
+        """The date that the chat template showed when the run began; None if it shows no date."""
         return self.get_recorded("data").get("template_date")
 
     def get_recorded(self, section: str) -> Mapping[str, Any]:
-        """A section of that manifest; empty where there is none, or no checkpoint."""
+        """Return a section of `recorded`; empty if it is missing or there is no checkpoint."""
         return self.recorded.get(section) or {}
 
 
 def find_starting_point(
-    run: RunDirectory, recipe: Recipe, resume: str, overwrite: bool
+    run: RunDirectory,
+    recipe: Recipe,
+    resume: str,
+    overwrite: bool,
+    *,
+    trust_checkpoint: bool = False,
 ) -> StartingPoint:
-    """Decide how this start relates to what is in the run directory.
+    """Decide where this start begins, from the contents of the run directory.
 
-    `resume` is `auto`, `never` or the path of a checkpoint.
+    Args:
+        run: The run directory.
+        recipe: The recipe of this start.
+        resume: `auto`, `never` or the path of a checkpoint.
+        overwrite: Whether to remove the run in the directory.
+        trust_checkpoint: Whether to load DeepSpeed's states that this user did not sign.
 
-    Raises: RecipeError where another run is in the way; TrainingError where the checkpoint
-    asked for is incomplete.
+    Raises:
+        RecipeError: If the directory holds another run.
+        TrainingError: If the checkpoint `resume` is incomplete, or if a checkpoint has DeepSpeed
+            states of another author that are not trusted.
     """
     start = _decide(run, recipe, resume, overwrite)
     is_same = start.discard or not find_differences(*_compare_recipes(run, recipe))
     known = (run.read_json(run.manifest) or {}).get("id") if is_same else None
-    start = replace(start, run_id=known or secrets.token_hex(8))
+    start = replace(start, run_id=known or secrets.token_hex(8), trust_checkpoint=trust_checkpoint)
     if start.checkpoint is None:
         return start
-    own = _find_run_of(start.checkpoint, run)
+    if not trust_checkpoint:
+        _check_author(start.checkpoint)
+    own = _find_checkpoints_run(start.checkpoint, run)
     return replace(start, recorded=own.read_json(own.manifest) or {})
 
 
-def _find_run_of(checkpoint: Path, run: RunDirectory) -> RunDirectory:
-    """The run that wrote a checkpoint: `run`, or another. A folder of checkpoints and each of them
-    may be a link to a larger disk."""
+def _find_checkpoints_run(checkpoint: Path, run: RunDirectory) -> RunDirectory:
+    """Return the run that wrote a checkpoint: `run` or another.
+
+    The folder `checkpoints` and each checkpoint in it may be a link, for example to a larger disk.
+    """
     if checkpoint.parent.resolve() == run.checkpoints.resolve():
         return run
     return RunDirectory(checkpoint.resolve().parent.parent)
@@ -93,7 +117,7 @@ def _decide(run: RunDirectory, recipe: Recipe, resume: str, overwrite: bool) -> 
         _refuse_both(run, resume)
         return StartingPoint(discard=True)
     if run.is_run and _was_never_saved(run) and resume in ("auto", "never"):
-        say(f"{run.checkpoints}: no checkpoint was ever finished; starting anew")
+        say(f"{run.checkpoints}: no checkpoint was finished; starting at step 0")
         return StartingPoint()
     if run.is_run:
         _refuse_other_run(run, recipe)
@@ -103,58 +127,61 @@ def _decide(run: RunDirectory, recipe: Recipe, resume: str, overwrite: bool) -> 
         return StartingPoint()
     if resume == "never":
         raise RecipeError(
-            "the output directory holds this run already, and --resume never was given",
+            "the output directory already holds this run, but --resume never was given",
             f"{run.path}  output_dir",
-            "add --overwrite to train it again from step 0, or drop --resume never",
+            "add --overwrite to train again from step 0, or remove --resume never to continue",
         )
     if run.is_finished and not _is_longer(run, recipe):
         return StartingPoint(finished=True)
     checkpoint = find_last_intact(run)
     if checkpoint is None:
         raise RecipeError(
-            "the output directory holds this run, but no complete checkpoint to go on from",
+            "the output directory holds this run, but no complete checkpoint to continue from",
             f"{run.path}  output_dir",
-            "add --overwrite to train it again from step 0, or choose another output_dir",
+            "add --overwrite to train again from step 0, or set another output_dir",
         )
     return StartingPoint(checkpoint)
 
 
 def _refuse_own_sources(run: RunDirectory, recipe: Recipe) -> None:
-    """Refuse an output directory in which a run would write over what it is made from."""
+    """Refuse an output directory in which the run would overwrite its own recipe or adapter."""
     own_recipe = recipe.source.resolve() == run.recipe.resolve()
     if own_recipe and not run.manifest.exists():
         raise RecipeError(
-            "the run would write its resolved recipe over this recipe",
+            "the run would overwrite this recipe with its resolved recipe",
             recipe.where("output_dir"),
-            "set output_dir to another folder than the recipe's",
+            "set output_dir to a folder that does not hold the recipe",
         )
     start = recipe.adapter.init_from_location
     if recipe.adapter.init_from and Path(start).resolve().is_relative_to(run.path.resolve()):
         raise RecipeError(
-            "the run would write over the adapter that it continues from",
+            "the run would overwrite the adapter that it starts from",
             recipe.where("adapter.init_from"),
-            "set output_dir to another folder than that adapter's run",
+            "set output_dir to another folder than that of the adapter",
         )
 
 
 def _refuse_both(run: RunDirectory, resume: str) -> None:
     if resume not in ("auto", "never"):
         raise RecipeError(
-            "--overwrite gives up a run, and --resume goes on with one",
+            "--overwrite removes the old run, but --resume continues it",
             f"{run.path}  --resume {resume}",
-            "give one of the two",
+            "give only one of the two options",
         )
 
 
 def _check_chosen(checkpoint: Path, run: RunDirectory, recipe: Recipe) -> Path:
-    """The checkpoint that the user named, if it is of this very run and nothing is past it."""
-    _check_complete(checkpoint, run)
-    fields = find_differences(*_compare_recipes(_find_run_of(checkpoint, run), recipe))
+    """Return the checkpoint that the user named.
+
+    Raises: RecipeError if it is of another run, or if the run has later checkpoints.
+    """
+    _check_complete(checkpoint)
+    fields = find_differences(*_compare_recipes(_find_checkpoints_run(checkpoint, run), recipe))
     if fields:
         raise ResumeMismatch(
             f"the checkpoint is of another run; these fields differ: {', '.join(fields[:8])}",
             f"{checkpoint}  --resume",
-            "use the recipe of its run, or continue its adapter with adapter.init_from",
+            "use the recipe of that run, or start a new run with adapter.init_from: CHECKPOINT",
         )
     step = read_checkpoint_state(checkpoint)["global_step"]
     later = [
@@ -164,15 +191,15 @@ def _check_chosen(checkpoint: Path, run: RunDirectory, recipe: Recipe) -> Path:
     ]
     if later:
         raise RecipeError(
-            f"later checkpoints are in the way: {', '.join(later)}",
+            f"the run has later checkpoints: {', '.join(later)}",
             f"{run.checkpoints}  --resume {checkpoint}",
-            "move or delete them: the run cannot go on from two places",
+            "move or delete the later checkpoints, or use --resume auto",
         )
     return checkpoint
 
 
 def remove_run(run: RunDirectory) -> None:
-    """Delete what a run wrote, and nothing else that lies in the folder."""
+    """Delete the files that a run wrote; other files in the folder stay."""
     for folder in (run.checkpoints, run.adapter):
         shutil.rmtree(folder, ignore_errors=True)
     for file in (run.recipe, run.manifest, run.metrics, run.status, run.validation_sample):
@@ -180,79 +207,90 @@ def remove_run(run: RunDirectory) -> None:
 
 
 def _was_never_saved(run: RunDirectory) -> bool:
-    """Whether a run was killed inside its first save: nothing is there that could be gone on with.
+    """Return whether this run was killed during its first save, so that no work can be lost.
 
-    Checkpoints of another program, with no run of ours around them, are none of our business.
+    A folder without a recorded recipe may hold checkpoints of another program: False.
     """
     has_adapter = (run.adapter / ADAPTER_CONFIG_FILE).exists()
-    is_ours = bool(_recorded_recipe(run)) and not has_adapter
-    return is_ours and not any(map(read_manifest, run.list_checkpoints()))
+    only_started = bool(_recorded_recipe(run)) and not has_adapter
+    return only_started and not any(map(read_manifest, run.list_checkpoints()))
 
 
 def find_last_intact(run: RunDirectory) -> Path | None:
-    """The newest checkpoint in which every file is as it was written; says which were not."""
+    """Return the newest checkpoint without a damaged file, and log the damaged ones."""
     for checkpoint in reversed(run.list_checkpoints()):
         damage = find_damage(checkpoint)
         if not damage:
             return checkpoint
-        say(f"passed over {checkpoint}: {damage}")
+        say(f"warning: {checkpoint} is not used: {damage}")
     return None
 
 
 def read_checkpoint_state(checkpoint: Path) -> dict[str, Any]:
-    """The trainer's counters in a checkpoint (`global_step`, `max_steps`, ...)."""
+    """Return the trainer's state in a checkpoint (`global_step`, `max_steps`, ...)."""
     state: dict[str, Any] = json.loads((checkpoint / TRAINER_STATE_FILE).read_text())
     return state
 
 
-def find_best_checkpoint(run: RunDirectory, checkpoint: Path) -> Path | None:
-    """The best checkpoint up to this one, by its name: in `run`, else beside the one gone on from,
-    else where the trainer's counters say. They hold an absolute path, and a run may be moved."""
-    named = read_checkpoint_state(checkpoint).get("best_model_checkpoint")
-    if named is None:
+def find_best_checkpoint(
+    run: RunDirectory, checkpoint: Path, *, trust_checkpoint: bool = False
+) -> Path | None:
+    """Return the best checkpoint up to `checkpoint`, or None.
+
+    The trainer's state has an absolute path, but a run may be moved. So the checkpoint is searched
+    by its name: in `run`, then beside `checkpoint`, then at the recorded path.
+
+    Args:
+        run: The run directory of this start.
+        checkpoint: The checkpoint from which this start continues.
+        trust_checkpoint: Whether to load DeepSpeed's states that this user did not sign.
+    """
+    recorded = read_checkpoint_state(checkpoint).get("best_model_checkpoint")
+    if recorded is None:
         return None
-    name = Path(named).name
-    places = (run.checkpoints / name, checkpoint.parent / name, Path(named))
+    name = Path(recorded).name
+    places = (run.checkpoints / name, checkpoint.parent / name, Path(recorded))
     best = next((place for place in places if place.is_dir()), None)
-    fault = f"is not in {run.checkpoints}" if best is None else _find_fault(best, run)
+    fault = f"is not in {run.checkpoints}" if best is None else _find_fault(best, trust_checkpoint)
     if fault:
-        say(f"warning: {name}, the best so far, {fault}; it is forgotten, score and all")
+        say(f"warning: the best checkpoint {name} {fault}; it and its score are ignored")
         return None
     return best
 
 
-def _find_fault(best: Path, run: RunDirectory) -> str:
+def _find_fault(best: Path, trust_checkpoint: bool) -> str:
     damage = find_damage(best)
     if damage:
         return f"is damaged ({damage})"
-    return "" if _may_be_loaded(best, run) else f"is in another directory ({best})"
+    doubt = "" if trust_checkpoint else find_doubt(best, read_manifest(best) or {})
+    return f"may be of another author ({doubt})" if doubt else ""
 
 
-def _may_be_loaded(checkpoint: Path, run: RunDirectory) -> bool:
-    """Whoever made a folder made its hashes too, and DeepSpeed's states run code when they load:
-    they are the run's own, or left alone."""
-    return not has_shards(checkpoint) or checkpoint.resolve().is_relative_to(run.path.resolve())
+def _check_author(checkpoint: Path) -> None:
+    """Raise TrainingError if a checkpoint has DeepSpeed states that this user did not sign."""
+    doubt = find_doubt(checkpoint, read_manifest(checkpoint) or {})
+    if doubt:
+        raise TrainingError(
+            "the DeepSpeed states of this checkpoint are pickles, which can run code, and nothing "
+            f"shows that you wrote them: {doubt}",
+            str(checkpoint),
+            f"if you trust their author, add {OPTION}; if you wrote them on another machine, set "
+            f"{KEY_FILE_VARIABLE} to the key file of that machine",
+        )
 
 
-def _check_complete(checkpoint: Path, run: RunDirectory) -> None:
+def _check_complete(checkpoint: Path) -> None:
     damage = find_damage(checkpoint)
     if damage:
         raise TrainingError(
-            f"this is no complete checkpoint: {damage}",
+            f"this folder is not a complete checkpoint: {damage}",
             f"{checkpoint}  --resume",
             "give a folder checkpoints/checkpoint-N of a run, or use --resume auto",
-        )
-    if not _may_be_loaded(checkpoint, run):
-        raise TrainingError(
-            "DeepSpeed's states are pickles, which can run code, and are loaded from the run's own "
-            "directory alone",
-            f"{checkpoint}  --resume",
-            "set output_dir to that run's directory, if you trust who wrote it",
         )
 
 
 def find_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Dotted fields in which two resolved recipes differ, of those that make it another run."""
+    """Return the dotted fields whose difference makes two resolved recipes two runs."""
     before, after = dict(_flatten(old)), dict(_flatten(new))
     return [
         field
@@ -281,18 +319,19 @@ def _recorded_recipe(run: RunDirectory) -> dict[str, Any]:
 
 
 def _compare_recipes(run: RunDirectory, recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The recipe of a run and that of this start, in the same terms.
+    """Return the recipe of a run and that of this start, in a form that can be compared.
 
-    Where only the accumulation stood in the first, the other may state the rows of a step instead:
-    it is the same run if they are as many as they were.
+    If the old recipe has only `gradient_accumulation_steps`, the new one may have
+    `global_batch_size` instead. It is the same run if the number of rows per step is equal, so the
+    old recipe gets the number that its plan recorded.
     """
     old, new = _recorded_recipe(run), recipe.to_dict(absolute_paths=True)
     plan = (run.read_json(run.manifest) or {}).get("plan") or {}
     train = old.get("train", {})
     if new["train"].get("global_batch_size") and not train.get("global_batch_size") and plan:
-        stated = {"global_batch_size": plan["global_batch_size"]}
-        stated["gradient_accumulation_steps"] = new["train"].get("gradient_accumulation_steps")
-        old = {**old, "train": {**train, **stated}}
+        batch = {"global_batch_size": plan["global_batch_size"]}
+        batch["gradient_accumulation_steps"] = new["train"].get("gradient_accumulation_steps")
+        old = {**old, "train": {**train, **batch}}
     return old, new
 
 
@@ -300,9 +339,9 @@ def _refuse_other_run(run: RunDirectory, recipe: Recipe) -> None:
     recorded = _recorded_recipe(run)
     if not recorded:
         raise RecipeError(
-            "the output directory holds an adapter or checkpoints of something else",
+            "the output directory holds an adapter or checkpoints that lora-sft did not write",
             f"{run.path}  output_dir",
-            "choose another output_dir, or add --overwrite",
+            "set another output_dir, or add --overwrite to delete them",
         )
     before, after = _compare_recipes(run, recipe)
     fields = find_differences(before, after)
@@ -313,8 +352,8 @@ def _refuse_other_run(run: RunDirectory, recipe: Recipe) -> None:
     raise RecipeError(
         f"the output directory holds another run; {len(fields)} fields differ: {shown}",
         f"{run.path}  output_dir",
-        f"to go on with that run: lora-sft train {run.recipe}; else choose another output_dir, "
-        "or add --overwrite to lose it",
+        f"to continue that run: lora-sft train {run.recipe}; otherwise set another output_dir, "
+        "or add --overwrite to delete that run",
     )
 
 

@@ -1,10 +1,10 @@
 """Check that a start which continues from a checkpoint is the same run.
 
-Equal recipes can still mean other rows (a file was edited), another base (a branch moved on),
-another batch (other processes) or other packing (another machine attends in another way). The
-manifest of the checkpoint's run and the checkpoint itself record what they were.
+Two starts of one recipe can still differ. A data file was edited, or the base model's branch on the
+hub has changed. Another world size gives another batch, and another attention gives other packing.
+The checkpoint and the manifest of its run record the old values.
 
-A new kind of sameness is one field of `RunIdentity` and one entry of `SAMENESS`.
+To add a check, add a field to `RunIdentity` and an entry to `SAMENESS`.
 """
 
 from __future__ import annotations
@@ -18,33 +18,36 @@ from lora_sft.errors import ResumeMismatch
 from lora_sft.file_names import ORIGIN_FILE
 from lora_sft.train.checkpoints.resume import StartingPoint
 
-ANEW = "train anew into another output_dir, or add --overwrite"
+NEW_RUN = "start a new run in another output_dir, or add --overwrite"
 
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Whether the training rows are packed, how many rows that makes, and why not if they are not.
+    """The decision about packing, as far as two starts of a run must agree on it.
 
-    The reason is for messages: it tells no two runs apart.
+    Attributes:
+        is_packed: Whether the training rows are packed.
+        num_rows: The number of rows to train on.
+        reason: Why the rows are not packed. It is for messages and is not compared.
     """
 
-    is_on: bool
+    is_packed: bool
     num_rows: int
     reason: str = field(default="", compare=False)
 
     def __str__(self) -> str:
-        return f"{self.num_rows} {'packed' if self.is_on else 'single'} rows"
+        return f"{self.num_rows} {'packed' if self.is_packed else 'unpacked'} rows"
 
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What two starts must have in common to be the same run; None for what is not known yet.
+    """The values that must be equal in two starts of a run; None for a value not known yet.
 
     Attributes:
         global_batch_size: Rows per optimizer step.
         rows: Fingerprint of the training rows.
-        base: Fingerprint of the base's weights; empty if the base has no safetensors files.
-        packing: The packing that was decided.
+        base: Fingerprint of the base model's weights; empty if it has no safetensors files.
+        packing: The decision about packing.
     """
 
     global_batch_size: int | None = None
@@ -55,13 +58,13 @@ class RunIdentity:
 
 @dataclass(frozen=True)
 class Sameness:
-    """How one field of `RunIdentity` is read back, and what a person is told if it differs.
+    """How to check one field of `RunIdentity`, and how to report a difference.
 
     Attributes:
-        read: Returns what the checkpoint's run recorded, or None if it recorded nothing.
-        field: The recipe's field to look at.
-        describe: Returns the difference in a sentence, from the old and the new value.
-        fix: Returns what to do about it, from the old value.
+        read: Returns the value that the checkpoint's run recorded; None if it recorded none.
+        field: The recipe field that the error names.
+        describe: Returns a sentence about the difference, from the old and the new value.
+        fix: Returns the fix, from the old value.
     """
 
     read: Callable[[StartingPoint], Any]
@@ -73,9 +76,10 @@ class Sameness:
 def check_same_run(start: StartingPoint, identity: RunIdentity) -> RunIdentity:
     """Compare the known fields of `identity` with the checkpoint's run, and return `identity`.
 
-    It is called whenever more is known, so that a difference is found before the next slow stage.
+    It is called each time another value is known, so that a difference is found before the next
+    slow stage. Without a checkpoint nothing is compared.
 
-    Raises: ResumeMismatch if a field differs. Without a checkpoint nothing is compared.
+    Raises: ResumeMismatch if a field differs.
     """
     for name, sameness in SAMENESS.items():
         now = getattr(identity, name)
@@ -108,25 +112,25 @@ def _read_packing(start: StartingPoint) -> PackedRows | None:
 
 def _describe_batch(before: int, now: int) -> str:
     return (
-        f"a step of the checkpoint had {before} rows, and on this number of processes it would "
-        f"have {now}"
+        f"the checkpoint was trained with {before} rows per step, but this number of processes "
+        f"gives {now} rows per step"
     )
 
 
 def _describe_rows(before: str, now: str) -> str:
-    return f"the training rows are not those of the checkpoint ({before[:12]} then, {now[:12]} now)"
+    return f"the training rows are not those of the checkpoint (old {before[:12]}, new {now[:12]})"
 
 
 def _describe_base(before: str, now: str) -> str:
     return (
-        f"the base is not the one of the checkpoint ({before[:12]} then, "
-        f"{now[:12] or 'no safetensors'} now)"
+        f"the base model is not that of the checkpoint (old {before[:12]}, "
+        f"new {now[:12] or 'without safetensors files'})"
     )
 
 
 def _describe_packing(before: PackedRows, now: PackedRows) -> str:
     reason = f" ({now.reason})" if now.reason else ""
-    return f"the checkpoint was trained on {before}, and this start would train on {now}{reason}"
+    return f"the checkpoint was trained on {before}, but this start would train on {now}{reason}"
 
 
 SAMENESS: Mapping[str, Sameness] = {
@@ -135,29 +139,30 @@ SAMENESS: Mapping[str, Sameness] = {
         "train.gradient_accumulation_steps",
         _describe_batch,
         lambda before: (
-            f"write train.global_batch_size: {before} in place of train.gradient_accumulation_steps"
+            f"write train.global_batch_size: {before} instead of train.gradient_accumulation_steps"
         ),
     ),
     "rows": Sameness(
         lambda start: start.get_recorded("data").get("fingerprint"),
         "data.datasets",
         _describe_rows,
-        lambda _: f"put the data back, {ANEW}",
+        lambda _: f"restore the old data, {NEW_RUN}",
     ),
     "base": Sameness(
         _read_base,
         "model.model_name_or_path",
         _describe_base,
         lambda _: (
-            "put the base back (without model.revision a hub model is what its main branch is), "
-            f"{ANEW}"
+            "restore the old base model (set model.revision: without it a hub model changes with "
+            "its main branch), "
+            f"{NEW_RUN}"
         ),
     ),
     "packing": Sameness(
         _read_packing,
         "data.packing",
         _describe_packing,
-        lambda _: f"continue on a machine whose model attends as it did then, {ANEW}",
+        lambda _: f"continue with the same attention and kind of machine as before, {NEW_RUN}",
     ),
 }
 assert list(SAMENESS) == [each.name for each in fields(RunIdentity)]

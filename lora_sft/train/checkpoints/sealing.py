@@ -1,10 +1,10 @@
-"""A checkpoint counts once its manifest is there: written last, with the hash of every file.
+"""Seal a checkpoint with a manifest that has the hash of every file, and check it later.
 
-The stock trainer writes straight into `checkpoint-N` and takes the highest number on resume
-(transformers 5.23), so that a run killed while it saved cannot go on, and a flipped byte is
-trained on. Here a folder without a manifest is one that was never finished, and a file that is
-not the one that was written is named and never loaded. That is also what DeepSpeed's shards need:
-they are pickles, which run code when they load.
+The Trainer writes directly into `checkpoint-N` and resumes from the highest number (transformers
+5.23). If a run is killed while it saves, it cannot be resumed; and a damaged file is loaded without
+an error. Here the manifest is written last. A folder without one is an unfinished checkpoint, and a
+file with another hash is reported and never loaded. Hashes prove damage and not origin: DeepSpeed's
+shards are pickles, which can run code, so the manifest of a checkpoint with shards is also signed.
 """
 
 from __future__ import annotations
@@ -17,35 +17,41 @@ from typing import Any
 
 from lora_sft.file_names import MANIFEST_FILE
 from lora_sft.run_directory import write_json
+from lora_sft.train.checkpoints.signing import sign
+from lora_sft.train.zero import has_shards
 
 
 def seal(checkpoint: Path, world_size: int) -> None:
-    """Flush every file of a checkpoint to disk, then write their hashes."""
+    """Flush every file of a checkpoint to disk, then write the manifest."""
     files = {}
     for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
         _flush(path)
         name = path.relative_to(checkpoint).as_posix()
         files[name] = {"bytes": path.stat().st_size, "sha256": _hash(path)}
-    write_json(checkpoint / MANIFEST_FILE, {"world_size": world_size, "files": files})
+    manifest = {"world_size": world_size, "files": files}
+    write_json(checkpoint / MANIFEST_FILE, sign(manifest) if has_shards(checkpoint) else manifest)
     _flush(checkpoint)
 
 
 def find_damage(checkpoint: Path) -> str:
-    """What is wrong with a checkpoint, in a few words; nothing where every file is as written."""
+    """Return what is wrong with a checkpoint; empty if every file is unchanged."""
     manifest = read_manifest(checkpoint)
     if manifest is None:
-        return f"{MANIFEST_FILE} is missing: it was never finished"
+        return f"{MANIFEST_FILE} is missing: this checkpoint was never finished"
     for name, written in manifest["files"].items():
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != written["bytes"] or _hash(path) != written["sha256"]:
-            return f"{name} is not the file that was saved"
+            return f"{name} has changed since it was saved"
     return ""
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any] | None:
-    """`{"world_size", "files": {name: {"bytes", "sha256"}}}`; None for an unfinished checkpoint."""
+    """Return the manifest of a checkpoint; None if the checkpoint is unfinished.
+
+    It is `{"world_size": N, "files": {name: {"bytes": N, "sha256": HASH}}, "signature": HMAC}`.
+    """
     try:
         manifest = json.loads((checkpoint / MANIFEST_FILE).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):

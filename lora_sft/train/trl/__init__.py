@@ -1,1 +1,1 @@
-"""The door to TRL: its trainer, its arguments, its batches."""
+"""Use TRL: its trainer, its arguments and its collator. Only this room imports trl."""

@@ -1,4 +1,4 @@
-"""Batches of padded or packed rows."""
+"""Make batches of padded or packed rows."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ from lora_sft.data.labelled_row import IGNORED_LABEL
 
 @dataclass
 class RowCollator(DataCollatorForLanguageModeling):
-    """Batches of plain rows (padded, with a mask) or of packed rows (`seq_lengths`).
+    """A collator for unpacked rows (padded, with a mask) and packed rows (with `seq_lengths`).
 
-    A packed row goes without a mask and with positions that start anew at each document:
-    transformers finds the borders in them (5.23 `masking_utils.find_packed_sequence_indices`), but
-    only where there is no mask, even of ones. The first token of a document is never learned, for
-    it would be predicted from the last of another.
+    A packed row has no mask. Its position ids start again at 0 in each document, so transformers
+    finds the borders of documents (5.23 `masking_utils.find_packed_sequence_indices`). With a mask,
+    even one of ones, it would not search them. The first token of a document is never learned,
+    because it would be predicted from the last token of another document.
 
-    All packed rows of a batch lie in one line, with the borders that flash attention reads, or,
-    where `keeps_rows_apart`, in a line each, filled up with documents of one token.
+    Attributes:
+        keeps_rows_apart: Whether each packed row is a row of the batch, padded with documents of
+            one token. Otherwise all packed rows are joined into one sequence, with the borders that
+            flash attention reads.
     """
 
     keeps_rows_apart: bool = False
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """One micro-batch."""
+        """Return one micro-batch."""
         is_packed = "seq_lengths" in examples[0]
         self.padding_free = is_packed and not self.keeps_rows_apart
         self.return_position_ids = is_packed
@@ -43,7 +45,7 @@ class RowCollator(DataCollatorForLanguageModeling):
 def make_collator(
     tokenizer: PreTrainedTokenizerBase, arguments: Any, *, keeps_rows_apart: bool
 ) -> RowCollator:
-    """The collator of a run's rows."""
+    """Return the collator for the rows of a run."""
     return RowCollator(
         pad_token_id=tokenizer.pad_token_id,
         pad_to_multiple_of=arguments.pad_to_multiple_of,

@@ -1,9 +1,8 @@
-"""The one door to TRL: an `SFTTrainer` over rows that are already tokens and labels.
+"""Train with TRL's `SFTTrainer` on rows that are already tokens and labels.
 
-What TRL would prepare (templates, masks, truncation, packing) the data room has done and
-counted; here TRL trains. The subclass only takes away: no pickled arguments, no card in a
-checkpoint, no bfloat16 adapters, no step on a loss that is not finite. Packed rows become batches
-in `RowCollator`.
+The data stage has already applied templates, made labels, cut and packed rows, so TRL prepares
+nothing. The subclass prevents four things: pickled arguments, a model card in a checkpoint, an
+adapter in bfloat16, and a step with a loss that is not finite. `RowCollator` makes the batches.
 """
 
 from __future__ import annotations
@@ -31,16 +30,17 @@ from lora_sft.model.saved_adapter import find_fault_in_saved_adapter
 from lora_sft.run_directory import write_json
 from lora_sft.train.callbacks import StopOnSignal
 from lora_sft.train.checkpoints.sealing import seal
-from lora_sft.train.even_shares import FilledSampler, fill_up
+from lora_sft.train.even_shares import FilledSampler, add_filler_rows
 from lora_sft.train.first_step import FirstStepRecord
 from lora_sft.train.training_job import TrainingJob
 from lora_sft.train.trl.row_collator import make_collator
 
 
 class LoraTrainer(SFTTrainer):
-    """SFTTrainer on rows that are already tokens, which leaves only what a run directory promises.
+    """An SFTTrainer for tokenised rows that writes only the files of a run directory.
 
-    Adapter weights train in float32 (PEFT's `autocast_adapter_dtype`), whatever TRL cast them to.
+    TRL may cast the adapter weights. They are cast back, so that they train in float32 (PEFT's
+    `autocast_adapter_dtype`).
     """
 
     def __init__(
@@ -49,12 +49,13 @@ class LoraTrainer(SFTTrainer):
         self.job = job
         self.stop = stop
         self.first_step = FirstStepRecord(job.run)
-        self._step_losses: list[torch.Tensor] = []  # of the micro-batches since the last step
+        self._step_losses: list[torch.Tensor] = []  # one per micro-batch since the last step
         self._uncounted_tokens = 0
         arguments, rows = job.arguments, job.rows.dataset
-        self.num_rows = len(rows)  # rows after these only fill up the last batches
+        self.num_rows = len(rows)  # without the filler rows, which follow them
         if arguments.world_size > 1:
-            rows = fill_up(rows, arguments.world_size * arguments.per_device_train_batch_size)
+            rows_per_round = arguments.world_size * arguments.per_device_train_batch_size
+            rows = add_filler_rows(rows, rows_per_round)
         evaluates = arguments.eval_strategy != "no" or arguments.eval_on_start
         super().__init__(
             model=job.model,
@@ -64,21 +65,21 @@ class LoraTrainer(SFTTrainer):
             processing_class=job.tokenizer,
             callbacks=list(callbacks),
         )
-        # Set afterwards: given a collator, TRL leaves the model without a padding token.
+        # Set only now: if TRL is given a collator, it does not set the model's padding token.
         self.data_collator = make_collator(
             job.tokenizer, arguments, keeps_rows_apart=job.rows.keeps_rows_apart
         )
         restore_adapter_dtype(job.model)
         check_trained_dtype(job.model)
-        self.adapter_shapes = list_adapter_shapes(job.model)  # what a saved adapter must hold
-        self.remove_callback(PrinterCallback)  # it writes to stdout, which is not ours to fill
+        self.adapter_shapes = list_adapter_shapes(job.model)  # of a saved adapter
+        self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results only
         self.add_callback(SaveProbe(self))
         self.add_callback(self.first_step)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Save adapter and tokenizer; the stock method also pickles the arguments.
+        """Save adapter, tokenizer and origin, but not `training_args.bin` as the Trainer does.
 
-        `training_args.bin` holds the hub token in clear text and runs code when it is loaded.
+        That file is a pickle, which can run code, and it has the hub token in clear text.
         """
         if not self.args.should_save:
             return
@@ -88,10 +89,10 @@ class LoraTrainer(SFTTrainer):
         assert self.processing_class is not None
         self.processing_class.save_pretrained(folder)
         write_json(folder / ORIGIN_FILE, self.job.origin)
-        (folder / CARD_FILE).unlink(missing_ok=True)  # PEFT's placeholder card
+        (folder / CARD_FILE).unlink(missing_ok=True)  # PEFT's model card is an empty form
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """The stock order of the rows, then those that fill up the last round of batches."""
+        """Return the Trainer's order of the rows, followed by the filler rows."""
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
         if self.num_rows == len(rows):
             return super()._get_train_sampler(rows)
@@ -100,11 +101,11 @@ class LoraTrainer(SFTTrainer):
         return FilledSampler(order, self.num_rows, len(rows), data_seed)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save, read the adapter back, and seal; only then may an older checkpoint go."""
+        """Save a checkpoint, check its adapter, and seal it; then delete the oldest checkpoint."""
         checkpoint = (
             Path(str(self.args.output_dir)) / f"{CHECKPOINT_PREFIX}{self.state.global_step}"
         )
-        if self.args.should_save:  # what lies there was passed over: damaged, or never finished
+        if self.args.should_save:  # an existing folder is a damaged or unfinished checkpoint
             shutil.rmtree(checkpoint, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         limit, self.args.save_total_limit = self.args.save_total_limit, None
@@ -120,9 +121,10 @@ class LoraTrainer(SFTTrainer):
             rotate_checkpoints(str(self.args.output_dir), limit, best)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        """The stock end, which removes all checkpoints but the best where only one is to be kept.
+        """End training, but keep the last checkpoint of a run that a signal stopped.
 
-        A run that was stopped goes on from its last one (transformers 5.23).
+        With `save_total_limit: 1` the Trainer would delete all checkpoints except the best one
+        (transformers 5.23). The run must continue from its last checkpoint.
         """
         limit = self.args.save_total_limit
         if self.stop.received is not None:
@@ -133,9 +135,9 @@ class LoraTrainer(SFTTrainer):
             self.args.save_total_limit = limit
 
     def probe_saving(self) -> None:
-        """Save and read back before the first step: it must not fail after three days.
+        """Save the adapter and check it before the first step, so that a fault shows at once.
 
-        Raises: TrainingError where the adapter on disk is not the one in memory.
+        Raises: TrainingError if the saved adapter differs from the one in memory.
         """
         folder = Path(str(self.args.output_dir)) / "_probe"
         self.save_model(str(folder), _internal_call=True)
@@ -149,18 +151,18 @@ class LoraTrainer(SFTTrainer):
         )
         if fault:
             raise TrainingError(
-                f"the saved adapter is not the one that is trained: {fault}",
+                f"the saved adapter differs from the trained adapter: {fault}",
                 f"{folder} (optimizer step {self.state.global_step})",
-                "please report it with the recipe and `pip freeze`; older checkpoints are intact",
+                "please report this with the recipe and `pip freeze`; older checkpoints are intact",
             )
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write no card into checkpoints: the adapter folder gets one that is filled in."""
+        """Write no model card into a checkpoint; the adapter folder gets a complete one."""
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One micro-batch, forward and backward; its loss is looked at before the next step."""
-        self.first_step.note(inputs)
-        if "position_ids" in inputs:  # TRL counts one row of a batch without a mask (trl 1.16)
+        """Compute the gradient of one micro-batch; its loss is checked before the step."""
+        self.first_step.note_micro_batch(inputs)
+        if "position_ids" in inputs:  # without a mask TRL counts only one row (trl 1.16)
             positions = inputs["position_ids"]
             self._uncounted_tokens += positions.numel() - positions.size(1)
         loss = super().training_step(model, inputs, *args, **kwargs)
@@ -168,50 +170,52 @@ class LoraTrainer(SFTTrainer):
         return loss
 
     def compute_loss(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-        """TRL's loss; under DeepSpeed looked at here, because its backward also steps."""
+        """Return TRL's loss; check it here under DeepSpeed, whose backward also makes the step."""
         result = super().compute_loss(model, *args, **kwargs)
         if self.is_deepspeed_enabled and model.training:
-            self._refuse_non_finite("loss", result[0] if isinstance(result, tuple) else result)
+            self._check_finite("loss", result[0] if isinstance(result, tuple) else result)
         return result
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """The norm of the step's gradient, summed over all processes; the step comes next.
+        """Return the gradient norm of the step over all processes; check that it is finite.
 
-        One look at the device a step, not one a micro-batch. A loss that is no number on one
-        process gives every process a norm that is none, so that all of them stop here. (Under
-        float16 a norm may be infinite: the loss scale is too high, and the step is left out.)
+        The device is read once per step, not once per micro-batch. If the loss is NaN on one rank,
+        the norm is NaN on every rank, so all of them stop here. Under float16 the norm may be
+        infinite: then the loss scale is too high, and the step is skipped.
 
-        Under DeepSpeed the step is behind us. ZeRO leaves it out where the norm is not finite, with
-        a warning, and the schedule would be one step ahead ever after (0.19 `engine.step`). Stage 0
-        steps and knows no norm; there the weights themselves are looked at.
+        Without DeepSpeed this runs before the optimizer step, under DeepSpeed after it. If the norm
+        is not finite, ZeRO skips the step with a warning, and the learning rate schedule stays one
+        step ahead (0.19 `engine.step`). Stage 0 computes no norm, so there the weights are checked.
         """
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if not self.is_deepspeed_enabled:
             loss = torch.stack(self._step_losses).sum()
             if not math.isfinite(float(loss if self.args.fp16 else loss + 0.0 * norm)):
-                self._refuse_non_finite("loss", loss)
-                self._refuse_non_finite("gradient", norm)
+                self._check_finite("loss", loss)
+                self._check_finite("gradient", norm)
         else:
-            self._refuse_non_finite("gradient", _find_norm_of_step(model, norm))
+            self._check_finite("gradient", _find_step_norm(model, norm))
         self._step_losses.clear()
         return norm
 
-    def _refuse_non_finite(self, kind: str, value: torch.Tensor | float) -> None:
-        """Raises: NonFiniteLoss before anything of this step is kept.
+    def _check_finite(self, kind: str, value: torch.Tensor | float) -> None:
+        """Check that a loss or a norm is finite, before a checkpoint of this step is saved.
 
-        The last checkpoint stays good. (The stock trainer logs 0.0 and saves NaN.)
+        The Trainer would log a loss of 0.0 and save NaN weights.
+
+        Raises: NonFiniteLoss if it is not finite.
         """
         number = float(value.detach() if isinstance(value, torch.Tensor) else value)
         if not math.isfinite(number):
             raise NonFiniteLoss(
                 f"the {kind} is {number} at optimizer step {self.state.global_step + 1}",
                 f"{self.args.output_dir}",
-                "lower train.learning_rate or train in bfloat16/float32; "
+                "set a lower train.learning_rate, or train in bfloat16 or float32; "
                 "the last checkpoint is from before this step",
             )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """One record; every process is here, so the token counts are summed here alone."""
+        """Log one record; every process calls this, so the token counts are summed here."""
         model: CausalModel = self.model
         if model.training and getattr(self.data_collator, "keeps_rows_apart", False):
             missed = torch.tensor(self._uncounted_tokens, device=self.args.device)
@@ -221,8 +225,8 @@ class LoraTrainer(SFTTrainer):
         super().log(logs, start_time)
 
 
-def _find_norm_of_step(engine: Any, norm: float | None) -> torch.Tensor | float:
-    """A number that is finite where DeepSpeed's last step was made with a gradient that was."""
+def _find_step_norm(engine: Any, norm: float | None) -> torch.Tensor | float:
+    """Return a number that is finite if the gradient of DeepSpeed's last step was finite."""
     if not engine.was_step_applied():
         return math.inf if norm is None else norm
     if norm is not None:
@@ -244,20 +248,20 @@ def build_trainer(
         if "install" not in str(error):
             raise
         raise CapabilityError(
-            f"a library that the recipe asks for is missing: {' '.join(str(error).split())}",
+            f"a library that the recipe needs is not installed: {' '.join(str(error).split())}",
             "train",
-            "install it, for instance with pip install 'lora-sft[track]', or leave it out",
+            "install it, for example with pip install 'lora-sft[track]', or remove the setting",
         ) from error
 
 
 class SaveProbe(TrainerCallback):
-    """Try a save once the model is as it will be trained: wrapped, spread, cast."""
+    """A callback that tries to save the adapter before the first step, as it will be trained."""
 
     def __init__(self, trainer: LoraTrainer) -> None:
         self.trainer = trainer
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Save before the first step, and see that nobody cast the adapter."""
+        """Check the dtype of the adapter, and try to save it."""
         model: CausalModel = self.trainer.model
         check_trained_dtype(model)
         self.trainer.probe_saving()

@@ -1,4 +1,4 @@
-"""The corpus: splits that stay, repeats that add up, lengths, and an account without a gap."""
+"""The corpus: stable splits, repeats, the length policy, and an account that adds up."""
 
 import io
 import json
@@ -56,7 +56,7 @@ def test_rows_keep_their_order_source_and_number(train):
     check_account(corpus.train, corpus.accounts["train"])
 
 
-def test_the_same_rows_give_the_same_fingerprint_and_other_labels_another(train):
+def test_equal_rows_give_an_equal_fingerprint_and_other_labels_change_it(train):
     first, again = build(make_dataset(train)), build(make_dataset(train))
     assert first.fingerprint == again.fingerprint
     assert first.template_sha256 == again.template_sha256 != ""
@@ -80,7 +80,7 @@ def test_a_row_never_changes_its_split_when_rows_are_added(tmp_path, train):
     assert 0.1 < before.accounts["validation"].read / NUM_ROWS < 0.3
 
 
-def test_adding_a_test_split_leaves_validation_as_it_was(train):
+def test_adding_a_test_split_does_not_change_validation(train):
     validation = make_split(fraction=0.2)
     alone = build(make_dataset(train), validation=validation)
     both = build(make_dataset(train), validation=validation, test=make_split(fraction=0.3))
@@ -89,7 +89,7 @@ def test_adding_a_test_split_leaves_validation_as_it_was(train):
         build(make_dataset(train), validation=validation, test=make_split(fraction=0.8))
 
 
-def test_splits_can_be_data_sets_of_their_own(tmp_path, train):
+def test_a_held_out_split_can_have_its_own_data_sets(tmp_path, train):
     held_out = write_jsonl(
         tmp_path / "test.jsonl", [{**row, "output": "Who knows?"} for row in ROWS[:7]]
     )
@@ -99,7 +99,7 @@ def test_splits_can_be_data_sets_of_their_own(tmp_path, train):
 
 
 @pytest.mark.parametrize("repeat", [0.5, 1.0, 2.0, 2.5])
-def test_repeat_is_whole_passes_and_a_part_that_stays_the_same(train, repeat):
+def test_repeat_gives_whole_passes_and_a_partial_pass_with_stable_rows(train, repeat):
     corpus = build(make_dataset(train, repeat=repeat))
     rows = corpus.train["row"][:]
     whole = int(repeat)
@@ -121,7 +121,7 @@ def test_data_sets_follow_one_another(tmp_path, train):
     check_account(corpus.train, corpus.accounts["train"])
 
 
-def test_every_row_is_kept_or_dropped_for_a_reason_with_an_example(tmp_path):
+def test_every_row_is_kept_or_dropped_with_a_reason_and_an_example(tmp_path):
     rows = [
         {"messages": make_chat("a", "b")},
         {"messages": make_chat("a", "b " * 400)},
@@ -143,7 +143,7 @@ def test_every_row_is_kept_or_dropped_for_a_reason_with_an_example(tmp_path):
     assert corpus.train["row"][:] == [0, 6, 6]
 
 
-def test_the_account_is_json_and_a_table(train):
+def test_the_account_can_be_shown_as_json_and_as_a_table(train):
     corpus = build(make_dataset(train, repeat=0.5), validation=make_split(fraction=0.2))
     promised = {
         "read", "kept", "rows_out", "dropped", "expanded", "truncated", "target_tokens", "tokens",
@@ -157,7 +157,7 @@ def test_the_account_is_json_and_a_table(train):
     assert "validation" in shown
 
 
-def test_an_account_that_does_not_add_up_is_not_made():
+def test_an_account_that_does_not_add_up_is_refused():
     with pytest.raises(AssertionError):
         Account(
             read=3, kept=1, rows_out=1, dropped={"overlong": 1}, expanded=0, truncated=0,
@@ -165,7 +165,7 @@ def test_an_account_that_does_not_add_up_is_not_made():
         )  # fmt: skip
 
 
-def test_an_overlong_row_can_keep_its_start_and_never_learns_an_end(tmp_path):
+def test_a_cut_row_keeps_its_start_and_learns_no_stop_token(tmp_path):
     rows = [{"messages": make_chat("a", "yes " * 50)}, {"messages": make_chat("q " * 60, "b")}]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     corpus = build(make_dataset(path), max_length=30, overlong="keep_start")
@@ -179,14 +179,14 @@ def test_an_overlong_row_can_keep_its_start_and_never_learns_an_end(tmp_path):
     assert row["labels"][-1] == row["input_ids"][-1]
 
 
-def test_an_overlong_row_can_be_an_error(tmp_path):
+def test_an_overlong_row_is_an_error_if_the_recipe_says_so(tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", [{"messages": make_chat("a", "yes " * 50)}])
     with pytest.raises(DataError, match="max_length is 30") as caught:
         build(make_dataset(path), max_length=30, overlong="error")
     assert caught.value.where == "rows.jsonl:1"
 
 
-def test_an_expanded_row_can_lose_only_its_long_turns(tmp_path):
+def test_an_expanded_row_loses_only_the_turns_that_are_too_long(tmp_path):
     chat = make_chat("a", "<think>x</think> b", "c", "yes " * 200)
     path = write_jsonl(tmp_path / "rows.jsonl", [{"messages": chat}])
     corpus = build(make_dataset(path), template=tiny.THINK_DROPPED_FROM_HISTORY, max_length=64)
@@ -195,7 +195,7 @@ def test_an_expanded_row_can_lose_only_its_long_turns(tmp_path):
     assert (account.kept, account.rows_out, account.partly_overlong) == (1, 1, 1)
 
 
-def test_no_row_left_shows_the_account_and_the_lever(tmp_path):
+def test_the_error_for_a_split_without_kept_rows_has_all_counts_and_a_fix(tmp_path):
     rows = [{"messages": make_chat("a", "yes " * 50)}] * 3 + [{"messages": 1}]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     with pytest.raises(DataError) as caught:
@@ -208,7 +208,7 @@ def test_no_row_left_shows_the_account_and_the_lever(tmp_path):
     assert f"data.max_length to {longest} (it is 16)" in error.fix
 
 
-def test_a_template_that_no_row_survives_names_its_lever(train):
+def test_the_error_has_a_fix_if_every_row_is_dropped_because_of_the_template(train):
     with pytest.raises(DataError, match="no_stop_token 200") as caught:
         build(make_dataset(train), template=tiny.NO_SPECIAL_TOKENS)
     assert "data.stop_tokens" in caught.value.fix
@@ -220,14 +220,14 @@ def test_a_validation_split_without_rows_is_an_error(tmp_path):
         build(make_dataset(path), validation=make_split(fraction=0.000001))
 
 
-def test_a_csv_without_the_needed_column_lists_what_is_there(tmp_path):
+def test_the_error_for_a_csv_without_the_needed_column_lists_its_columns(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("question,reply\na,b\n", encoding="utf-8")
     with pytest.raises(DataError, match="question, reply"):
         build(make_dataset(path))
 
 
-def test_columns_named_like_template_kwargs_win_over_the_recipes(tmp_path):
+def test_a_column_with_a_template_arguments_name_overrides_the_recipe(tmp_path):
     rows = [{"messages": make_chat("a", "b"), "style": style} for style in ("x", None)]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     template = "{{- style -}}" + tiny.CHATML
@@ -243,7 +243,7 @@ def test_ids_and_labels_are_plain_integers_of_equal_length(train):
         assert np.asarray(row["input_ids"]).min() >= 0
 
 
-def test_every_source_has_its_counts_and_they_add_up(tmp_path):
+def test_the_counts_of_all_sources_add_up_to_the_account(tmp_path):
     for name, rows in (
         ("a", ROWS[:20]),
         ("b", ROWS[20:100]),
@@ -271,11 +271,12 @@ def test_every_source_has_its_counts_and_they_add_up(tmp_path):
             assert found == getattr(account, count)
     console = Console(file=io.StringIO(), width=160)
     console.print(render_account_table(corpus.accounts))
-    assert console.file.getvalue().count("learned of") == len(corpus.accounts["train"].sources) == 4
+    num_lines = console.file.getvalue().count("tokens learned")
+    assert num_lines == len(corpus.accounts["train"].sources) == 4
 
 
 @pytest.mark.parametrize("overlong", ["split", "drop"])
-def test_what_expanding_costs_does_not_depend_on_the_length_policy(tmp_path, overlong):
+def test_the_cost_of_expanding_does_not_depend_on_the_length_policy(tmp_path, overlong):
     chat = make_chat("a", "<think>one</think> b", "c", "<think>two</think> " + "d " * 60)
     long_text = make_chat("a", "word " * 100)
     path = write_jsonl(tmp_path / "rows.jsonl", [{"messages": chat}, {"messages": long_text}])
@@ -291,7 +292,7 @@ def test_what_expanding_costs_does_not_depend_on_the_length_policy(tmp_path, ove
         assert cut.accounts["train"].rows_out > 3
 
 
-def test_what_expanding_costs_is_counted(tmp_path):
+def test_the_cost_of_expanding_is_counted(tmp_path):
     thoughts = make_chat("a", "<think>one</think> b", "c", "<think>two</think> d", "e", "f")
     path = write_jsonl(
         tmp_path / "rows.jsonl", [{"messages": thoughts}, {"messages": thoughts[:2]}]
@@ -309,4 +310,4 @@ def test_what_expanding_costs_is_counted(tmp_path):
     )
     assert in_place.accounts["train"].expansion_tokens == 0
     (warning,) = in_place.warnings
-    assert warning.startswith("1 rows differ from serving")
+    assert warning.startswith("1 rows learn earlier turns as the chat template's history shows")

@@ -1,4 +1,4 @@
-"""A second preparation is a look-up, and nothing that changes the tokens is ever missed."""
+"""A second preparation uses the cache, and a change that affects the tokens is never missed."""
 
 import json
 import os
@@ -29,7 +29,9 @@ def prepare(command: Callable[..., Outcome], recipe: Path, *overrides: str) -> d
     return outcome.json
 
 
-def test_the_second_preparation_is_found_and_trains_the_same_run(command, write_recipe, tmp_path):
+def test_the_second_preparation_uses_the_cache_and_trains_the_same_run(
+    command, write_recipe, tmp_path
+):
     recipe = write_recipe()
     first = prepare(command, recipe)
     assert first["hit"] is False
@@ -55,7 +57,7 @@ def test_an_edited_line_is_never_missed(command, write_recipe, tmp_path):
     edited = text.replace("number 7", "number 8", 1)
     assert len(edited) == len(text) and edited != text  # noqa: PT018 (same size)
     rows.write_text(edited)
-    os.utime(rows, (stamp, stamp))  # and the same date
+    os.utime(rows, (stamp, stamp))  # the date stays the same too
     again = prepare(command, recipe)
     assert again["hit"] is False
     assert again["cache"] != first["cache"]
@@ -72,7 +74,7 @@ def test_an_edited_line_is_never_missed(command, write_recipe, tmp_path):
         "data.stop_tokens=[</s>]",
     ],
 )
-def test_every_setting_that_decides_tokens_has_an_entry_of_its_own(command, write_recipe, override):
+def test_a_changed_setting_that_decides_tokens_makes_another_entry(command, write_recipe, override):
     recipe = write_recipe()
     first = prepare(command, recipe)
     other = prepare(command, recipe, override)
@@ -80,7 +82,7 @@ def test_every_setting_that_decides_tokens_has_an_entry_of_its_own(command, writ
     assert other["cache"] != first["cache"]
 
 
-def test_what_does_not_touch_the_tokens_shares_an_entry(command, write_recipe):
+def test_settings_that_do_not_change_the_tokens_share_an_entry(command, write_recipe):
     recipe = write_recipe()
     first = prepare(command, recipe)
     other = prepare(command, recipe, "train.learning_rate=1e-5", "data.packing=true")
@@ -90,9 +92,16 @@ def test_what_does_not_touch_the_tokens_shares_an_entry(command, write_recipe):
 
 @pytest.mark.parametrize(
     "damage",
-    ["a flipped byte", "a cut file", "a lost file", "no description", "no list", "an empty list"],
+    [
+        "a flipped byte",
+        "a cut file",
+        "a lost file",
+        "an invalid description",
+        "invalid checksums",
+        "no checksums",
+    ],
 )
-def test_a_damaged_entry_is_seen_and_built_anew(command, write_recipe, damage):
+def test_a_damaged_entry_is_found_and_built_again(command, write_recipe, damage):
     recipe = write_recipe()
     first = prepare(command, recipe)
     folder = Path(first["cache"])
@@ -105,18 +114,18 @@ def test_a_damaged_entry_is_seen_and_built_anew(command, write_recipe, damage):
         rows.write_bytes(content[:-100])
     elif damage == "a lost file":
         rows.unlink()
-    elif damage in ("no list", "an empty list"):
-        (folder / "checksums.json").write_text("[]" if damage == "no list" else "{}")
+    elif damage in ("invalid checksums", "no checksums"):
+        (folder / "checksums.json").write_text("[]" if damage == "invalid checksums" else "{}")
     else:
         (folder / "corpus.json").write_text("{")
     again = command("prepare", recipe, "--json")
-    assert "damaged and is built anew" in again.stderr
+    assert "damaged and is built again" in again.stderr
     assert again.json["hit"] is False
     assert again.json["account"] == first["account"]
     assert prepare(command, recipe)["hit"] is True
 
 
-def test_two_processes_at_once_leave_one_good_entry(write_recipe, tmp_path, cache_folder):
+def test_two_processes_that_prepare_at_once_leave_one_entry(write_recipe, tmp_path, cache_folder):
     recipe = write_recipe()
     outcomes = []
 
@@ -134,7 +143,7 @@ def test_two_processes_at_once_leave_one_good_entry(write_recipe, tmp_path, cach
     assert not list(cache_folder.glob(".unfinished-*"))
 
 
-def test_a_cache_that_cannot_be_written_costs_nothing_but_the_cache(
+def test_the_preparation_works_if_the_cache_cannot_be_written(
     command, write_recipe, monkeypatch, tmp_path
 ):
     (tmp_path / "occupied").write_text("a file, not a folder")
@@ -145,7 +154,7 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_the_cache(
     assert "the cache cannot be written" in outcome.stderr
 
 
-def test_what_a_killed_process_left_is_removed_in_time(command, write_recipe, cache_folder):
+def test_old_folders_that_killed_processes_left_are_removed(command, write_recipe, cache_folder):
     recipe = write_recipe()
     old, young = cache_folder / ".unfinished-old", cache_folder / ".unfinished-young"
     for folder in (old, young):
@@ -158,15 +167,15 @@ def test_what_a_killed_process_left_is_removed_in_time(command, write_recipe, ca
     assert young.exists()
 
 
-def test_the_day_that_a_template_was_shown_first_is_kept(
+def test_the_cache_keeps_the_date_that_the_template_got_first(
     command, write_recipe, tmp_path, monkeypatch
 ):
     template = "{{- strftime_now('%Y-%m-%d') -}}" + tiny.CHATML
     (tmp_path / "clock.jinja").write_text(template)
     recipe = write_recipe(data={"chat_template": "clock.jinja"})
-    monkeypatch.setattr(labelling, "date", make_day("2026-01-30"))
+    monkeypatch.setattr(labelling, "date", make_date_class("2026-01-30"))
     first = prepare(command, recipe)
-    monkeypatch.setattr(labelling, "date", make_day("2026-01-31"))
+    monkeypatch.setattr(labelling, "date", make_date_class("2026-01-31"))
     again = command("prepare", recipe, "--json")
     assert again.json["cache"] == first["cache"]
     assert "shown the date 2026-01-30" in again.stderr
@@ -189,14 +198,14 @@ def read_first_row(folder: str) -> list[int]:
         return list(rows.read_all()["input_ids"][0].as_py())
 
 
-def test_a_preview_shows_the_day_that_training_will_show(
+def test_a_preview_gives_the_template_the_same_date_as_training(
     command, write_recipe, tmp_path, monkeypatch
 ):
     (tmp_path / "clock.jinja").write_text("{{- strftime_now('%Y-%m-%d') -}}" + tiny.CHATML)
     recipe = write_recipe(data={"chat_template": "clock.jinja"})
-    monkeypatch.setattr(labelling, "date", make_day("2026-01-31"))
+    monkeypatch.setattr(labelling, "date", make_date_class("2026-01-31"))
     kept = prepare(command, recipe)
-    monkeypatch.setattr(labelling, "date", make_day("2026-02-01"))
+    monkeypatch.setattr(labelling, "date", make_date_class("2026-02-01"))
     assert prepare(command, recipe)["hit"] is True
     shown = preview_first_row(command, recipe)
     assert shown.json["rows"][0]["input_ids"] == read_first_row(kept["cache"])
@@ -210,15 +219,15 @@ def test_a_preview_shows_the_day_that_training_will_show(
 
 
 @pytest.mark.parametrize("state", ["not prepared", "damaged"])
-def test_a_preview_shows_today_where_training_would_begin_with_it(
+def test_a_preview_uses_todays_date_if_the_cache_has_no_valid_entry(
     command, write_recipe, tmp_path, monkeypatch, state
 ):
     (tmp_path / "clock.jinja").write_text("{{- strftime_now('%Y-%m-%d') -}}" + tiny.CHATML)
     recipe = write_recipe(data={"chat_template": "clock.jinja"})
     if state == "damaged":
-        monkeypatch.setattr(labelling, "date", make_day("2026-01-31"))
+        monkeypatch.setattr(labelling, "date", make_date_class("2026-01-31"))
         (Path(prepare(command, recipe)["cache"]) / "train-00001.arrow").write_bytes(b"")
-    monkeypatch.setattr(labelling, "date", make_day("2026-02-01"))
+    monkeypatch.setattr(labelling, "date", make_date_class("2026-02-01"))
     shown = preview_first_row(command, recipe)
     assert "shown the date" not in shown.stderr
     first = prepare(command, recipe)
@@ -226,10 +235,10 @@ def test_a_preview_shows_today_where_training_would_begin_with_it(
     assert shown.json["rows"][0]["input_ids"] == read_first_row(first["cache"])
 
 
-def make_day(today: str) -> type[date]:
-    class Day(date):
+def make_date_class(today: str) -> type[date]:
+    class Date(date):
         @classmethod
         def today(cls) -> date:
             return date.fromisoformat(today)
 
-    return Day
+    return Date

@@ -1,4 +1,4 @@
-"""A change to any file that decides a corpus gives another key; a change to a preview does not."""
+"""A change in any file that decides a corpus changes the key; a change in the preview does not."""
 
 import ast
 import shutil
@@ -16,18 +16,19 @@ PACKAGE = Path(lora_sft.__file__).parent
 DECIDING_ROOMS = ("rows", "examples", "templates", "labels", "corpus")
 PACKING = "data/corpus/packing.py"
 
-# Modules outside `lora_sft.data` that the making of a corpus uses, and why they decide no token.
+# Modules outside `lora_sft.data` that code for a corpus imports, and why they decide no token.
 EXEMPT = {
-    "lora_sft.errors": "an error ends the preparation; no row is dropped because of one",
-    "lora_sft.file_names": "names of files; where something lies is no part of a corpus",
-    "lora_sft.cache_folder": "says where the files of a corpus lie",
-    "lora_sft.log": "speaks to a person",
-    "lora_sft.processes.held_signals": "keeps signals waiting while a pool of processes works",
+    "lora_sft.errors": "an error ends the preparation; it never drops a row",
+    "lora_sft.file_names": "the names of files are not a part of a corpus",
+    "lora_sft.cache_folder": "the place of the cache is not a part of a corpus",
+    "lora_sft.log": "it writes messages for the user",
+    "lora_sft.shown_text": "it writes names of sources and details of drops for the user",
+    "lora_sft.processes.held_signals": "it delays signals while worker processes run",
 }
 
 
 def list_code(folder: str) -> list[str]:
-    """Every file of a folder of `lora_sft`, without what Python compiled, as "data/..."."""
+    """Return every file of a folder of `lora_sft` as "data/...", without compiled files."""
     files = (PACKAGE / folder).rglob("*")
     found = [file.relative_to(PACKAGE) for file in files if file.is_file()]
     return sorted(path.as_posix() for path in found if "__pycache__" not in path.parts)
@@ -54,7 +55,7 @@ def shared_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def package(shared_copy: Path) -> Iterator[Path]:
-    """A copy of the package's data folder, whole again after each test."""
+    """Yield a copy of the package's data folder, and restore it after the test."""
     before = {file: file.read_bytes() for file in shared_copy.rglob("*") if file.is_file()}
     yield shared_copy
     for file in shared_copy.rglob("*"):
@@ -65,7 +66,7 @@ def package(shared_copy: Path) -> Iterator[Path]:
             file.write_bytes(content)
 
 
-def test_the_lists_of_this_test_hold_every_file_of_the_folder():
+def test_the_two_lists_of_this_file_cover_the_whole_data_folder():
     assert sorted([*DECIDING, *NOT_DECIDING]) == list_code("data")
     assert {Path(path).suffix for path in DECIDING} == {".py", ".jinja"}
     assert len(DECIDING) >= 55
@@ -84,7 +85,7 @@ def test_a_change_to_a_file_that_decides_a_corpus_changes_the_hash(package, path
 
 
 @pytest.mark.parametrize("path", NOT_DECIDING)
-def test_a_change_to_what_works_on_a_finished_corpus_changes_no_hash(package, path):
+def test_a_change_to_a_file_that_works_on_a_finished_corpus_keeps_the_hash(package, path):
     before = hash_deciding_code(package)
     with (package / path).open("ab") as file:
         file.write(b"\n")
@@ -113,7 +114,7 @@ def test_a_new_file_in_a_new_room_changes_the_hash(package):
     assert hash_deciding_code(package) != before
 
 
-def test_place_and_date_and_compiled_files_change_no_hash(package, tmp_path):
+def test_another_folder_other_file_dates_and_compiled_files_keep_the_hash(package, tmp_path):
     before = hash_deciding_code(package)
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(package, elsewhere, copy_function=shutil.copyfile)  # with other dates
@@ -122,7 +123,7 @@ def test_place_and_date_and_compiled_files_change_no_hash(package, tmp_path):
     assert hash_deciding_code(elsewhere) == before
 
 
-def test_a_changed_label_rule_prepares_again_and_a_changed_page_does_not(
+def test_a_changed_label_rule_prepares_the_corpus_again_but_a_changed_page_does_not(
     package, command, write_recipe, monkeypatch, tmp_path
 ):
     monkeypatch.setenv("LORA_SFT_CACHE", str(tmp_path / "cache"))
@@ -144,34 +145,34 @@ def test_a_changed_label_rule_prepares_again_and_a_changed_page_does_not(
     assert prepare(recipe) is False
 
 
-# --- what the making of a corpus imports ---------------------------------------------------------
+# --- the imports of the code that makes a corpus -------------------------------------------------
 
 
 def find_file(module: str) -> Path | None:
-    """The file of a module of this package; None where the name is no module."""
+    """Return the file of a module of this package, or None if the name is not a module."""
     path = PACKAGE.joinpath(*module.split(".")[1:])
     candidates = (path.with_suffix(".py"), path / "__init__.py")
     return next((file for file in candidates if file.is_file()), None)
 
 
-def walk_what_runs(node: ast.AST) -> Iterator[ast.AST]:
-    """Every node, those inside functions too, without blocks that only a type checker reads."""
+def walk_without_type_checking(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield every node, also inside functions, except blocks under `if TYPE_CHECKING`."""
     yield node
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
             for other in child.orelse:
-                yield from walk_what_runs(other)
+                yield from walk_without_type_checking(other)
         else:
-            yield from walk_what_runs(child)
+            yield from walk_without_type_checking(child)
 
 
 def list_imports(module: str) -> set[str]:
-    """The modules of this package that a module imports, at once or late."""
+    """Return the modules of this package that a module imports, also inside functions."""
     file = find_file(module)
     assert file is not None, module
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     found: set[str] = set()
-    for node in walk_what_runs(ast.parse(file.read_text("utf-8"))):
+    for node in walk_without_type_checking(ast.parse(file.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -184,13 +185,13 @@ def list_imports(module: str) -> set[str]:
 
 
 def with_packages(module: str) -> set[str]:
-    """A module and the packages around it, whose `__init__` Python runs first."""
+    """Return a module and its parent packages, because Python imports these first."""
     parts = module.split(".")
     return {".".join(parts[:end]) for end in range(2, len(parts) + 1)}
 
 
 def follow_imports(start: str) -> tuple[set[str], set[str]]:
-    """The modules of `lora_sft.data` that `start` leads to, and those outside that they import."""
+    """Return the modules of `lora_sft.data` that `start` needs, and the others they import."""
     inside: set[str] = set()
     outside: set[str] = set()
     waiting = with_packages(start)
@@ -215,12 +216,12 @@ def test_every_module_that_makes_a_corpus_is_in_the_hash():
 
 def test_no_module_outside_the_data_folder_decides_a_corpus():
     _, outside = follow_imports("lora_sft.data.corpus.building")
-    assert outside >= {"lora_sft.errors", "lora_sft.processes.held_signals"}  # so it found some
+    assert outside >= {"lora_sft.errors", "lora_sft.processes.held_signals"}  # the search works
     unknown = outside - EXEMPT.keys()
-    assert not unknown, f"{unknown}: cover them in code_hash, or say in EXEMPT why they need not be"
+    assert not unknown, f"{unknown}: cover them in code_hash, or give a reason in EXEMPT"
 
 
-def test_templates_that_are_read_from_disk_are_in_the_hash():
+def test_the_template_that_is_read_from_disk_is_in_the_hash():
     from lora_sft.data.templates.tokenizer import PLAIN_TEMPLATE_FILE
 
     assert PLAIN_TEMPLATE_FILE in list_deciding_files(PACKAGE).values()

@@ -1,4 +1,4 @@
-"""The packer: whole documents, each once, in rows no longer than asked for and hardly any slack."""
+"""Packing: each document is whole and occurs once; packed rows are nearly full, never too long."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_sft.data.corpus.packing import (
-    PACKED_ROWS_A_TABLE,
+    PACKED_ROWS_PER_TABLE,
     count_tokens,
     lay_out_documents,
     pack_documents,
@@ -29,7 +29,7 @@ def draw_lengths(count: int, mean: int, max_length: int) -> np.ndarray:
 
 
 def make_documents(lengths: np.ndarray) -> Dataset:
-    """Document i holds the ids i, i + 1, ...; its labels are their negatives."""
+    """Make documents: document i has the ids i, i + 1, ..., and its labels are their negatives."""
     return Dataset.from_list(
         [
             {
@@ -42,7 +42,7 @@ def make_documents(lengths: np.ndarray) -> Dataset:
 
 
 def pack_slowly(lengths: list[int], max_length: int) -> list[list[int]]:
-    """Best fit decreasing as the textbook has it, one document after another."""
+    """Pack by best fit decreasing as textbooks describe it, one document after another."""
     rows: list[list[int]] = []
     for length in sorted(lengths, reverse=True):
         fitting = [row for row in rows if sum(row) + length <= max_length]
@@ -62,7 +62,7 @@ def list_rows(layout, lengths: np.ndarray) -> list[list[int]]:
 @given(st.integers(1, 40).flatmap(lambda cap: st.tuples(
     st.just(cap), st.lists(st.integers(1, cap), min_size=1, max_size=120)
 )))  # fmt: skip
-def test_every_document_is_there_once_in_rows_that_are_not_too_long(case):
+def test_every_document_occurs_once_in_packed_rows_that_are_not_too_long(case):
     max_length, given_lengths = case
     lengths = np.array(given_lengths)
     layout = lay_out_documents(lengths, max_length)
@@ -70,13 +70,13 @@ def test_every_document_is_there_once_in_rows_that_are_not_too_long(case):
     rows = list_rows(layout, lengths)
     assert all(0 < sum(row) <= max_length for row in rows)
     assert layout.tokens == sum(map(sum, rows)) == lengths.sum()
-    # Of two rows that are equally full either may be taken, so that only the sums must agree.
+    # Two rows may be equally full, and either may be chosen. So only the sums must agree.
     textbook = pack_slowly(given_lengths, max_length)
     assert sorted(map(sum, rows)) == sorted(map(sum, textbook))
 
 
 def test_packed_rows_hold_the_tokens_of_their_documents_across_tables_and_slices():
-    lengths = draw_lengths(3 * PACKED_ROWS_A_TABLE, 12, 40)
+    lengths = draw_lengths(3 * PACKED_ROWS_PER_TABLE, 12, 40)
     parts = [make_documents(lengths).select(range(start, start + 500)) for start in (0, 500)]
     sliced = concatenate_datasets(parts)
     whole = make_documents(lengths)
@@ -104,7 +104,7 @@ def test_packed_columns_are_plain_arrow_lists():
     assert set(types.values()) == {pa.list_(pa.int32())}
 
 
-def test_the_order_is_the_same_every_time_and_says_nothing_about_length():
+def test_the_order_is_always_the_same_and_does_not_depend_on_length():
     lengths = draw_lengths(20_000, 150, 2048)
     first, again = lay_out_documents(lengths, 2048), lay_out_documents(lengths, 2048)
     assert np.array_equal(first.documents, again.documents)
@@ -113,7 +113,7 @@ def test_the_order_is_the_same_every_time_and_says_nothing_about_length():
     assert abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.1
 
 
-def test_sources_whose_documents_are_of_one_length_are_mixed():
+def test_documents_of_equal_length_are_mixed_across_sources():
     lengths = np.full(4_000, 25)
     layout = lay_out_documents(lengths, 100)
     from_first_half = np.split(layout.documents < 2_000, layout.starts[1:-1])
@@ -121,7 +121,7 @@ def test_sources_whose_documents_are_of_one_length_are_mixed():
 
 
 @pytest.mark.parametrize(("mean", "max_length"), [(150, 2048), (670, 2048), (670, 8192)])
-def test_rows_are_as_full_as_trl_packs_them_and_fuller(mean, max_length):
+def test_packed_rows_are_at_least_as_full_as_those_of_trl(mean, max_length):
     from trl import pack_dataset
 
     lengths = draw_lengths(5_000, mean, max_length)

@@ -1,4 +1,4 @@
-"""All cores: the same corpus however many processes make it, the same faults, nothing left over."""
+"""Any number of processes makes the same corpus, raises the same errors and leaves no process."""
 
 import json
 import os
@@ -15,20 +15,20 @@ from lora_sft.errors import CapabilityError, DataError
 from tests import tiny
 from tests.data.sections import make_chat, make_data, make_dataset, make_split, write_jsonl
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="one process elsewhere")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux uses several processes")
 
 NUM_ROWS = 120
 
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
-    """A few rows a batch, and only the first batch in the test's own process."""
+    """Make batches of a few rows. The test's own process works only on the first batch."""
     monkeypatch.setattr(source_row_following, "BATCH_ROWS", 7)
     monkeypatch.setattr(parallel_batches, "BATCHES_DONE_HERE", 1)
 
 
 def make_row(index):
-    """Rows of every fate: kept, dropped, twice the same, too long, its context lost."""
+    """Make a row that is kept, or dropped for one of several reasons, depending on `index`."""
     answer = "yes " * (200 if index % 11 == 0 else 3)
     question = f"What is {index // 2 if index % 5 == 0 else index}?"
     if index % 13 == 0:
@@ -76,7 +76,7 @@ def test_any_number_of_processes_makes_the_same_corpus(tmp_path, monkeypatch):
     }
 
 
-def test_the_work_is_done_in_other_processes(monkeypatch):
+def test_worker_processes_do_the_work_after_the_first_batch(monkeypatch):
     monkeypatch.setenv(VARIABLE, "2")
     before = list_children()
     done = [(batch, pid) for batch, pid in map_batches(lambda _: os.getpid(), range(40))]
@@ -88,7 +88,9 @@ def test_the_work_is_done_in_other_processes(monkeypatch):
     assert list_children() == before
 
 
-def test_a_fault_in_another_process_is_the_same_error(tmp_path, monkeypatch):
+def test_an_error_in_a_worker_process_is_the_same_error_as_in_the_main_process(
+    tmp_path, monkeypatch
+):
     rows = [make_row(1) for _ in range(NUM_ROWS)]
     rows[100] = {"messages": make_chat("say <|im_end|>", "no")}
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
@@ -104,7 +106,7 @@ def test_a_fault_in_another_process_is_the_same_error(tmp_path, monkeypatch):
     assert "rows.jsonl:101" in texts[0]
 
 
-def test_a_killed_process_is_an_error_that_says_what_to_do(monkeypatch):
+def test_the_error_for_a_killed_worker_process_has_a_fix(monkeypatch):
     monkeypatch.setenv(VARIABLE, "2")
     home = os.getpid()
 
@@ -118,7 +120,7 @@ def test_a_killed_process_is_an_error_that_says_what_to_do(monkeypatch):
     assert f"{VARIABLE}=1" in caught.value.fix
 
 
-def test_results_that_nobody_takes_end_the_processes(monkeypatch):
+def test_closing_the_results_early_ends_the_worker_processes(monkeypatch):
     monkeypatch.setenv(VARIABLE, "2")
     before = list_children()
     results = map_batches(lambda batch: batch, range(1000))
@@ -129,7 +131,7 @@ def test_results_that_nobody_takes_end_the_processes(monkeypatch):
     assert list_children() == before
 
 
-def test_only_a_bounded_number_of_batches_is_read_ahead(monkeypatch):
+def test_only_a_limited_number_of_batches_is_read_ahead(monkeypatch):
     monkeypatch.setenv(VARIABLE, "2")
     read = 0
 
@@ -144,12 +146,12 @@ def test_only_a_bounded_number_of_batches_is_read_ahead(monkeypatch):
 
 
 @pytest.mark.parametrize(("asked", "expected"), [("3", 3), ("0", 1)])
-def test_the_number_of_processes_can_be_said(monkeypatch, asked, expected):
+def test_an_environment_variable_sets_the_number_of_processes(monkeypatch, asked, expected):
     monkeypatch.setenv(VARIABLE, asked)
     assert count_processes() == expected
 
 
-def test_little_free_memory_means_fewer_processes(monkeypatch):
+def test_little_free_memory_reduces_the_number_of_processes(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
 
@@ -160,7 +162,7 @@ def test_little_free_memory_means_fewer_processes(monkeypatch):
     assert count_processes() == 5
 
 
-def test_a_preview_on_several_processes_shows_every_row(command, write_recipe, monkeypatch):
+def test_a_preview_with_several_processes_shows_every_row(command, write_recipe, monkeypatch):
     monkeypatch.setenv(VARIABLE, "2")
     recipe = write_recipe()
     shown = command("preview", recipe, "--format", "json").json

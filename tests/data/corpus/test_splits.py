@@ -1,4 +1,4 @@
-"""Splits: groups stay together, a held-out row is in one split, duplicates are counted."""
+"""Splits: groups stay together, overlaps between splits are found, duplicates are counted."""
 
 import pytest
 
@@ -49,7 +49,7 @@ def test_rows_of_one_group_share_a_split(tmp_path):
     assert alone.validation["row"][:] == corpus.validation["row"][:]
 
 
-def test_a_group_is_the_same_as_number_and_as_text_and_in_any_order(tmp_path):
+def test_a_group_is_the_same_as_a_number_and_as_a_text_and_in_any_row_order(tmp_path):
     validation = make_split(fraction=0.3, group_by="conversation")
     as_text = [{**row, "conversation": str(row["conversation"])} for row in GROUPED]
     first = build(write(tmp_path, "a.jsonl", GROUPED), validation=validation)
@@ -57,7 +57,7 @@ def test_a_group_is_the_same_as_number_and_as_text_and_in_any_order(tmp_path):
     assert find_groups(first.validation) == {(199 - row) // 5 for row in other.validation["row"]}
 
 
-def test_a_repeat_below_one_still_draws_row_by_row(tmp_path):
+def test_a_repeat_below_one_selects_single_rows_and_not_groups(tmp_path):
     dataset = make_dataset(write_jsonl(tmp_path / "a.jsonl", GROUPED), repeat=0.5)
     corpus = build(dataset, validation=make_split(fraction=0.2, group_by="conversation"))
     groups = find_groups(corpus.train)
@@ -65,7 +65,7 @@ def test_a_repeat_below_one_still_draws_row_by_row(tmp_path):
     assert not groups & find_groups(corpus.validation)
 
 
-def test_a_row_without_its_group_names_itself(tmp_path):
+def test_the_error_for_a_row_without_its_group_names_the_row(tmp_path):
     rows = [*GROUPED[:3], make_row(3)]
     with pytest.raises(DataError, match='no "conversation" to group by') as caught:
         build(
@@ -76,7 +76,7 @@ def test_a_row_without_its_group_names_itself(tmp_path):
     assert "messages" in caught.value.fix
 
 
-def test_a_data_set_of_its_own_needs_no_group(tmp_path):
+def test_a_held_out_split_with_its_own_data_set_needs_no_group(tmp_path):
     own = make_split(datasets=[write(tmp_path, "test.jsonl", [make_row(500)])])
     grouped = make_split(fraction=0.3, group_by="conversation")
     corpus = build(write(tmp_path, "a.jsonl", GROUPED), validation=grouped, test=own)
@@ -99,7 +99,7 @@ def test_the_same_example_in_another_format_overlaps_too(tmp_path):
         build(write(tmp_path, "train.jsonl", [make_row(7)]), test=test)
 
 
-def test_what_overlaps_can_be_dropped_where_it_is_least_missed(tmp_path):
+def test_overlap_drop_keeps_an_example_in_test_before_validation_before_train(tmp_path):
     train = write(tmp_path, "train.jsonl", [make_row(index) for index in range(10)])
     validation = write(tmp_path, "validation.jsonl", [make_row(3), make_row(4), make_row(50)])
     test = write(tmp_path, "test.jsonl", [make_row(4), make_row(5)])
@@ -111,15 +111,15 @@ def test_what_overlaps_can_be_dropped_where_it_is_least_missed(tmp_path):
     assert [len(corpus.train), len(corpus.validation), len(corpus.test)] == [7, 2, 2]
     assert corpus.accounts["train"].dropped == {"overlap": 3}
     example = corpus.accounts["train"].examples["overlap"]
-    assert example == "train.jsonl:4 (validation holds it: validation.jsonl:1)"
+    assert example == "train.jsonl:4 (validation has the same example: validation.jsonl:1)"
     assert corpus.accounts["validation"].dropped == {"overlap": 1}
     with pytest.raises(DataError, match="in two splits"):
         build(train, **held_out)
 
 
-def test_a_held_out_row_that_is_dropped_counts_and_a_training_row_does_not(tmp_path):
+def test_a_dropped_held_out_row_overlaps_but_a_dropped_training_row_does_not(tmp_path):
     unread = {"role": "assistant", "content": "4", "reasoning_content": "hmm"}
-    lost = {"messages": [*make_chat("q"), unread]}  # CHATML shows no field
+    lost = {"messages": [*make_chat("q"), unread]}  # CHATML does not render the field
     said = {"messages": make_chat("q", "<think>hmm</think>4")}
     rows = {"lost": [lost, make_row(1)], "said": [said, make_row(2)]}
     lost, said = (write(tmp_path, f"{name}.jsonl", each) for name, each in rows.items())
@@ -129,7 +129,7 @@ def test_a_held_out_row_that_is_dropped_counts_and_a_training_row_does_not(tmp_p
     assert corpus.accounts["train"].dropped == {"content_lost": 1}
 
 
-def test_rows_held_out_by_fraction_may_not_be_in_a_test_set_either(tmp_path):
+def test_a_row_held_out_by_a_fraction_overlaps_with_a_test_data_set(tmp_path):
     rows = [make_row(index) for index in range(40)]
     train, fraction = write(tmp_path, "train.jsonl", rows), make_split(fraction=0.3)
     held_out = build(train, validation=fraction).validation["row"][0]
@@ -152,7 +152,7 @@ def test_duplicates_are_kept_or_dropped_and_counted(tmp_path, duplicates, kept):
         assert corpus.fingerprint == build(first, second, duplicates="drop").fingerprint
 
 
-def test_a_file_that_two_data_sets_read_holds_its_rows_twice(tmp_path):
+def test_a_file_that_two_data_sets_read_gives_duplicates(tmp_path):
     named = write(tmp_path, "a.jsonl", [make_row(1), make_row(2)])
     found = make_dataset(tmp_path / "*.jsonl")
     account = build(named, found, duplicates="drop").accounts["train"]
@@ -160,7 +160,7 @@ def test_a_file_that_two_data_sets_read_holds_its_rows_twice(tmp_path):
 
 
 def in_messages(row, **columns):
-    """The row with the same columns in each of its messages."""
+    """Return the row with these columns in each of its messages."""
     return {"messages": [{**message, **columns} for message in row["messages"]]}
 
 
@@ -174,7 +174,7 @@ SAME = [
 
 
 @pytest.mark.parametrize("make_same", SAME)
-def test_the_same_example_lies_in_one_split_however_it_is_written(tmp_path, make_same):
+def test_an_example_in_another_notation_is_in_the_same_split(tmp_path, make_same):
     indices = range(60)
     first = write(tmp_path, "a.jsonl", [make_row(index) for index in indices])
     other = write(tmp_path, "b.jsonl", [make_same(index) for index in indices])
@@ -187,27 +187,27 @@ def test_the_same_example_lies_in_one_split_however_it_is_written(tmp_path, make
 
 
 @pytest.mark.parametrize("make_same", SAME)
-def test_a_held_out_example_is_known_however_it_is_written(tmp_path, make_same):
+def test_a_held_out_example_in_another_notation_overlaps(tmp_path, make_same):
     train = write(tmp_path, "train.jsonl", [make_row(index) for index in range(3)])
     test = make_split(datasets=[write(tmp_path, "test.jsonl", [make_same(1)])])
     with pytest.raises(DataError, match="in two splits, train and test"):
         build(train, test=test)
 
 
-def test_an_id_and_an_empty_text_tell_no_rows_apart_whatever_the_template_names(tmp_path):
+def test_rows_are_equal_if_only_an_id_or_an_empty_key_differs(tmp_path):
     rows = [make_row(1), in_messages(make_row(1), id="m1"), in_messages(make_row(1), name="")]
     tokenizer = tiny.make_tokenizer("{# message.name, item.id #}" + tiny.CHATML)
     data = make_data(write(tmp_path, "a.jsonl", rows), duplicates="drop")
     assert build_corpus(data, tokenizer, {tokenizer.eos_token_id}).train["row"][:] == [0]
 
 
-def test_a_key_of_several_words_is_read_where_the_template_has_it_whole():
+def test_a_key_of_several_words_counts_as_read_if_the_template_has_the_whole_key():
     keys = TemplateKeys("{{ message['finish-reason'] }} {{ unfinish-reasons }}")
     read = [key for key in ("finish-reason", "finish-reasons", "sh-reason") if keys.is_read(key)]
     assert read == ["finish-reason"]
 
 
-def test_what_the_template_reads_of_a_message_tells_rows_apart(tmp_path):
+def test_rows_differ_if_a_key_differs_that_the_template_reads(tmp_path):
     rows = [make_row(1), in_messages(make_row(1), name="Ann"), in_messages(make_row(1), nick="An")]
     dataset = write(tmp_path, "a.jsonl", rows)
     assert len(build(dataset, duplicates="drop").train) == 1
@@ -217,7 +217,7 @@ def test_what_the_template_reads_of_a_message_tells_rows_apart(tmp_path):
     assert corpus.train["row"][:] == [0, 1]
 
 
-def test_calls_are_the_same_in_either_form_and_apart_by_what_they_give(tmp_path):
+def test_calls_are_equal_in_both_forms_and_differ_by_their_arguments(tmp_path):
     def ask(call):
         question = {"role": "user", "content": "Go."}
         return {"messages": [question, {"role": "assistant", "tool_calls": [call]}]}
@@ -229,14 +229,14 @@ def test_calls_are_the_same_in_either_form_and_apart_by_what_they_give(tmp_path)
     with_template = "{%- for call in [] -%}{{ call.id }}{{ call.function }}{%- endfor -%}"
     hasher = ExampleHasher(TemplateKeys(with_template), {})
     examples = [read_openai_row(row.values) for row in read_rows(dataset)]
-    drawn = [hasher.hash_content(example) for example in examples]
-    assert drawn[0] == drawn[1] != drawn[2]
-    hashes = map(hasher.hash_example, examples, drawn)
+    content_hashes = [hasher.hash_content(example) for example in examples]
+    assert content_hashes[0] == content_hashes[1] != content_hashes[2]
+    hashes = map(hasher.hash_example, examples, content_hashes)
     first, second, third = hashes
     assert first == second != third
 
 
-def test_a_group_does_not_hide_that_an_example_is_in_two_splits(tmp_path):
+def test_equal_examples_in_groups_of_different_splits_overlap(tmp_path):
     rows = [make_row(7, group=group) for group in range(40)]
     rows += [make_row(100 + group, group=group) for group in range(40)]
     dataset, grouped = write(tmp_path, "a.jsonl", rows), {"fraction": 0.2, "group_by": "group"}
@@ -257,17 +257,17 @@ def test_a_group_does_not_hide_that_an_example_is_in_two_splits(tmp_path):
     )
 
 
-def test_a_row_drawn_for_the_test_stays_there_where_validation_has_it_too(tmp_path):
+def test_a_row_of_the_test_fraction_stays_there_if_validation_data_has_it_too(tmp_path):
     rows = [make_row(index) for index in range(40)]
     train, fraction = write(tmp_path, "train.jsonl", rows), make_split(fraction=0.3)
-    drawn = build(train, test=fraction).test["row"]
-    own = write(tmp_path, "validation.jsonl", [rows[drawn[0]], make_row(99)])
+    test_rows = build(train, test=fraction).test["row"]
+    own = write(tmp_path, "validation.jsonl", [rows[test_rows[0]], make_row(99)])
     corpus = build(train, test=fraction, validation=make_split(datasets=[own]), overlap="drop")
-    assert len(corpus.test) == len(drawn)
+    assert len(corpus.test) == len(test_rows)
     assert corpus.accounts["validation"].dropped == {"overlap": 1}
 
 
-def test_rows_that_cannot_be_read_are_drawn_too_and_never_compared(tmp_path):
+def test_malformed_rows_are_divided_between_splits_and_are_never_duplicates(tmp_path):
     odd = [{"messages": f"not a chat {index}"} for index in range(40)]
     dataset = write(tmp_path, "a.jsonl", [make_row(1), *odd, *(make_row(i) for i in range(2, 30))])
     corpus = build(dataset, validation=make_split(fraction=0.3), duplicates="drop")
@@ -276,15 +276,15 @@ def test_rows_that_cannot_be_read_are_drawn_too_and_never_compared(tmp_path):
     assert all(each["malformed"] for each in dropped)
 
 
-def test_nothing_is_hashed_where_nothing_is_drawn_or_compared(tmp_path, monkeypatch):
+def test_no_row_is_hashed_if_no_split_and_no_comparison_needs_it(tmp_path, monkeypatch):
     def refuse(self, example):
-        raise AssertionError("hashed for nothing")
+        raise AssertionError("this hash is not needed")
 
     monkeypatch.setattr(ExampleHasher, "hash_content", refuse)
     assert len(build(write(tmp_path, "a.jsonl", [make_row(1), make_row(1)])).train) == 2
 
 
-# --- what is learned, and what is kept, of equal examples -----------------------------------------
+# --- equal examples that learn other tokens, or that are dropped ----------------------------------
 
 
 def make_weighted(*weights, question="one?", **columns):
@@ -297,21 +297,21 @@ def make_weighted(*weights, question="one?", **columns):
     return {"messages": weighted, **columns}
 
 
-def test_rows_that_learn_other_answers_are_no_duplicates(tmp_path):
+def test_rows_that_learn_different_answers_are_not_duplicates(tmp_path):
     rows = [make_weighted(1, 0), make_weighted(0, 1), make_weighted(1, 0, id=7)]
     corpus = build(write(tmp_path, "a.jsonl", rows), duplicates="drop")
     assert corpus.train["row"][:] == [0, 1]
     assert corpus.accounts["train"].examples["duplicate"] == "a.jsonl:3 (the same as a.jsonl:1)"
 
 
-def test_only_a_row_that_is_kept_makes_another_its_duplicate(tmp_path):
+def test_a_row_is_a_duplicate_only_of_a_row_that_is_kept(tmp_path):
     rows = [make_weighted(0, 0), make_weighted(1, 1), make_weighted(1, 1)]
     corpus = build(write(tmp_path, "a.jsonl", rows), duplicates="drop")
     assert corpus.train["row"][:] == [1]
     assert corpus.accounts["train"].dropped == {"no_target": 1, "duplicate": 1}
 
 
-def test_equal_tokens_with_other_labels_are_no_duplicates(tmp_path):
+def test_equal_tokens_with_different_labels_are_not_duplicates(tmp_path):
     rows = [
         {"input_ids": [5, 6, 7], "labels": labels}
         for labels in ([-100, 6, -100], [-100, -100, 7], [-100, 6, -100])
@@ -320,14 +320,14 @@ def test_equal_tokens_with_other_labels_are_no_duplicates(tmp_path):
     assert corpus.train["row"][:] == [0, 1]
 
 
-def test_what_is_learned_does_not_hide_a_held_out_row(tmp_path):
+def test_an_overlap_is_found_even_if_the_rows_learn_different_answers(tmp_path):
     train = write(tmp_path, "train.jsonl", [make_weighted(1, 0)])
     test = make_split(datasets=[write(tmp_path, "test.jsonl", [make_weighted(0, 1)])])
     with pytest.raises(DataError, match="in two splits, train and test"):
         build(train, test=test)
 
 
-def test_a_row_that_no_split_keeps_is_in_none(tmp_path):
+def test_a_row_that_both_splits_drop_is_not_an_overlap(tmp_path):
     long = {"messages": make_chat("q " * 300, "a " * 300)}
     train = write(tmp_path, "train.jsonl", [long, make_row(1)])
     test = make_split(datasets=[write(tmp_path, "test.jsonl", [long, make_row(2)])])
@@ -366,7 +366,7 @@ SAME_TOKENS = [
 
 
 @pytest.mark.parametrize(("row", "same"), SAME_TOKENS)
-def test_rows_that_become_the_same_tokens_are_found_in_two_splits(tmp_path, row, same):
+def test_rows_that_become_the_same_tokens_overlap(tmp_path, row, same):
     first, second = (
         write(tmp_path, f"{name}.jsonl", [each]) for name, each in enumerate((row, same))
     )
@@ -378,7 +378,7 @@ def test_rows_that_become_the_same_tokens_are_found_in_two_splits(tmp_path, row,
         build_qwen(first, test=make_split(datasets=[second]), **kwargs)
 
 
-def test_what_a_question_quotes_is_no_thought(tmp_path):
+def test_a_thinking_block_in_a_question_is_ordinary_text(tmp_path):
     first, second = (
         write(tmp_path, f"{mark}.jsonl", [{"messages": make_chat(f"<{mark}>hmm</{mark}>q", "a")}])
         for mark in ("think", "thought")
@@ -387,14 +387,14 @@ def test_what_a_question_quotes_is_no_thought(tmp_path):
     assert corpus.train["input_ids"][0] != corpus.test["input_ids"][0]
 
 
-def test_another_template_argument_is_another_example(tmp_path):
+def test_rows_with_different_template_arguments_are_different_examples(tmp_path):
     rows = [make_row(1, enable_thinking=True), make_row(1), make_row(1, enable_thinking=False)]
     dataset = write(tmp_path, "a.jsonl", rows)
     recipe = {"chat_template_kwargs": {"enable_thinking": False}}
     assert build_qwen(dataset, duplicates="drop", **recipe).train["row"][:] == [0, 1]
 
 
-# --- what a draw does not follow ------------------------------------------------------------------
+# --- properties of a row that do not change its split ---------------------------------------------
 
 
 def find_validation(dataset, tokenizer, **data):
@@ -403,7 +403,7 @@ def find_validation(dataset, tokenizer, **data):
     return corpus.validation["row"][:]
 
 
-def test_a_draw_does_not_follow_the_template_or_its_arguments(tmp_path):
+def test_the_split_of_a_row_does_not_depend_on_the_template_or_its_arguments(tmp_path):
     rows = [
         in_messages(make_row(index, enable_thinking=bool(index % 2)), name=f"Ann {index}")
         for index in range(40)
@@ -411,14 +411,14 @@ def test_a_draw_does_not_follow_the_template_or_its_arguments(tmp_path):
     dataset = write(tmp_path, "a.jsonl", rows)
     plain = tiny.make_tokenizer()
     named = tiny.make_tokenizer("{# message.name #}" + tiny.CHATML)
-    drawn = find_validation(dataset, plain)
-    assert 4 < len(drawn) < 20
-    assert drawn == find_validation(dataset, named)
+    held_out = find_validation(dataset, plain)
+    assert 4 < len(held_out) < 20
+    assert held_out == find_validation(dataset, named)
     for kwargs in ({"enable_thinking": True}, {"enable_thinking": False, "other": 1}):
-        assert drawn == find_validation(dataset, named, chat_template_kwargs=kwargs)
+        assert held_out == find_validation(dataset, named, chat_template_kwargs=kwargs)
 
 
-def test_one_question_with_thinking_on_and_off_lies_in_one_split(tmp_path):
+def test_one_question_with_and_without_reasoning_is_in_one_split(tmp_path):
     on, off = (
         write(tmp_path, f"{name}.jsonl", [make_row(i, enable_thinking=name) for i in range(60)])
         for name in (True, False)
@@ -442,6 +442,6 @@ def test_one_question_with_thinking_on_and_off_lies_in_one_split(tmp_path):
         chat_template_kwargs={"enable_thinking": True},
         validation=make_split(fraction=0.3),
     )
-    drawn = corpus.validation["row"][:]
-    assert len(drawn) % 4 == 0
-    assert drawn[: len(drawn) // 4] * 4 == drawn
+    held_out = corpus.validation["row"][:]
+    assert len(held_out) % 4 == 0
+    assert held_out[: len(held_out) // 4] * 4 == held_out

@@ -359,7 +359,7 @@ def test_tokens_without_labels_are_learned_only_with_loss_on_all(tmp_path):
     assert "data.loss_on: all" in caught.value.fix
     corpus = build(tmp_path, [{"input_ids": [5, 6, 7]}], loss_on="all")
     assert corpus.train["labels"][:] == [[IGNORED_LABEL, 6, 7]]
-    with pytest.raises(DataError, match="says itself what is learned"):
+    with pytest.raises(DataError, match="already choose the learned tokens"):
         build(tmp_path, [{"input_ids": [5, 6], "labels": [5, 6]}], loss_on="all")
 
 

@@ -1,4 +1,4 @@
-"""What a render must hold: nothing is called lost that is there, and nothing there that is lost."""
+"""A lost text is always reported, and a rendered text is never reported as lost."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from lora_sft.data.drops import Drop
 from lora_sft.data.examples.conversation import Conversation, Message
-from lora_sft.data.labels.content_survival import find_lost, list_call_texts
+from lora_sft.data.labels.content_survival import find_lost_text, list_call_texts
 from lora_sft.data.labels.labelling import Labeller
 from tests import tiny
 from tests.data.sections import make_data
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
-WRITES_PYTHON = ("lfm2_v2", "lfm2_2_5_vl")  # a call as code, its texts in single quotes
+WRITES_PYTHON = ("lfm2_v2", "lfm2_2_5_vl")  # they write a call as code, texts in single quotes
 ODD_TEXTS = (
     "what's new",
     "<p class='a'>",
@@ -41,7 +41,7 @@ def load(family: str) -> Any:
 
 
 def learn(tokenizer: Any, **answer: Any) -> str:
-    """What is learned of one answer; where the row is dropped, the reason and the detail."""
+    """Return the learned text of one answer, or the drop's reason and detail."""
     names = ("<|im_end|>", "<|return|>", "<|call|>")
     stops = {tokenizer.added_tokens_encoder.get(name) for name in names} - {None}
     calls = tuple(answer.pop("tool_calls", ()))
@@ -60,7 +60,7 @@ def call(**arguments: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("text", ODD_TEXTS)
 @pytest.mark.parametrize("family", WRITES_PYTHON)
-def test_a_text_in_single_quotes_is_found_as_it_is_escaped_there(family, text):
+def test_an_argument_in_single_quotes_is_found_in_its_escaped_form(family, text):
     learned = learn(load(family), tool_calls=[call(query=text)])
     assert not learned.startswith("content_lost"), learned
     assert "[search(query='" in learned
@@ -68,11 +68,11 @@ def test_a_text_in_single_quotes_is_found_as_it_is_escaped_there(family, text):
 
 @given(st.lists(st.text(max_size=12), min_size=1, max_size=5))
 @settings(max_examples=30, deadline=None)
-def test_arguments_that_are_rendered_are_never_called_lost(texts):
+def test_rendered_arguments_are_never_reported_as_lost(texts):
     asked = call(**{f"key{index}": text for index, text in enumerate(texts)})
     required = list(list_call_texts(asked))
-    assert find_lost(required, render_as_json(asked)) == ""
-    assert find_lost(required, render_as_code(asked)) == ""
+    assert find_lost_text(required, render_as_json(asked)) == ""
+    assert find_lost_text(required, render_as_code(asked)) == ""
 
 
 def render_as_json(asked: dict[str, Any]) -> str:
@@ -80,7 +80,7 @@ def render_as_json(asked: dict[str, Any]) -> str:
 
 
 def render_as_code(asked: dict[str, Any]) -> str:
-    """As LFM2 writes it."""
+    """Return the call as LFM2's template writes it."""
     escapes = str.maketrans({"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r"})
     arguments = asked["function"]["arguments"].items()
     return f"[search({', '.join(f'{k}={v.translate(escapes)!s}' for k, v in arguments)})]"
@@ -94,13 +94,13 @@ def render_as_code(asked: dict[str, Any]) -> str:
         {"is_default": False, "value": "false", "other": True, "third": "true"},
     ],
 )
-def test_a_truth_value_does_not_take_the_place_of_a_text(arguments):
+def test_a_boolean_does_not_take_the_place_of_a_text(arguments):
     learned = learn(load("qwen3_5_think"), tool_calls=[call(**arguments)])
     assert not learned.startswith("content_lost"), learned
 
 
 @pytest.mark.parametrize("opening", ["<think>", "[THINK]", "<seed:think>", "<reasoning>"])
-def test_thinking_marks_of_any_family_may_be_laid_out_anew(opening):
+def test_a_template_may_replace_the_thinking_marks_of_a_content(opening):
     closing = opening.replace("<", "</").replace("[", "[/")
     learned = learn(load("gptoss"), content=f"{opening}hmm{closing}yes")
     assert learned == (
@@ -109,7 +109,7 @@ def test_thinking_marks_of_any_family_may_be_laid_out_anew(opening):
     )
 
 
-def test_reasoning_that_the_answer_repeats_needs_a_place_of_its_own():
+def test_reasoning_needs_its_own_place_even_if_the_answer_repeats_it():
     tokenizer = tiny.make_tokenizer()
     twice = "The answer is 4."
     lost = learn(tokenizer, content=twice, reasoning_content=twice)
@@ -119,24 +119,24 @@ def test_reasoning_that_the_answer_repeats_needs_a_place_of_its_own():
 
 
 @pytest.mark.parametrize("content", ["<think>\nhmm\n</think>\n\nYes.", "hmm</think>Yes."])
-def test_reasoning_that_also_stands_inline_needs_one_place(content):
+def test_reasoning_in_a_field_and_in_the_content_needs_only_one_place(content):
     learned = learn(tiny.make_tokenizer(), content=content, reasoning_content="hmm")
     assert learned == f"{content}<|im_end|>"
 
 
-def test_each_of_equal_texts_needs_a_place_whatever_the_order():
+def test_equal_texts_need_one_place_each_in_any_order():
     required = [("b",), ("a",), ("b",)]
-    assert find_lost(required, "abb") == ""
-    assert find_lost(required, "bba") == ""
-    assert find_lost(required, "ab a") == "b"
-    assert find_lost([("10",), ("1",)], "1, 0") == "10"
-    assert find_lost([("1",), ("10",)], "10, 1") == ""
-    assert find_lost([("1",), ("10",)], "10, 2") == "1"
+    assert find_lost_text(required, "abb") == ""
+    assert find_lost_text(required, "bba") == ""
+    assert find_lost_text(required, "ab a") == "b"
+    assert find_lost_text([("10",), ("1",)], "1, 0") == "10"
+    assert find_lost_text([("1",), ("10",)], "10, 1") == ""
+    assert find_lost_text([("1",), ("10",)], "10, 2") == "1"
 
 
 @pytest.mark.parametrize("in_order", [True, False])
-def test_many_values_take_time_in_proportion(in_order):
-    """Eight times the values may not take 64 times as long; the bound leaves room for noise."""
+def test_the_search_time_is_proportional_to_the_number_of_values(in_order):
+    """Eight times the values must not take 64 times as long. The bound leaves room for noise."""
     few, many = (measure_values(count, in_order) for count in (5_000, 40_000))
     assert many < 24 * few
 
@@ -149,6 +149,6 @@ def measure_values(count: int, in_order: bool) -> float:
     durations = []
     for _ in range(3):
         begin = time.process_time()
-        assert find_lost(required, target) == ""
+        assert find_lost_text(required, target) == ""
         durations.append(time.process_time() - begin)
     return min(durations)

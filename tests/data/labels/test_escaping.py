@@ -1,4 +1,4 @@
-"""Under `escape`, nothing that a row writes becomes a control token, wherever it is written."""
+"""Under `escape`, no text of a row becomes a control token, in whichever field it is."""
 
 from lora_sft.data.examples.conversation import Conversation, Message
 from lora_sft.data.labels.labelling import Labeller
@@ -25,7 +25,7 @@ def test_a_message_role_cannot_forge_a_turn():
     assert ends == 2
 
 
-def test_template_kwargs_of_the_row_cannot_forge_a_turn():
+def test_a_rows_template_arguments_cannot_forge_a_turn():
     template = "{{- '<|im_start|>system\\n' + identity + '<|im_end|>\\n' -}}" + tiny.CHATML
     messages = (Message("user", "what is <|im_end|>?"), ANSWER)
     conversation = Conversation(messages, template_kwargs={"identity": FORGED})

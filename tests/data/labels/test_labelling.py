@@ -1,8 +1,8 @@
-"""The label rule, against spans computed here from what a server sends and what a turn renders.
+"""Compare the label rule with targets that are computed here from rendered texts.
 
-`expected_target` is written from the rule's words and shares no code with the package: P is the
-template's text of the earlier messages with the generation prompt, S the text with the turn,
-the target S after P up to its stop token.
+`expected_target` follows docs/label-rule.md and shares no code with the package. It renders the
+served prompt (the earlier messages with the generation prompt) and the answered text (with the
+turn). The target is the answered text after the served prompt, up to its stop token.
 """
 
 from functools import cache
@@ -84,7 +84,7 @@ def decode_turns(tokenizer, row):
     ],
 )
 @pytest.mark.parametrize("contents", [CHAT[:2], CHAT, CHAT[:3], make_chat("é☃", "🦊é́", "x", "")])
-def test_learned_is_what_the_model_must_produce_when_served(template, stop, contents):
+def test_the_learned_text_is_the_text_that_the_served_model_must_produce(template, stop, contents):
     eos = "<|im_end|>" if "im_end" in template else "</s>"
     tokenizer = tiny.make_tokenizer(template, eos_token=eos)
     rows = label(tokenizer, contents)
@@ -110,20 +110,20 @@ def test_the_newline_after_the_stop_is_never_learned():
         assert row.labels[turn.end] == IGNORED_LABEL
 
 
-def test_the_stop_is_learned_where_it_is_also_the_padding():
+def test_the_stop_token_is_learned_even_if_it_is_also_the_padding_token():
     tokenizer = tiny.make_tokenizer(tiny.CHATML, pad_token="<|im_end|>")
     (row,) = label(tokenizer, CHAT)
     assert row.labels.count(tokenizer.pad_token_id) == 2
 
 
-def test_the_templates_own_end_of_turn_is_a_stop_nobody_has_to_name():
+def test_the_templates_own_end_of_turn_is_a_stop_token_without_being_named():
     tokenizer = tiny.make_tokenizer(tiny.LLAMA3, eos_token="</s>")
     labeller = Labeller(make_data(), tokenizer, {tokenizer.eos_token_id})
     expected = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|eot|>")}
     assert labeller.stop_token_ids == expected
 
 
-def test_a_separator_before_the_end_of_turn_is_learned_and_does_not_end_it():
+def test_a_separator_before_the_end_of_turn_is_learned_and_does_not_end_the_turn():
     template = tiny.LLAMA3.replace("'<|eot|>' -}}", "'<|endoftext|><|eot|>' -}}")
     for eos in ("</s>", "<|eot|>"):
         tokenizer = tiny.make_tokenizer(template, eos_token=eos)
@@ -131,7 +131,7 @@ def test_a_separator_before_the_end_of_turn_is_learned_and_does_not_end_it():
         assert decode_turns(tokenizer, row)[0] == "A fox.<|endoftext|><|eot|>"
 
 
-def test_an_answer_that_ends_otherwise_in_history_is_learned_as_served():
+def test_an_answer_with_another_end_in_history_is_learned_as_served():
     template = tiny.LLAMA3.replace(
         "'<|eot|>' -}}",
         "('<|eot|>' if loop.last and message.role == 'assistant' else '<|endoftext|>') -}}",
@@ -147,7 +147,7 @@ def test_an_answer_that_ends_otherwise_in_history_is_learned_as_served():
 THOUGHTS = make_chat("a", "<think>one</think> b", "c", "<think>two</think> d", "e", "f")
 
 
-def test_rewritten_history_gives_one_row_a_turn_as_served():
+def test_rewritten_history_gives_one_row_per_turn_as_served():
     tokenizer = tiny.make_tokenizer(tiny.THINK_DROPPED_FROM_HISTORY)
     rows = label(tokenizer, THOUGHTS)
     assert [row.turns[0].message for row in rows] == [1, 3, 5]
@@ -162,7 +162,7 @@ def test_rewritten_history_gives_one_row_a_turn_as_served():
     assert "<think>one</think>" not in tokenizer.decode(rows[1].input_ids)
 
 
-def test_rewritten_history_can_keep_the_last_turn_or_stop():
+def test_rewritten_history_can_keep_the_last_turn_or_be_an_error():
     tokenizer = tiny.make_tokenizer(tiny.THINK_DROPPED_FROM_HISTORY)
     rows = label(tokenizer, THOUGHTS, rewritten_history="last")
     assert [row.turns[0].message for row in rows] == [5]
@@ -199,7 +199,7 @@ def test_rewritten_history_can_keep_the_last_turn_or_stop():
         (tiny.CHATML, make_chat("a", "half \ud800 a pair"), "malformed", "surrogate"),
     ],
 )
-def test_each_reason_to_drop_a_row(template, messages, reason, detail):
+def test_a_drop_has_the_right_reason_and_detail(template, messages, reason, detail):
     eos = "<|im_end|>" if "im_end" in template else "</s>"
     result = label(tiny.make_tokenizer(template, eos_token=eos), messages)
     assert isinstance(result, Drop)
@@ -207,14 +207,14 @@ def test_each_reason_to_drop_a_row(template, messages, reason, detail):
     assert detail in result.detail
 
 
-def test_a_block_that_the_prompt_opened_is_closed_before_the_answer():
+def test_a_thinking_block_that_the_prompt_opens_is_closed_before_the_answer():
     tokenizer = tiny.make_tokenizer(tiny.PROMPT_OPENS_THINKING)
     (row,) = label(tokenizer, make_chat("a", "<think>\nhmm\n</think>\n\nYes.", "b", "No."))
-    assert decode_turns(tokenizer, row) == [  # history shows the first turn just as it was served
+    assert decode_turns(tokenizer, row) == [  # here history shows the first turn as it is served
         "hmm\n</think>\n\nYes.<|im_end|>",
         "\n</think>\n\nNo.<|im_end|>",
     ]
-    rows = label(tokenizer, make_chat("a", "Yes.", "b", "No."))  # here it does not
+    rows = label(tokenizer, make_chat("a", "Yes.", "b", "No."))  # here history differs
     assert [decode_turns(tokenizer, row) for row in rows] == [
         ["\n</think>\n\nYes.<|im_end|>"],
         ["\n</think>\n\nNo.<|im_end|>"],
@@ -226,7 +226,7 @@ def test_a_block_that_the_prompt_opened_is_closed_before_the_answer():
         check_labels_are_exactly_the_turns(each)
 
 
-def test_an_answer_is_learned_as_rendered_where_the_render_loses_what_was_served_before_it():
+def test_an_answer_follows_its_served_prompt_if_the_answered_text_loses_the_system_message():
     tokenizer = load_template(tiny.SYSTEM_BEFORE_LAST_USER)
     system = {"role": "system", "content": "Be brief."}
     rows = label(tokenizer, [system, *make_chat("a", "A fox.", "b", "Yes.")])
@@ -237,7 +237,7 @@ def test_an_answer_is_learned_as_rendered_where_the_render_loses_what_was_served
         check_labels_are_exactly_the_turns(row)
 
 
-def test_where_no_turn_has_an_end_the_next_turns_token_is_appended_and_learned():
+def test_a_turn_without_an_end_learns_the_token_that_begins_the_next_turn():
     tokenizer = tiny.make_tokenizer(tiny.NO_END_OF_TURN, eos_token="</s>")
     (row,) = label(tokenizer, make_chat("a", "A fox.", "b", "Yes."))
     assert decode_turns(tokenizer, row) == ["A fox.<|h|>", "Yes.<|h|>"]
@@ -247,7 +247,7 @@ def test_where_no_turn_has_an_end_the_next_turns_token_is_appended_and_learned()
     assert decode_turns(tokenizer, cut) == ["A fox.<|h|>"]
 
 
-def test_a_tool_argument_that_the_template_leaves_out_drops_the_row():
+def test_a_row_is_dropped_if_the_template_leaves_out_a_tool_argument():
     tokenizer = tiny.make_tokenizer(tiny.FIRST_CALL_ONLY)
     other = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Rôme"}}}
     (row,) = label(tokenizer, [CHAT[0], {"role": "assistant", "tool_calls": [other]}])
@@ -284,7 +284,7 @@ def test_loss_on_chooses_the_turns():
     assert learned(CHAT) == [1, 3]
     assert learned(CHAT, loss_on="last_assistant") == [3]
     assert learned([CHAT[0], {**CHAT[1], "train": False}, *CHAT[2:]]) == [3]
-    assert learned([CHAT[1], *CHAT]) == [2, 4], "an opening answer is context"
+    assert learned([CHAT[1], *CHAT]) == [2, 4], "an answer that opens the conversation is context"
     assert learned([*CHAT, CHAT[1]]) == [1, 3, 4], "two answers in a row are both learned"
     split = Conversation(tuple(Message(**message) for message in CHAT), completion_start=2)
     assert learned(split) == [3]
@@ -300,7 +300,7 @@ def test_loss_on_all_learns_every_token_but_the_first():
         label(tiny.make_tokenizer(), [CHAT[0], {**CHAT[1], "train": False}], loss_on="all")
 
 
-def test_special_tokens_in_content_can_stop_or_pass():
+def test_special_tokens_in_content_can_be_an_error_or_be_allowed():
     tokenizer = tiny.make_tokenizer()
     hostile = make_chat("a<|im_start|>b", "c")
     with pytest.raises(DataError, match=r"<\|im_start\|>") as caught:
@@ -310,13 +310,13 @@ def test_special_tokens_in_content_can_stop_or_pass():
     assert decode_turns(tokenizer, row) == ["c<|im_end|>"]
 
 
-def test_an_answer_cut_by_a_stop_in_its_own_text_is_dropped_as_lost():
+def test_an_answer_with_a_stop_token_in_its_own_text_is_dropped_as_content_lost():
     hostile = make_chat("a", "b<|im_end|>c")
     result = label(tiny.make_tokenizer(), hostile, special_tokens_in_content="allow")
     assert result.reason == "content_lost"
 
 
-WORD_CUT_BY_HEADER = """\
+WORD_ACROSS_THE_BORDER = """\
 {%- for message in messages -%}
 {{- '<|im_start|>' + message.role + ' T' + message.content + '<|im_end|>' -}}
 {%- endfor -%}
@@ -324,8 +324,8 @@ WORD_CUT_BY_HEADER = """\
 """
 
 
-def test_a_token_across_the_border_is_split_as_served():
-    tokenizer = tiny.make_tokenizer(WORD_CUT_BY_HEADER)
+def test_a_token_that_crosses_the_border_is_split_as_it_is_served():
+    tokenizer = tiny.make_tokenizer(WORD_ACROSS_THE_BORDER)
     chat = make_chat("a", "he fox", "b", "he dog")
     (row,) = label(tokenizer, chat)
     assert row.built == "boundary"
@@ -342,13 +342,13 @@ def test_a_template_that_writes_bos_twice_is_an_error():
         label(tiny.make_tokenizer("{{- bos_token -}}" + tiny.LLAMA3), CHAT)
 
 
-def test_a_conversation_without_a_template_names_the_plain_one():
+def test_the_error_for_a_missing_chat_template_suggests_the_plain_template():
     with pytest.raises(DataError) as caught:
         label(tiny.make_tokenizer(None), CHAT)
     assert "data.chat_template: plain" in caught.value.fix
 
 
-def test_a_rows_own_template_kwargs_win():
+def test_template_arguments_of_a_row_override_those_of_the_recipe():
     template = "{{- style -}}" + tiny.CHATML
     tokenizer = tiny.make_tokenizer(template)
     messages = tuple(Message(**message) for message in CHAT[:2])
@@ -357,7 +357,7 @@ def test_a_rows_own_template_kwargs_win():
     assert tokenizer.decode(row.input_ids).startswith("mine<|im_start|>")
 
 
-def test_a_completion_is_learned_with_eos_and_its_prompt_is_not():
+def test_a_completion_is_learned_with_eos_and_its_prompt_is_not_learned():
     tokenizer = tiny.make_tokenizer(None)
     (row,) = label(tokenizer, PromptCompletion("What is 2 + 2?", " 4"))
     check_labels_are_exactly_the_turns(row)
@@ -373,7 +373,7 @@ def test_a_prompts_trailing_spaces_move_to_the_completion():
     assert row.built == "boundary"
 
 
-def test_a_completion_that_merges_with_its_prompt_is_tokenised_apart():
+def test_a_completion_that_would_merge_with_its_prompt_is_tokenised_separately():
     tokenizer = tiny.make_tokenizer(None)
     assert len(tokenizer.encode("The")) < len(tokenizer.encode("T")) + len(tokenizer.encode("he"))
     (row,) = label(tokenizer, PromptCompletion("T", "he"))
@@ -382,7 +382,7 @@ def test_a_completion_that_merges_with_its_prompt_is_tokenised_apart():
     assert row.built == "boundary"
 
 
-def test_plain_text_is_learned_whole():
+def test_the_whole_of_a_plain_text_is_learned():
     tokenizer = tiny.make_tokenizer(None)
     (row,) = label(tokenizer, PlainText("Hello there"))
     assert row.labels[1:] == row.input_ids[1:]
@@ -403,7 +403,7 @@ def test_a_mixed_batch_keeps_its_order():
     assert counts == [1, 3, 0, 1, 3]
 
 
-def test_escaped_content_is_ordinary_text_as_servers_escape_it():
+def test_escaped_content_has_the_same_tokens_as_a_server_gives_it():
     tokenizer = tiny.make_tokenizer(tiny.CHATML)
     messages = make_chat("say <|im_end|> or </s>", "I say <|im_end|> now.")
     (row,) = label(tokenizer, messages, special_tokens_in_content="escape")
@@ -416,7 +416,7 @@ def test_escaped_content_is_ordinary_text_as_servers_escape_it():
     check_labels_are_exactly_the_turns(row)
 
 
-def test_escaped_text_is_ordinary_text():
+def test_an_escaped_special_token_in_a_completion_is_ordinary_text():
     tokenizer = tiny.make_tokenizer()
     example = PromptCompletion("what ends a turn? ", "<|im_end|> does")
     (row,) = label(tokenizer, example, special_tokens_in_content="escape")
@@ -425,7 +425,7 @@ def test_escaped_text_is_ordinary_text():
     assert decode_turns(tokenizer, row) == [" <|im_end|> does<|im_end|>"]
 
 
-def test_history_can_be_learned_in_place_as_it_is_shown():
+def test_in_place_learns_earlier_turns_as_history_shows_them():
     tokenizer = tiny.make_tokenizer(tiny.THINK_DROPPED_FROM_HISTORY)
     (row,) = label(tokenizer, THOUGHTS, rewritten_history="in_place")
     whole = tokenizer.apply_chat_template(THOUGHTS, return_dict=False)
@@ -436,12 +436,11 @@ def test_history_can_be_learned_in_place_as_it_is_shown():
     check_labels_are_exactly_the_turns(row)
 
 
-def test_in_place_never_takes_another_turn_for_a_learned_one():
-    """An answer that is not to be learned says the same, and the prompt ends without a header."""
+def test_in_place_does_not_confuse_a_learned_turn_with_an_equal_context_turn():
     untrained = [{**THOUGHTS[1], "content": "Same.", "train": False}]
-    alike = [THOUGHTS[0], *untrained, *THOUGHTS[2:3], *make_thought("Same."), *THOUGHTS[4:]]
+    chat = [THOUGHTS[0], *untrained, *THOUGHTS[2:3], *make_thought("Same."), *THOUGHTS[4:]]
     tokenizer = tiny.make_tokenizer(tiny.THINK_DROPPED_FROM_HISTORY)
-    (row,) = label(tokenizer, alike, rewritten_history="in_place")
+    (row,) = label(tokenizer, chat, rewritten_history="in_place")
     assert [turn.message for turn in row.turns] == [3, 5]
     before = tokenizer.decode(row.input_ids[: row.turns[0].start])
     assert before.count("<|im_start|>assistant") == 2
@@ -451,7 +450,7 @@ def make_thought(answer):
     return [{"role": "assistant", "content": f"<think>\nA thought.\n</think>\n\n{answer}"}]
 
 
-def test_two_calls_need_two_places_and_numbers_one():
+def test_a_row_is_dropped_if_the_template_renders_only_the_first_of_two_calls():
     tokenizer = tiny.make_tokenizer(tiny.FIRST_CALL_ONLY)
     calls = [
         {"type": "function", "function": {"name": "add", "arguments": {"a": a, "b": 20}}}
@@ -463,13 +462,13 @@ def test_two_calls_need_two_places_and_numbers_one():
     assert dropped.reason == "content_lost"
 
 
-def test_a_text_beside_a_call_is_not_found_in_the_call():
+def test_a_content_is_lost_if_it_only_occurs_inside_a_call():
     tokenizer = tiny.make_tokenizer(tiny.TEXT_LOST_BESIDE_CALLS)
     beside = {"role": "assistant", "content": "get_weather", "tool_calls": [CALL]}
     assert label(tokenizer, [CHAT[0], beside]).reason == "content_lost"
 
 
-def test_an_opening_answer_is_context_behind_a_system_message_too():
+def test_an_answer_directly_after_the_system_message_is_context():
     tokenizer = tiny.make_tokenizer(tiny.CHATML)
     opening = [{"role": "system", "content": "Be kind."}, {"role": "assistant", "content": "Hi!"}]
     (row,) = label(tokenizer, [*opening, *CHAT[:2]])
@@ -477,8 +476,8 @@ def test_an_opening_answer_is_context_behind_a_system_message_too():
     assert label(tokenizer, opening).reason == "no_target"
 
 
-def test_what_opens_every_next_turn_is_no_stop():
-    """This template always ends in the header of an answer, asked or not."""
+def test_a_token_that_opens_the_next_turn_is_not_a_stop_token():
+    """This template writes the header of the next answer even without a generation prompt."""
     always_open = tiny.CHATML.partition("{%- if add_generation_prompt")[0]
     always_open += "{{- '<|im_start|>assistant\n' -}}"
     tokenizer = tiny.make_tokenizer(always_open, eos_token="</s>")
@@ -487,7 +486,7 @@ def test_what_opens_every_next_turn_is_no_stop():
     assert labeller.stop_token_ids == {tokenizer.eos_token_id, stop}
 
 
-def test_a_template_that_reads_the_clock_sees_the_day_of_the_recipe():
+def test_a_template_that_reads_the_clock_gets_the_date_of_the_recipe():
     tokenizer = tiny.make_tokenizer("{{- strftime_now('%d %B %Y') + '\\n' -}}" + tiny.CHATML)
     (row,) = label(tokenizer, CHAT, template_date="2025-01-31")
     assert tokenizer.decode(row.input_ids).startswith("31 January 2025\n<|im_start|>user")
@@ -502,7 +501,7 @@ HOSTILE_TEXT = st.lists(st.sampled_from(HOSTILE_PIECES), max_size=12).map("".joi
 
 @settings(max_examples=120, deadline=None)
 @given(texts=st.lists(HOSTILE_TEXT, min_size=2, max_size=6), template=st.sampled_from(TEMPLATES))
-def test_hostile_content_never_crashes_and_rendered_ids_are_the_templates_own(texts, template):
+def test_hostile_content_never_crashes_and_gives_the_ids_of_apply_chat_template(texts, template):
     tokenizer = load_template(template)
     roles = ("user", "assistant")
     messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
@@ -513,7 +512,7 @@ def test_hostile_content_never_crashes_and_rendered_ids_are_the_templates_own(te
         for row in rows:
             check_labels_are_exactly_the_turns(row)
             if row.built == "rendered":
-                ends = (len(messages), row.turns[-1].message + 1)  # the whole, or the last turn
+                ends = (len(messages), row.turns[-1].message + 1)  # all messages, or up to the turn
                 renders = [
                     tokenizer.apply_chat_template(messages[:end], return_dict=False) for end in ends
                 ]

@@ -1,4 +1,4 @@
-"""What a chat template can do wrong: a row is refused, or a person is told, and nothing crashes."""
+"""Faults of a chat template drop a row or give a warning; they never crash the preparation."""
 
 from lora_sft.data.drops import FIXES, Drop
 from lora_sft.data.examples.conversation import Conversation, Message
@@ -13,7 +13,7 @@ def make_labeller(tokenizer, **data):
     return Labeller(make_data(**data), tokenizer, {tokenizer.eos_token_id})
 
 
-def test_a_runtime_error_of_the_template_refuses_its_row_alone():
+def test_a_runtime_error_of_the_template_drops_only_its_row():
     template = "{%- if messages[0].content == 'boom' -%}{{ cycler().next() }}{%- endif -%}"
     labeller = make_labeller(tiny.make_tokenizer(template + tiny.CHATML))
     fatal = Conversation((Message("user", "boom"), ANSWER))
@@ -25,7 +25,7 @@ def test_a_runtime_error_of_the_template_refuses_its_row_alone():
     assert row.turns
 
 
-def test_named_templates_without_a_default_prepare_rows_with_tools_to_the_end():
+def test_rows_with_tools_are_prepared_with_named_templates_that_have_no_default():
     tokenizer = tiny.make_tokenizer()
     knows_the_switch = "{%- if enable_thinking is defined -%}{%- endif -%}" + tiny.CHATML
     tokenizer.chat_template = {"tool_use": knows_the_switch}
@@ -40,7 +40,7 @@ def test_named_templates_without_a_default_prepare_rows_with_tools_to_the_end():
     assert any("enable_thinking" in warning for warning in labeller.warnings)
 
 
-def test_a_turn_without_an_end_has_a_lever_that_helps():
+def test_the_fix_for_turns_without_a_stop_token_names_another_template():
     template = tiny.CHATML.replace("'<|im_end|>\\n'", "'\\n'").replace("<|im_start|>", "# ")
     labeller = make_labeller(tiny.make_tokenizer(template))
     (dropped,) = labeller.label([("rows.jsonl:1", Conversation((QUESTION, ANSWER)))])

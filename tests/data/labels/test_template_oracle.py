@@ -1,9 +1,10 @@
-"""The label rule over every template that TRL ships with a training twin.
+"""Compare the label rule with every chat template of TRL that has a training version.
 
-The oracle is computed here, from what a server sends (P) and what the turn renders to (S), and
-shares no code with the package. The twin, whose generation markers somebody placed by hand, is a
-second witness: where it learns something else, the difference is named below, and nothing else may
-differ.
+The expected targets are computed here, from the served prompt and the answered text. They share no
+code with the package.
+
+A second comparison uses the training version of each template. Its generation markers were placed
+by hand. Each way in which the two may differ has a name below; any other difference fails.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 FAMILIES = sorted(
     path.name.removesuffix("_training.jinja") for path in TEMPLATES.glob("*_training.jinja")
 )
-NUM_FAMILIES = 31  # trl 1.16: fails where an upgrade brings fewer
+NUM_FAMILIES = 31  # in trl 1.16; the test fails if an upgrade has fewer
 
-# What each family's own tokenizer and generation config stop at, the eos first.
+# The stop tokens of each family's own tokenizer and generation config. The eos comes first.
 STOPS = {
     "cohere": ["<|END_OF_TURN_TOKEN|>"],
     "cohere2": ["<|END_OF_TURN_TOKEN|>"],
@@ -119,7 +120,7 @@ def read_template(name: str) -> str:
 
 @cache
 def load_family(family: str) -> Any:
-    """A small tokenizer with the family's template and every control token it writes."""
+    """Return a small tokenizer with the family's template and every control token in it."""
     template = read_template(family)
     stops = STOPS.get(family, CHATML_STOPS)
     tokenizer = make_tokenizer(template)
@@ -135,7 +136,7 @@ def find_tools(messages: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
 
 
 def as_served(family: str, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages as a client sends them: models that see images get parts."""
+    """Return the messages as a client sends them: vision models get typed parts."""
     if family not in READS_PARTS:
         return messages
     parts = [[{"type": "text", "text": each["content"]}] for each in messages]
@@ -143,7 +144,7 @@ def as_served(family: str, messages: list[dict[str, Any]]) -> list[dict[str, Any
 
 
 def render(family: str, name: str, count: int, *, served: bool) -> str:
-    """The first messages of a conversation of the bank, by the library's own call."""
+    """Render the first `count` messages of a conversation of the bank with transformers."""
     return str(
         load_family(family).apply_chat_template(
             as_served(family, BANK[name][:count]),
@@ -173,7 +174,7 @@ def label(family: str, messages: list[dict[str, Any]], **data: Any) -> Any:
 
 
 def read_learned(family: str, rows: Any) -> dict[int, str]:
-    """Message -> its learned text."""
+    """Return the learned text of each message, by the message's index."""
     decode = load_family(family).decode
     return {
         turn.message: decode(row.input_ids[turn.start : turn.end])
@@ -183,14 +184,17 @@ def read_learned(family: str, rows: Any) -> dict[int, str]:
 
 
 def find_expected(family: str, name: str, index: int) -> str | None:
-    """The oracle: S after P, up to and with its first stop; None where S does not start with P."""
+    """Return the answered text after the served prompt, up to and including its first stop token.
+
+    Returns: None if the answered text does not begin with the served prompt.
+    """
     prompt = render(family, name, index, served=True)
     text = render(family, name, index + 1, served=False)
     if not text.startswith(prompt):
         return None
     rest = text[len(prompt) :]
     ends = [rest.index(s) + len(s) for s in STOPS.get(family, CHATML_STOPS) if s in rest]
-    return rest[: min(ends)] if ends else rest  # GLM renders no stop: it is the next turn's token
+    return rest[: min(ends)] if ends else rest  # GLM ends no turn in a stop token
 
 
 @cache
@@ -206,13 +210,13 @@ def list_learned() -> dict[tuple[str, str], Any]:
     return {key: rows for key, rows in label_bank().items() if not isinstance(rows, Drop)}
 
 
-def test_every_pair_loads_and_most_of_the_bank_is_learned() -> None:
+def test_every_family_learns_conversations_and_most_of_the_bank_is_learned() -> None:
     assert len(FAMILIES) >= NUM_FAMILIES
     assert {family for family, _ in list_learned()} == set(FAMILIES)
-    assert len(list_learned()) >= 182  # of 248; the others are refused for a reason, below
+    assert len(list_learned()) >= 182  # of 248; a test below has the reasons for the others
 
 
-def test_learned_is_what_follows_the_served_prompt_up_to_the_stop() -> None:
+def test_the_learned_text_follows_the_served_prompt_and_ends_with_the_stop_token() -> None:
     compared = 0
     for (family, name), rows in list_learned().items():
         for index, learned in read_learned(family, rows).items():
@@ -220,16 +224,17 @@ def test_learned_is_what_follows_the_served_prompt_up_to_the_stop() -> None:
             if expected is None:
                 continue
             compared += 1
-            if family == "glm4moe":  # the appended stop is the token of the turn that follows
+            if family == "glm4moe":  # the appended stop is the token that begins the next turn
                 after_call = "tool_calls" in BANK[name][index]
                 expected += "<|observation|>" if after_call else "<|user|>"
             if name == "inline thinking" and learned != expected:
-                expected = find_expected(family, "thinking in its field", index)  # put there
+                # The package moved the inline reasoning to its field.
+                expected = find_expected(family, "thinking in its field", index)
             assert learned == expected, (family, name, index)
     assert compared >= 210
 
 
-def test_every_answer_is_learned_and_nothing_of_the_others() -> None:
+def test_every_answer_is_learned_and_no_question_is_learned() -> None:
     for (family, name), rows in list_learned().items():
         answers = {i for i, each in enumerate(BANK[name]) if each["role"] == "assistant"}
         assert set(read_learned(family, rows)) == answers, (family, name)
@@ -239,8 +244,8 @@ def test_every_answer_is_learned_and_nothing_of_the_others() -> None:
             assert not any(question in learned for question in asked), (family, name)
 
 
-# The same answer three times, the second time after thinking and the first time not to be learned.
-ALIKE = [
+# The same answer three times. The first one is not learned; the other two have reasoning.
+SAME_ANSWERS = [
     user("First?"),
     answer("Same.", train=False),
     user("Second?"),
@@ -251,8 +256,8 @@ ALIKE = [
 
 
 @pytest.mark.parametrize("thinking", [True, False])
-def test_in_place_learns_each_answer_where_it_stands_in_every_family(thinking: bool) -> None:
-    messages = [each if thinking else strip_thinking(each) for each in ALIKE]
+def test_in_place_finds_each_of_several_equal_answers_in_every_family(thinking: bool) -> None:
+    messages = [each if thinking else strip_thinking(each) for each in SAME_ANSWERS]
     learned = {}
     for family in FAMILIES:
         rows = label(family, messages, rewritten_history="in_place")
@@ -275,16 +280,15 @@ def strip_thinking(message: dict[str, Any]) -> dict[str, Any]:
     return {**message, "content": message["content"].rpartition("</think>")[2].strip()}
 
 
-def test_each_row_begins_with_the_prompt_that_is_served() -> None:
+def test_each_row_begins_with_the_served_prompt() -> None:
     tokenizers = {family: load_family(family) for family in FAMILIES}
     for (family, name), rows in list_learned().items():
         for row in rows:
             last = row.turns[-1]
             prompt = render(family, name, last.message, served=True)
             found = tokenizers[family].decode(row.input_ids[: last.start])
-            if (
-                name not in ("reasoning", "inline thinking") or len(row.turns) == 1
-            ):  # history shows thinking or hides it
+            # In a row with several turns, earlier reasoning may differ from the served prompt.
+            if name not in ("reasoning", "inline thinking") or len(row.turns) == 1:
                 assert found == prompt, (family, name)
 
 
@@ -295,8 +299,10 @@ SPLICED = {
 
 
 def find_closing(family: str) -> str:
-    """How a template itself goes on from a thought to its answer; one that drops every thought is
-    taken to close it on a line of its own."""
+    """Return the text that a template writes between reasoning and answer.
+
+    For a template that drops all reasoning, this is a closing mark on its own line.
+    """
     prompt = render(family, "thinking in its field", 1, served=True)
     text = render(family, "thinking in its field", 2, served=False)
     if not text.startswith(prompt):
@@ -305,13 +311,13 @@ def find_closing(family: str) -> str:
     return thought + rest.partition("Yes.")[0]
 
 
-def test_a_turn_is_spliced_where_the_prompt_opens_what_the_render_drops() -> None:
+def test_a_turn_is_spliced_if_the_template_drops_the_thinking_block_of_the_prompt() -> None:
     spliced = {
         family
         for (family, name), rows in list_learned().items()
         if name == "one turn" and rows[0].built == "spliced"
     }
-    assert spliced == SPLICED | {"glm4moe"}  # GLM: an appended stop
+    assert spliced == SPLICED | {"glm4moe"}  # GLM's stop token is appended
     for family in sorted(SPLICED):
         stop = STOPS.get(family, CHATML_STOPS)[0]
         rows = label_bank()[family, "one turn"]
@@ -324,7 +330,7 @@ def test_a_turn_is_spliced_where_the_prompt_opens_what_the_render_drops() -> Non
     }
 
 
-NAMED = {
+EXACT_TEXTS = {
     ("qwen3", "two turns"): ["<think>\n\n</think>\n\nI am fine.<|im_end|>"],
     ("gptoss", "two turns"): ["<|channel|>final<|message|>I am fine.<|return|>"],
     ("gptoss", "tool call"): [
@@ -344,8 +350,10 @@ NAMED = {
 }
 
 
-@pytest.mark.parametrize(("key", "first_row"), NAMED.items(), ids=" ".join)
-def test_the_odd_ones_by_name(key: tuple[str, str], first_row: list[str]) -> None:
+@pytest.mark.parametrize(("key", "first_row"), EXACT_TEXTS.items(), ids=" ".join)
+def test_the_exact_learned_texts_of_unusual_templates(
+    key: tuple[str, str], first_row: list[str]
+) -> None:
     rows = label_bank()[key]
     assert list(read_learned(key[0], rows[:1]).values()) == first_row
 
@@ -360,7 +368,7 @@ def test_the_odd_ones_by_name(key: tuple[str, str], first_row: list[str]) -> Non
         ("gemma", "system", "template_refused", "System role not supported"),
     ],
 )
-def test_what_cannot_be_learned_is_dropped_with_its_reason(
+def test_a_conversation_that_cannot_be_learned_is_dropped_with_its_reason(
     family: str, name: str, reason: str, detail: str
 ) -> None:
     drop = label_bank()[family, name]
@@ -370,7 +378,7 @@ def test_what_cannot_be_learned_is_dropped_with_its_reason(
 
 
 def call_weather(**fields: Any) -> list[dict[str, Any]]:
-    """A question, a call with some fields, its result and an answer with reasoning of its own."""
+    """Return a question, a call with these fields, its result, and an answer with reasoning."""
     called = {"role": "assistant", "tool_calls": [call("Paris", "abcdefghi")], **fields}
     return [
         user("The weather?"),
@@ -381,10 +389,12 @@ def call_weather(**fields: Any) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("thought", ["reasoning_content", "content"])
-def test_an_answer_keeps_its_own_markup_where_it_rewrites_the_call_before_it(thought: str) -> None:
-    """gpt-oss drops the thinking of a call (or the text beside it) once a final answer follows."""
+def test_an_answer_keeps_its_markup_if_the_template_rewrites_the_call_before_it(
+    thought: str,
+) -> None:
+    """gpt-oss drops the reasoning or the content of a call once a final answer follows."""
     rows = label("gptoss", call_weather(**{thought: "I should call."}))
-    assert [row.built for row in rows] == ["spliced"]  # the served answer's row holds both
+    assert [row.built for row in rows] == ["spliced"]  # one row holds the call and the answer
     learned = read_learned("gptoss", rows)
     assert learned[1].startswith("<|channel|>analysis<|message|>I should call.<|end|>")
     assert learned[3] == (
@@ -393,7 +403,7 @@ def test_an_answer_keeps_its_own_markup_where_it_rewrites_the_call_before_it(tho
     )
 
 
-def test_an_answer_is_refused_where_what_comes_before_it_ends_otherwise() -> None:
+def test_a_row_is_dropped_if_the_message_before_the_answer_is_rendered_with_another_end() -> None:
     drop = label("diffusion_gemma", call_weather(content="Let me look."))
     assert isinstance(drop, Drop)
     assert (drop.reason, drop.detail.partition(" the ")[0]) == (
@@ -402,7 +412,7 @@ def test_an_answer_is_refused_where_what_comes_before_it_ends_otherwise() -> Non
 
 
 @pytest.mark.parametrize("family", ["qwen3_5_think", "deepseek_r1_distill"])
-def test_an_answer_that_begins_like_a_mark_is_told_from_it_in_place(family: str) -> None:
+def test_in_place_an_answer_that_begins_like_a_thinking_mark_is_found(family: str) -> None:
     page = [user("A page?"), answer("<html>hi</html>"), user("More?"), answer("<b>x</b>")]
     rows = label(family, page, rewritten_history="in_place")
     stop = STOPS.get(family, CHATML_STOPS)[0]
@@ -412,15 +422,15 @@ def test_an_answer_that_begins_like_a_mark_is_told_from_it_in_place(family: str)
 
 
 @pytest.mark.parametrize("content", ["user", "s", ">", "one\nuser"])
-def test_an_answer_that_is_part_of_the_next_token_ends_in_it(content: str) -> None:
+def test_an_appended_stop_is_found_if_the_answer_is_a_part_of_it(content: str) -> None:
     rows = label("glm4moe", [user("Hello"), answer(content)])
     assert read_learned("glm4moe", rows) == {1: f"\n<think></think>\n{content}<|user|>"}
 
 
-# How a twin's own convention differs from "what the model must produce": by name, with the
-# differing tokens and the families. Nothing else may differ.
+# The ways in which a training template learns other text than the served model must produce, and
+# the families that have each of them. No other difference is accepted.
 NEWLINE_AFTER_STOP = "learns the newline after the stop"
-HEADER = "learns what the generation prompt gives"
+GIVEN_HEADER = "learns the header that the generation prompt gives"
 DEEPSEEK_HEADER = "<｜Assistant｜>"
 EXCEPTIONS: dict[str, set[str]] = {
     NEWLINE_AFTER_STOP: {
@@ -430,24 +440,24 @@ EXCEPTIONS: dict[str, set[str]] = {
         "qwen2_5_vl", "qwen3", "qwen3_5_nothink", "qwen3_5_think", "qwen3_6", "qwen3_8",
         "qwen3_instruct_2507", "qwen3_vl", "smolvlm",
     },
-    HEADER: {
+    GIVEN_HEADER: {
         "deepseek_r1_distill", "deepseekv3", "gptoss", "muse_glimmer", "nemotron_3_5_lightning",
         "nemotron_3_nano", "nemotron_3_super", "nemotron_3_ultra", "qwen2_5", "qwen3_5_nothink",
         "qwen3_5_think", "qwen3_6", "qwen3_8",
     },
-    "has no closing </think> after the prompt's <think>": SPLICED,
+    "lacks the closing </think> after the prompt's <think>": SPLICED,
     "ends earlier turns in <|end|>, not <|return|>": {"gptoss"},
     "loses the reasoning of earlier turns": {
         "deepseek_r1_distill", "deepseekv3", "diffusion_gemma", "glm4moe", "gptoss",
         "nemotron_3_5_lightning", "nemotron_3_nano", "nemotron_3_super", "nemotron_3_ultra",
     },
-    "leaves out <|tool_response>, which ends a call": {"diffusion_gemma"},
-    "leaves out the header that no prompt gives after a tool's result": {"diffusion_gemma"},
+    "lacks <|tool_response>, which ends a call": {"diffusion_gemma"},
+    "lacks the answer's header after a tool result": {"diffusion_gemma"},
 }  # fmt: skip
 
 
-def read_twin(family: str, name: str) -> list[str]:
-    """The texts that the twin's markers learn."""
+def read_training_texts(family: str, name: str) -> list[str]:
+    """Return the texts that the training template marks as learned."""
     messages, tokenizer = BANK[name], load_family(family)
     given = tokenizer.apply_chat_template(
         as_served(family, messages),
@@ -469,28 +479,28 @@ def read_twin(family: str, name: str) -> list[str]:
     return texts
 
 
-def strip_conventions(family: str, name: str, index: int, twin: str) -> tuple[str, set[str]]:
-    """A twin's text without the header before it and the newline after it, and which it had."""
+def strip_given_parts(family: str, name: str, index: int, theirs: str) -> tuple[str, set[str]]:
+    """Return a training template's text without header and final newline, and the parts removed."""
     differences = set()
-    body = twin.rstrip("\n")
-    if body != twin:
+    body = theirs.rstrip("\n")
+    if body != theirs:
         differences.add(NEWLINE_AFTER_STOP)
-    if family in ("phi3", "phi3_5"):  # and the eos that ends the conversation
+    if family in ("phi3", "phi3_5"):  # they also learn the eos that ends the conversation
         body = body.removesuffix("\n<|end|>")
     prompt = render(family, name, index, served=True)
     given = next((i for i in range(len(prompt)) if body.startswith(prompt[i:])), len(prompt))
     if given < len(prompt):
-        differences.add(HEADER)
+        differences.add(GIVEN_HEADER)
         body = body[len(prompt) - given :]
-    if body.startswith(DEEPSEEK_HEADER):  # it stops before the <think> that the prompt gives
-        differences.add(HEADER)
+    if body.startswith(DEEPSEEK_HEADER):  # DeepSeek's text lacks the <think> of the prompt
+        differences.add(GIVEN_HEADER)
         body = body.removeprefix(DEEPSEEK_HEADER)
     return body, differences
 
 
-def name_differences(family: str, name: str, index: int, ours: str, twin: str) -> set[str]:
-    """The conventions by which one turn of the twin differs; an empty set where it does not."""
-    body, differences = strip_conventions(family, name, index, twin)
+def name_differences(family: str, name: str, index: int, ours: str, theirs: str) -> set[str]:
+    """Return the names of the differences between our text and the training template's text."""
+    body, differences = strip_given_parts(family, name, index, theirs)
     stop = next((s for s in STOPS.get(family, CHATML_STOPS) if ours.endswith(s)), "")
     if body == ours:
         return differences
@@ -498,27 +508,27 @@ def name_differences(family: str, name: str, index: int, ours: str, twin: str) -
         differences.add("ends earlier turns in <|end|>, not <|return|>")
         body = body.removesuffix("<|end|>") + stop
     if family == "diffusion_gemma" and ours == f"{body}<|tool_response>":
-        return differences | {"leaves out <|tool_response>, which ends a call"}
+        return differences | {"lacks <|tool_response>, which ends a call"}
     if family == "diffusion_gemma" and ours == f"<|turn>model\n{body}":
-        return differences | {"leaves out the header that no prompt gives after a tool's result"}
+        return differences | {"lacks the answer's header after a tool result"}
     reasoning = BANK[name][index].get("reasoning_content", "")
     if reasoning and reasoning in ours and reasoning not in body:
         return differences | {"loses the reasoning of earlier turns"}
     if family in SPLICED and ours.endswith(body.removeprefix("<think></think>")):
-        return differences | {"has no closing </think> after the prompt's <think>"}
+        return differences | {"lacks the closing </think> after the prompt's <think>"}
     return differences if body == ours else differences | {f"UNNAMED: {body!r}, not {ours!r}"}
 
 
-def test_the_training_twins_learn_the_same_but_for_named_conventions() -> None:
+def test_the_training_templates_learn_the_same_text_except_for_named_differences() -> None:
     found: dict[str, set[str]] = {}
     compared = 0
     for (family, name), rows in list_learned().items():
         if name == "inline thinking":
             continue
         learned = read_learned(family, rows)
-        twin = read_twin(family, name)
-        assert len(twin) == len(learned), (family, name)
-        for (index, ours), theirs in zip(sorted(learned.items()), twin, strict=True):
+        training_texts = read_training_texts(family, name)
+        assert len(training_texts) == len(learned), (family, name)
+        for (index, ours), theirs in zip(sorted(learned.items()), training_texts, strict=True):
             compared += 1
             for difference in name_differences(family, name, index, ours, theirs):
                 found.setdefault(difference, set()).add(family)

@@ -1,4 +1,4 @@
-"""Where two texts part, against the plain definition."""
+"""The first difference of two texts, compared with its definition."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from lora_sft.data.labels.text_difference import find_first_difference
 
-ALIKE = st.text(alphabet="ab", max_size=40)
+TEXTS = st.text(alphabet="ab", max_size=40)  # two letters give long common prefixes
 
 
-@given(ALIKE, ALIKE, ALIKE)
-def test_it_is_the_length_of_what_both_begin_with(shared: str, left: str, right: str) -> None:
+@given(TEXTS, TEXTS, TEXTS)
+def test_the_first_difference_follows_the_common_prefix(shared: str, left: str, right: str) -> None:
     one, other = shared + left, shared + right
     at = find_first_difference(one, other)
     assert one[:at] == other[:at]

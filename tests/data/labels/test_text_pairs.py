@@ -1,4 +1,4 @@
-"""Text pairs and texts end in one eos, and what the prompt wrote stays in the prompt."""
+"""Text pairs and texts end in exactly one eos, and an eos in the prompt stays in the prompt."""
 
 import pytest
 from tokenizers import processors
@@ -22,7 +22,7 @@ def make_tokenizer(*, appends_eos=False):
 
 
 def learn(tokenizer, example):
-    """The text of the row, and the text that is learned."""
+    """Return the text of the row, and the learned part of it."""
     data = make_data(special_tokens_in_content="allow")
     labeller = Labeller(data, tokenizer, {tokenizer.eos_token_id})
     ((row,),) = labeller.label([("rows.jsonl:1", example)])
@@ -40,13 +40,13 @@ def learn(tokenizer, example):
         (PromptCompletion("Q: hi" + EOS, ""), f"Q: hi{EOS}{EOS}", EOS),
     ],
 )
-def test_a_pair_learns_its_completion_and_one_eos(appends_eos, example, text, learned):
+def test_a_pair_learns_its_completion_and_exactly_one_eos(appends_eos, example, text, learned):
     assert learn(make_tokenizer(appends_eos=appends_eos), example) == (text, learned)
 
 
 @pytest.mark.parametrize("appends_eos", [False, True])
 @pytest.mark.parametrize("text", ["once", "once" + EOS])
-def test_a_text_ends_in_one_eos(appends_eos, text):
+def test_a_text_ends_in_exactly_one_eos(appends_eos, text):
     whole, learned = learn(make_tokenizer(appends_eos=appends_eos), PlainText(text))
     assert whole == "once" + EOS
     assert whole.endswith(learned)

@@ -1,4 +1,4 @@
-"""What is right by the rule and may still not be what was meant is said once, with a count."""
+"""Rows that follow the label rule but may surprise the user give one warning, with a count."""
 
 import pytest
 
@@ -30,27 +30,29 @@ def find_warnings(template, *messages, **data):
         (tiny.CHATML, PLAIN, {}, False),
     ],
 )
-def test_an_open_thinking_switch_without_a_thought_is_warned_of(template, answer, data, warns):
+def test_an_unset_thinking_switch_gives_a_warning_if_no_row_has_reasoning(
+    template, answer, data, warns
+):
     warnings = find_warnings(template, QUESTION, answer, **data)
     assert bool(warnings) == warns
     assert all("enable_thinking: false" in warning for warning in warnings)
 
 
-def test_context_that_the_template_leaves_out_is_warned_of_with_its_row():
+def test_a_warning_names_the_first_row_whose_context_the_template_leaves_out():
     template = tiny.CHATML.replace("(message.content or '')", "(message.content or '')[:5]")
     (warning,) = find_warnings(template, Message("user", "a long question"), PLAIN)
     assert "1 rows (first: rows.jsonl:1)" in warning
 
 
-def test_a_block_that_a_question_quotes_excuses_no_loss():
+def test_a_lost_thinking_block_gives_a_warning_in_a_question_but_not_in_an_answer():
     template = tiny.CHATML.replace("(message.content or '')", "message.content.split('k>')[-1]")
     (warning,) = find_warnings(template, Message("user", "<think>hm</think>a"), PLAIN)
     assert "1 rows (first: rows.jsonl:1)" in warning
-    thoughtless = Message("assistant", THOUGHT.content, train=False)
-    assert find_warnings(template, QUESTION, thoughtless, QUESTION, PLAIN) == []
+    context_answer = Message("assistant", THOUGHT.content, train=False)
+    assert find_warnings(template, QUESTION, context_answer, QUESTION, PLAIN) == []
 
 
-def test_rows_that_set_the_thinking_switch_themselves_are_not_warned_of():
+def test_no_warning_if_every_row_sets_the_thinking_switch_itself():
     tokenizer = tiny.make_tokenizer(KNOWS_THE_SWITCH)
     closed = Conversation((QUESTION, PLAIN), template_kwargs={"enable_thinking": False})
     still_open = Conversation((QUESTION, PLAIN))

@@ -1,4 +1,4 @@
-"""Previews below the command line: pieces of text, segments, lengths, templates that rewrite."""
+"""Previews without the command line: rows, pieces of text, segments and the histogram."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.tiny import THINK_DROPPED_FROM_HISTORY, make_tokenizer
 
 
 def show(data, tokenizer, selection=None):
-    """The document of a data section."""
+    """Return the JSON document of a data section."""
     file = io.StringIO()
     stops = frozenset({tokenizer.eos_token_id})
     write_document(Preview(data, tokenizer, stops, selection or Selection()), file)
@@ -40,7 +40,7 @@ def test_an_expanded_conversation_gives_rows_in_turn_order(tmp_path):
     assert corpus.train["input_ids"][:] == [row["input_ids"] for row in document["rows"]]
 
 
-def test_a_conversation_that_fits_in_part_shows_the_rows_that_fit(tmp_path):
+def test_an_expanded_conversation_shows_only_the_rows_that_fit(tmp_path):
     chat = make_chat("What?", "<think>hm</think>So.", "And? " * 60, "<think>hm</think>Never.")
     path = write_jsonl(tmp_path / "rows.jsonl", [{"messages": chat}])
     data = make_data(make_dataset(path), max_length=80)
@@ -49,7 +49,7 @@ def test_a_conversation_that_fits_in_part_shows_the_rows_that_fit(tmp_path):
     assert document["account"]["partly_overlong"] == 1
 
 
-def test_a_pair_cut_apart_is_a_boundary_row_and_text_has_no_message(tmp_path):
+def test_a_pair_that_is_tokenised_separately_is_boundary_and_a_text_has_no_message(tmp_path):
     pairs = [{"prompt": "The quick brown ", "completion": "fox"}]
     texts = [{"text": "The lazy dog."}]
     paths = [
@@ -64,7 +64,7 @@ def test_a_pair_cut_apart_is_a_boundary_row_and_text_has_no_message(tmp_path):
     assert text["labels"][0] == -100
 
 
-def test_half_a_surrogate_pair_is_shown_as_malformed(tmp_path):
+def test_a_row_with_half_of_a_surrogate_pair_is_shown_as_malformed(tmp_path):
     path = tmp_path / "rows.jsonl"
     good = {"messages": make_chat("Who?", "I.")}
     bad = json.dumps({"messages": make_chat("Who?", "\ud800")})
@@ -73,7 +73,7 @@ def test_half_a_surrogate_pair_is_shown_as_malformed(tmp_path):
     assert [row["dropped"] for row in document["rows"]] == [None, "malformed"]
 
 
-def test_an_empty_split_is_a_document_too(tmp_path):
+def test_a_split_without_labelled_rows_gives_a_document(tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", [{"messages": make_chat("Who?", "I.")}])
     data = make_data(make_dataset(path, repeat=1e-9))
     document = show(data, make_tokenizer())
@@ -91,7 +91,7 @@ TEXTS = (
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_pieces_are_one_a_token_and_add_up_to_the_text(text):
+def test_there_is_one_piece_per_token_and_pieces_add_up_to_the_text(text):
     tokenizer = make_tokenizer()
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     pieces = TokenPieces(tokenizer).cut(ids)
@@ -99,15 +99,15 @@ def test_pieces_are_one_a_token_and_add_up_to_the_text(text):
     assert "".join(pieces) == text
 
 
-def test_pieces_of_random_ids_add_up_to_their_decoding():
+def test_the_pieces_of_random_ids_add_up_to_their_decoded_text():
     tokenizer = make_tokenizer()
-    drawn = random.Random(5)
+    generator = random.Random(5)
     for _ in range(50):
-        ids = [drawn.randrange(len(tokenizer)) for _ in range(40)]
+        ids = [generator.randrange(len(tokenizer)) for _ in range(40)]
         assert "".join(TokenPieces(tokenizer).cut(ids)) == tokenizer.decode(ids)
 
 
-def test_what_hides_or_moves_the_cursor_is_made_visible():
+def test_characters_that_are_hidden_or_move_the_cursor_become_visible():
     assert make_visible("a\n\tb\r\x1b[2J\x07\x9b\x7f\u202e\u2066\ud800") == (
         "a↵\n⇥b␍␛[2J␇\\u009b␡\\u202e\\u2066\\ud800"
     )

@@ -18,7 +18,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lora_sft.data.corpus.building import Corpus, build_corpus
-from lora_sft.data.one_line import LONGEST_CHARACTERS, make_one_line
 from lora_sft.data.rows.plain_json import DEEPEST_NESTING
 from lora_sft.data.rows.row_sources import read_rows
 from lora_sft.errors import CapabilityError, DataError
@@ -203,13 +202,6 @@ def test_text_of_a_row_is_shown_in_one_printable_line(tmp_path, odd):
     assert error.where.isprintable()
 
 
-@given(st.text())
-def test_make_one_line_returns_a_short_printable_line(text):
-    line = make_one_line(text)
-    assert line.isprintable()
-    assert len(line) <= LONGEST_CHARACTERS * len(r"\U0010ffff")
-
-
 def make_invalid_string_array():
     """Return two strings. The second is not valid UTF-8, as a faulty program may write it."""
     offsets, data = pa.array([0, 1, 2], pa.int32()).buffers()[1], pa.py_buffer(b"a\xff")
@@ -298,13 +290,6 @@ def test_a_file_with_an_invalid_unicode_name_is_read(tmp_path):
     corpus = build_or_refuse(folder)
     assert isinstance(corpus, Corpus), corpus
     assert corpus.train["source"][0] == "rows/\\udcff\\n.jsonl"
-
-
-def test_a_line_of_fifty_megabytes_is_read(tmp_path):
-    path = tmp_path / "a.jsonl"
-    with path.open("wb") as file:
-        file.write(b'{"text": "' + b"word " * 10_000_000 + b'"}\n{"text": "b"}\n')
-    assert [len(row.values["text"]) for row in read_rows(make_dataset(path))] == [50_000_000, 1]
 
 
 # --- through the command line ---------------------------------------------------------------------

@@ -1,16 +1,16 @@
 """Source rows are read from every kind of file, and every error names its place."""
 
+import base64
 import bz2
 import gzip
 import json
 import lzma
 import sys
-import threading
 import tracemalloc
 from datetime import date, time
 from decimal import Decimal
 from functools import partial
-from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -313,32 +313,85 @@ class Quiet(SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def serve(monkeypatch):
-    """Return a function that starts a server on this machine and returns its URL."""
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    servers = []
-
-    def start(handler):
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        return f"http://127.0.0.1:{server.server_address[1]}"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
 @pytest.mark.parametrize("kind", [".jsonl", ".jsonl.gz", ".parquet", ".arrow"])
 def test_rows_are_read_from_a_web_server(tmp_path, serve, kind):
     path = write_kind(tmp_path, kind.removesuffix(".gz"), ROWS)
     path = pack(path, ".gz") if kind.endswith(".gz") else path
-    url = f"{serve(partial(Quiet, directory=tmp_path))}/{path.name}?download=true"
-    rows = read(url, path=url)
+    url = f"{serve(partial(Quiet, directory=tmp_path))}/{path.name}"
+    rows = read(f"{url}?download=true", path=f"{url}?download=true")
     assert [row.values for row in rows] == ROWS
     assert {row.source for row in rows} == {url}
+
+
+class Guarded(BaseHTTPRequestHandler):
+    """Gives one row to who sends the right password, and redirects from `/moved/`."""
+
+    elsewhere = ""
+
+    def do_GET(self):
+        login = self.headers.get("Authorization")
+        if self.path.startswith("/moved/"):
+            self.send_response(302)
+            self.send_header("Location", f"{self.elsewhere}/rows.jsonl")
+            self.send_header("Content-Length", "0")
+        elif login == f"Basic {base64.b64encode(b'me:se@ret').decode()}":
+            self.send_response(200)
+            self.send_header("Content-Length", "15")
+        else:
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", 'Basic realm="rows"')
+            self.send_header("Content-Length", "0")
+        self.end_headers()
+        if self.path == "/rows.jsonl":
+            self.wfile.write(b'{"text": "one"}')
+
+    def log_message(self, *arguments):
+        pass
+
+
+def with_login(base, login):
+    return base.replace("http://", f"http://{login}@")
+
+
+def test_the_user_and_the_password_of_an_address_are_sent(serve):
+    url = with_login(serve(Guarded), "me:se%40ret") + "/rows.jsonl"
+    (row,) = read(url, path=url)
+    assert row.values == {"text": "one"}
+    assert "se%40ret" not in row.where
+    wrong = url.replace("se%40ret", "wrong")
+    error = read_error(wrong, path=wrong)
+    assert "401" in error.what
+    assert "wrong" not in str(error)
+
+
+def test_a_redirection_takes_the_password_to_no_other_server(serve):
+    base = serve(Guarded)
+    url = with_login(base, "me:se%40ret") + "/moved/rows.jsonl"
+    Guarded.elsewhere = ""
+    assert len(read(url, path=url)) == 1
+    Guarded.elsewhere = base.replace("127.0.0.1", "localhost")
+    assert "401" in read_error(url, path=url).what
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://me:canary@127.0.0.1:9/a.jsonl?sig=canary#canary",
+        "http://127.0.0.1:9/a b.jsonl?sig=canary",
+        "http://me:ca/nary@127.0.0.1:9/a.jsonl",
+        "http://me:ca nary@127.0.0.1:9/a.jsonl",
+        "http://me@canary@127.0.0.1:9/a.jsonl",
+        "http://127.0.0.1:9/a.jsonl?sig=canary.zip",
+        "http://127.0.0.1:9/a?sig=canary",
+        "odd://me:canary@host/a.jsonl?sig=canary",
+        "simplecache::http://me:canary@127.0.0.1:9/a.jsonl?sig=canary",
+    ],
+)
+def test_an_error_shows_no_secret_of_an_address(address):
+    with pytest.raises((DataError, CapabilityError)) as caught:
+        read(address, path=address)
+    shown = str(caught.value)
+    assert not [part for part in ("canary", "nary@", "ca ") if part in shown], shown
 
 
 def test_a_url_is_not_searched_on_this_machine():

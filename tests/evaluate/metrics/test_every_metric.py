@@ -1,4 +1,4 @@
-"""A recipe's list of metrics and the functions that compute them are the same metrics."""
+"""The list of metric names and the functions of the metric files belong together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LEAST_METRICS = 1
 
 
 def find_public_functions() -> set[tuple[str, str]]:
-    """(name, family) of every public function in the files of metrics."""
+    """Return (name, family) of every public function in the metric files."""
     found = set()
     for module in pkgutil.iter_modules(metrics.__path__):
         file = importlib.import_module(f"{metrics.__name__}.{module.name}")
@@ -24,13 +24,13 @@ def find_public_functions() -> set[tuple[str, str]]:
     return found
 
 
-def test_every_name_has_a_function_and_every_function_a_name():
+def test_every_metric_name_has_a_function_and_every_function_is_listed():
     functions = find_public_functions()
     assert functions == set(METRIC_FAMILIES.items())
     assert len(functions) >= LEAST_METRICS
 
 
-def test_every_metric_takes_answers_and_references():
+def test_every_metric_is_computed_from_answers_and_references():
     for name in METRIC_FAMILIES:
         metric = load_metric(name)
         assert metric.__name__ == name

@@ -1,4 +1,4 @@
-"""Answers are compared in bounded memory too: layer by layer, with the same result."""
+"""Running the models layer by layer needs little memory and gives the same comparison."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tests.export.weights.test_qlora_merge import NF4
         ("moe", {"target_modules": ["q_proj", "v_proj"]}),
     ],
 )
-def test_layer_by_layer_gives_the_numbers_of_the_whole_model(
+def test_layer_by_layer_gives_the_same_numbers_as_whole_models(
     command, tmp_path, monkeypatch, base, lora
 ):
     folder = MAKERS[base](tmp_path / "base")
     make_adapter(folder, tmp_path / "adapter", lora)
     options = ("--json", "--dtype", "float16")
     whole = command("merge", tmp_path / "adapter", tmp_path / "whole", *options)
-    monkeypatch.setattr(answering_models, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(answering_models, "WHOLE_MODEL_BYTES", 0)
     loaded = watch_parameters(monkeypatch)
     layered = command("merge", tmp_path / "adapter", tmp_path / "layered", *options)
     assert whole.code == layered.code == 0
@@ -41,7 +41,7 @@ def test_layer_by_layer_gives_the_numbers_of_the_whole_model(
 
 
 def watch_parameters(monkeypatch) -> list[str]:
-    """Where the weights of every model are that was loaded layer by layer."""
+    """Return a list that gets the devices of the weights of every model that runs by layer."""
     seen, load = [], answering_models.LayeredModels._load
 
     def watch(self, location):
@@ -53,12 +53,12 @@ def watch_parameters(monkeypatch) -> list[str]:
     return seen
 
 
-def test_the_dequantised_base_is_compared_layer_by_layer(command, tmp_path, monkeypatch):
+def test_the_dequantised_base_model_runs_layer_by_layer(command, tmp_path, monkeypatch):
     base = MAKERS["llama"](tmp_path / "base")
     make_adapter(base, tmp_path / "adapter", {"target_modules": "all-linear"})
     origin = {"model_name_or_path": str(base), "dtype": "bfloat16", "quantization": NF4}
     (tmp_path / "adapter" / "lora_sft.json").write_text(json.dumps(origin))
-    monkeypatch.setattr(answering_models, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(answering_models, "WHOLE_MODEL_BYTES", 0)
     outcome = command("merge", tmp_path / "adapter", tmp_path / "merged", "--json")
     assert outcome.code == 0, outcome.stderr
     assert outcome.json["onto"] == "dequantized"
@@ -68,7 +68,9 @@ def test_the_dequantised_base_is_compared_layer_by_layer(command, tmp_path, monk
     assert not [path for path in (tmp_path / "merged").iterdir() if path.name.startswith(".")]
 
 
-def test_what_does_not_fit_is_compared_by_its_tensors_and_says_so(command, tmp_path, monkeypatch):
+def test_a_model_that_does_not_fit_into_memory_is_verified_only_by_its_tensors(
+    command, tmp_path, monkeypatch
+):
     base = MAKERS["llama"](tmp_path / "base")
     make_adapter(base, tmp_path / "adapter", {"target_modules": ["q_proj"], "use_dora": True})
     monkeypatch.setattr(answering_models, "find_free_memory", lambda: 1000.0)
@@ -76,7 +78,8 @@ def test_what_does_not_fit_is_compared_by_its_tensors_and_says_so(command, tmp_p
     assert outcome.code == 0, outcome.stderr
     checked = outcome.json["correctness"]
     assert checked["method"] == "tensors"
-    assert "an adapter with magnitude needs whole weights" in checked["logits_left_out"]
+    reason = "an adapter with magnitude needs the whole model in memory"
+    assert reason in checked["logits_left_out"]
     assert "answers were not compared" in outcome.stderr
     refused = command("merge", tmp_path / "adapter", tmp_path / "other", "--verify", "logits")
     assert refused.code == 5

@@ -1,4 +1,4 @@
-"""The Go template of a Modelfile says what the Jinja template says, or there is none."""
+"""The Go template of a Modelfile renders like the Jinja template, or the Modelfile has none."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.tiny import CHATML, EOS_AFTER_CONVERSATION, LLAMA3, make_tokenizer
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 LEAST_TRANSLATED = 30
-# None of these is a conversation that the translation was proved on.
+# These conversations are not in PROOF_CHATS.
 CHATS = (
     [("user", "Where is Oslo?")],
     [("user", "One."), ("assistant", "Two {{ .System }}."), ("user", "Three\n\nfour")],
@@ -29,7 +29,7 @@ CHATS = (
 
 
 def render_as_ollama(template: str, chat: list[tuple[str, str]]) -> str:
-    """As Ollama calls it: `.System` is the system text, `.Messages` all turns."""
+    """Render as Ollama does: `.System` is the system text, `.Messages` holds all turns."""
     messages = [{"Role": role, "Content": text} for role, text in chat]
     system = "\n\n".join(text for role, text in chat if role == "system")
     return execute(template, {"System": system, "Messages": messages})
@@ -41,7 +41,7 @@ def render_as_trained(tokenizer, chat: list[tuple[str, str]]) -> str:
     return text.removeprefix(tokenizer.bos_token or "")  # Ollama's runner adds bos itself
 
 
-def test_every_template_that_is_translated_renders_the_same_prompts():
+def test_every_translated_template_renders_the_same_prompts():
     tokenizer, translated = make_tokenizer(), 0
     for path in sorted(TEMPLATES.glob("*.jinja")):
         tokenizer.chat_template = path.read_text(encoding="utf-8")
@@ -57,7 +57,7 @@ def test_every_template_that_is_translated_renders_the_same_prompts():
 
 
 @pytest.mark.parametrize("template", [CHATML, LLAMA3, EOS_AFTER_CONVERSATION])
-def test_an_answer_that_is_to_be_continued_is_left_open(template):
+def test_an_answer_that_ollama_continues_has_no_end_of_turn(template):
     tokenizer = make_tokenizer(template)
     pieces = find_chat_pieces(tokenizer)
     assert pieces is not None
@@ -74,14 +74,14 @@ def test_an_answer_that_is_to_be_continued_is_left_open(template):
         "{{ raise_exception('never') }}",
     ],
 )
-def test_a_template_that_is_no_loop_of_turns_gets_no_template_and_says_so(template):
+def test_a_chat_template_that_is_not_a_loop_over_turns_gives_a_note_and_no_template(template):
     text, notes = make_modelfile(make_tokenizer(template), {}, None)
     assert "TEMPLATE " not in re.sub(r"#.*", "", text)
     assert NO_TEMPLATE in text
     assert notes == [f"Modelfile: {NO_TEMPLATE}"]
 
 
-def test_braces_of_a_template_are_text_in_go():
+def test_braces_in_a_chat_template_are_escaped_in_the_go_template():
     braces = CHATML.replace("'<|im_start|>' + message.role", "'{{' + message.role + '}}'")
     tokenizer = make_tokenizer(braces)
     pieces = find_chat_pieces(tokenizer)
@@ -89,7 +89,7 @@ def test_braces_of_a_template_are_text_in_go():
     assert '{{ "{{" }}user' in pieces.to_go_template()
 
 
-def test_a_modelfile_names_weights_stop_tokens_and_sampling():
+def test_a_modelfile_has_weights_stop_tokens_and_sampling():
     tokenizer = make_tokenizer(CHATML)
     stops = tokenizer.convert_tokens_to_ids(["</s>", "<|im_end|>"])
     sampled = {"eos_token_id": stops, "do_sample": True, "temperature": 0.6, "top_p": 0.95}
@@ -107,15 +107,15 @@ def test_a_modelfile_names_weights_stop_tokens_and_sampling():
     assert list_stop_texts(tokenizer, {}) == []
 
 
-def test_a_modelfile_of_an_adapter_names_its_base_without_a_path():
+def test_the_modelfile_of_an_adapter_names_the_base_model_without_a_path():
     text, _ = make_modelfile(make_tokenizer(CHATML), {}, "/home/me/models/Qwen3-8B/")
     assert "FROM ./base\nADAPTER .\n" in text
     assert "Qwen3-8B" in text
     assert "/home/me" not in text
 
 
-def test_a_day_that_is_frozen_into_a_modelfile_is_said():
+def test_a_note_says_that_a_modelfile_always_shows_the_same_date():
     clocked = "{{- 'Today is ' + strftime_now('%d %b %Y') + '. ' -}}" + CHATML
     text, notes = make_modelfile(make_tokenizer(clocked), {}, None)
     assert "Today is " in text
-    assert "tells one day for ever" in notes[0]
+    assert "TEMPLATE always shows the date" in notes[0]

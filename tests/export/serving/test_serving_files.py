@@ -1,4 +1,4 @@
-"""An exported folder gives the prompts of training to whoever loads it."""
+"""Every program that loads an exported folder gets the prompts of training."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def read(path: Path) -> dict:
 
 @pytest.fixture
 def base(tmp_path) -> Path:
-    """A base as a hub has it: licence, card, and stop tokens that its tokenizer does not name."""
+    """A base model with licence, card, and stop tokens that its tokenizer does not have."""
     folder = make_tiny_llama(tmp_path / "models" / "tiny-base")
     (folder / "LICENSE.txt").write_text("Be kind.")
     (folder / "README.md").write_text(LICENCE_HEAD)
     (folder / "tokenizer.model").write_bytes(b"sentencepiece")
-    # A temperature without sampling: transformers refuses to save what it has loaded itself.
+    # A temperature without sampling: transformers loads this file but refuses to save it.
     generation = {"temperature": 0.6, "top_p": 0.9, "do_sample": False, "eos_token_id": [2, 9]}
     (folder / "generation_config.json").write_text(json.dumps(generation))
     return folder
@@ -53,7 +53,7 @@ def base(tmp_path) -> Path:
 def test_the_exported_folder_gives_the_prompt_ids_of_training(
     command, write_recipe, tmp_path, base
 ):
-    """Qwen3's template, trained with thinking switched off: a server passes no such argument."""
+    """The template is Qwen3's. Training switched thinking off; a server passes no argument."""
     template = shutil.copy(TEMPLATES / "qwen3.jinja", tmp_path / "qwen3.jinja")
     recipe = write_recipe(
         model={"model_name_or_path": str(base)},
@@ -76,7 +76,7 @@ def test_the_exported_folder_gives_the_prompt_ids_of_training(
         thinking = tokenizer.apply_chat_template(
             prompt, add_generation_prompt=True, return_dict=False, enable_thinking=True
         )
-        assert list(thinking) != list(ids), "a request's own value no longer wins"
+        assert list(thinking) != list(ids), "the value of a request is not used"
     assert len(previewed) == 6
     check_ready_to_serve(tmp_path / "merged", base, tmp_path)
     check_adapter_folder(tmp_path / "run" / "adapter", tmp_path)
@@ -91,7 +91,7 @@ def check_ready_to_serve(merged: Path, base: Path, local: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(merged)
     im_end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert set(generation["eos_token_id"]) == {2, 9, im_end}
-    assert generation["temperature"] == 0.6, "what the base's authors chose is kept"
+    assert generation["temperature"] == 0.6, "the base model's own setting is lost"
     assert GenerationConfig.from_pretrained(merged).top_p == 0.9
     assert (merged / "LICENSE.txt").read_text() == "Be kind."
     assert (merged / "tokenizer.model").exists()
@@ -99,7 +99,7 @@ def check_ready_to_serve(merged: Path, base: Path, local: Path) -> None:
     assert "license: other\nlicense_name: tiny\n" in card
     assert "| verdict | passed |" in card
     assert "| `adapter.r` | `4` |" in card
-    assert "rows read were trained on" in card
+    assert "source rows were used for training" in card
     assert 'PARAMETER stop "<|im_end|>"' in (merged / "Modelfile").read_text()
     for name in ("README.md", "config.json", "tokenizer_config.json", "Modelfile"):
         assert str(local) not in (merged / name).read_text(), name
@@ -129,10 +129,8 @@ def check_adapter_folder(adapter: Path, local: Path) -> None:
         ),
     ],
 )
-def test_readers_before_transformers_5_find_rope_and_dtype_under_their_names(
-    tmp_path, rope, theta, scaling
-):
-    """Where 4.56 finds no `rope_theta` it takes 10,000, and the model answers nonsense."""
+def test_rope_and_dtype_have_the_names_that_transformers_4_reads(tmp_path, rope, theta, scaling):
+    """Without `rope_theta`, transformers 4.56 uses 10,000, and the answers are wrong."""
     LlamaConfig(rope_parameters=rope, dtype="bfloat16").save_pretrained(tmp_path)
     before = AutoConfig.from_pretrained(tmp_path).to_dict()
     write_config(tmp_path, {})
@@ -142,7 +140,7 @@ def test_readers_before_transformers_5_find_rope_and_dtype_under_their_names(
     assert AutoConfig.from_pretrained(tmp_path).to_dict() == before
 
 
-def test_a_config_keeps_what_its_authors_wrote_and_loses_the_quantisation(tmp_path):
+def test_a_config_keeps_the_fields_of_the_base_model_without_its_quantisation(tmp_path):
     config = {
         "model_type": "llama",
         "dtype": "bfloat16",
@@ -152,7 +150,7 @@ def test_a_config_keeps_what_its_authors_wrote_and_loses_the_quantisation(tmp_pa
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     base = {"sliding_window": 4096, "torch_dtype": "float16", "quantization_config": {}}
-    base |= {"tie_word_embeddings": True, "vocab_size": 9}  # the merge may have untied and grown
+    base |= {"tie_word_embeddings": True, "vocab_size": 9}  # a merge may change both
     write_config(tmp_path, base)
     assert read(tmp_path / "config.json") == {
         "model_type": "llama",
@@ -169,7 +167,7 @@ GEMMA3 = {
     "rope_local_base_freq": 1e4,
     "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
 }
-PHI3 = {  # 4.56 asks for exactly these three keys
+PHI3 = {  # transformers 4.56 requires exactly these three keys
     "model_type": "phi3",
     "rope_theta": 1e4,
     "rope_scaling": {"type": "longrope", "long_factor": [1.5] * 48, "short_factor": [1.0] * 48},
@@ -181,7 +179,7 @@ GLM4 = {"model_type": "glm4", "partial_rotary_factor": 0.5, "rope_theta": 1e4}
 
 
 @pytest.mark.parametrize("published", [GEMMA3, PHI3, GPT_NEOX, GLM4], ids=lambda c: c["model_type"])
-def test_a_config_says_what_its_authors_published_and_means_the_same(tmp_path, published):
+def test_a_config_keeps_its_published_fields_and_their_meaning(tmp_path, published):
     (tmp_path / "config.json").write_text(json.dumps(published))
     before = AutoConfig.from_pretrained(tmp_path)
     before.save_pretrained(tmp_path)
@@ -198,30 +196,30 @@ def test_a_config_says_what_its_authors_published_and_means_the_same(tmp_path, p
 @pytest.mark.parametrize(
     ("trained", "inherited", "expected"),
     [
-        ([5, 2], {"eos_token_id": 2}, [2, 5]),  # training knows all of them
+        ([5, 2], {"eos_token_id": 2}, [2, 5]),  # training records all stop tokens
         (
             [],
             {"eos_token_id": [9, 2], "_from_model_config": True},
             [2, 5, 9],
-        ),  # an adapter trained elsewhere: the base's
+        ),  # no record of training: those of the base model and the tokenizer
         ([], {}, 5),
     ],
 )
-def test_every_stop_token_ends_an_answer(tmp_path, trained, inherited, expected):
+def test_the_generation_config_has_every_stop_token(tmp_path, trained, inherited, expected):
     tokenizer = make_tokenizer()
     assert tokenizer.eos_token_id == 5
     write_generation_config(tmp_path, tokenizer, trained, inherited)
     config = read(tmp_path / "generation_config.json")
     assert config["eos_token_id"] == expected
     assert config["pad_token_id"] == tokenizer.pad_token_id
-    assert "_from_model_config" not in config, "4.x would read the stop token of config.json"
+    assert "_from_model_config" not in config, "transformers 4.x would read config.json"
 
 
 # --- tokenizer ------------------------------------------------------------------------------------
 
 
-def test_readers_before_transformers_5_load_the_tokenizer(tmp_path):
-    """4.x knows no TokenizersBackend, and calls .keys() on extra_special_tokens."""
+def test_the_tokenizer_files_can_be_read_by_transformers_4(tmp_path):
+    """transformers 4.x has no TokenizersBackend, and calls .keys() on extra_special_tokens."""
     tokenizer = make_tokenizer(LLAMA3)
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|h|>", "<|eot|>"]})
     write_tokenizer(tmp_path, tokenizer, AdapterOrigin("base"))
@@ -252,35 +250,35 @@ def test_a_folder_that_gives_other_prompts_is_refused(tmp_path):
     tokenizer = make_tokenizer(CHATML)
     write_tokenizer(tmp_path, tokenizer, AdapterOrigin("base"))
     (tmp_path / "chat_template.jinja").write_text(CHATML.replace("<|im_end|>", "<|eot|>"))
-    with pytest.raises(ExportError, match="other ids than training"):
+    with pytest.raises(ExportError, match="other ids than in training"):
         check_same_prompts(tmp_path, tokenizer, {})
 
 
-def test_the_day_of_the_recipe_is_exported_and_the_day_of_the_request_is_said(tmp_path, capfd):
+def test_the_template_date_is_exported_and_without_it_a_note_is_printed(tmp_path, capfd):
     clocked = "{{- strftime_now('%d %b %Y') -}}" + CHATML
-    for day, said in (("2024-07-26", False), (None, True)):
-        folder = make_tiny_llama(tmp_path / f"base-{said}", chat_template=clocked)
+    for day, has_note in (("2024-07-26", False), (None, True)):
+        folder = make_tiny_llama(tmp_path / f"base-{has_note}", chat_template=clocked)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         origin = AdapterOrigin(str(folder), template_date=day)
         write_serving_files(folder, tokenizer, origin)
         text = AutoTokenizer.from_pretrained(folder).apply_chat_template(
             [{"role": "user", "content": "Hi"}], tokenize=False
         )
-        assert text.startswith("26 Jul 2024") is not said
-        assert ("the chat template tells the day" in capfd.readouterr().err) is said
+        assert text.startswith("26 Jul 2024") is not has_note
+        assert ("the chat template shows the date" in capfd.readouterr().err) is has_note
 
 
-# --- cards and what the base brings ---------------------------------------------------------------
+# --- cards and the files of the base model --------------------------------------------------------
 
 
-def test_a_base_out_of_reach_brings_nothing(tmp_path):
+def test_a_base_model_that_cannot_be_reached_has_no_files(tmp_path):
     missing = BaseFiles.find("nobody/has-this-model")
     assert missing.read_json("config.json") == {}
     assert missing.read_licence() == {}
     assert missing.copy_to(tmp_path) == []
 
 
-def test_a_card_says_what_it_knows_and_names_no_path():
+def test_a_card_shows_data_and_recipe_and_names_no_path():
     account = {"kept": 9, "read": 12, "target_tokens": 40, "tokens": 90, "dropped": {"overlong": 3}}
     recipe = make_public(
         {
@@ -293,7 +291,7 @@ def test_a_card_says_what_it_knows_and_names_no_path():
     origin = AdapterOrigin("org/base", recipe=recipe, account=account)
     card = make_adapter_card(origin, {"license": "mit"})
     assert "base_model: org/base\nlicense: mit\n" in card
-    assert "9 of 12 rows read were trained on (40 learned of 90 tokens)." in card
+    assert "9 of 12 source rows were used for training. 40 of 90 tokens were learned." in card
     assert "Dropped: 3 overlong." in card
     assert "| `data.datasets.0.path` | `rows.jsonl` |" in card
     assert "| `train.learning_rate` | `0.0002` |" in card
@@ -332,14 +330,14 @@ def test_a_card_says_what_it_knows_and_names_no_path():
         ("what? @me #1", "what? @me #1"),
     ],
 )
-def test_addresses_are_made_public_without_password_and_query(address, public):
+def test_a_public_recipe_has_no_local_paths_passwords_and_queries(address, public):
     recipe = {"data": {"datasets": [{"path": address, "data_files": {"train": [address]}}]}}
     shown = {"data": {"datasets": [{"path": public, "data_files": {"train": [public]}}]}}
     assert make_public(recipe) == shown
     assert "SECRET" not in make_adapter_card(AdapterOrigin("a/b", recipe=make_public(recipe)))
 
 
-def test_the_card_of_an_adapter_trained_elsewhere_has_no_empty_section():
+def test_a_card_without_data_and_recipe_has_no_empty_section():
     report = {"onto": "original"}
     card = make_merged_card(AdapterOrigin("/home/me/base"), report)
     assert "Not verified" in card

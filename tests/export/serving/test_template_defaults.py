@@ -1,4 +1,4 @@
-"""What the recipe told the template stands in the exported template, and a request still wins."""
+"""The exported template has the recipe's arguments as defaults, and a request can change them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lora_sft.export.serving.template_defaults import set_template_defaults
 from tests.tiny import CHATML, make_tokenizer
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
-# A name that templates read, and two values that they may be given.
+# An argument that some templates read, and two values for it.
 KNOWN = {
     "enable_thinking": (False, True),
     "thinking": (True, False),
@@ -49,11 +49,11 @@ def render(template: str, chat: list[dict[str, str]], **kwargs: object) -> str:
     arguments = {"tokenize": False, "add_generation_prompt": True, **kwargs}
     try:
         return str(tokenizer.apply_chat_template(chat, **arguments))
-    except Exception as error:  # a template refuses by raising whatever it likes
+    except Exception as error:  # a template may raise any error to refuse a chat
         return repr(error)
 
 
-def test_a_plain_rendering_of_the_export_is_the_rendering_with_the_recipes_arguments():
+def test_the_export_without_arguments_renders_like_the_template_with_the_recipes_arguments():
     compared = with_effect = 0
     for path in sorted(TEMPLATES.glob("*.jinja")):
         template = path.read_text(encoding="utf-8")
@@ -76,19 +76,21 @@ def test_a_plain_rendering_of_the_export_is_the_rendering_with_the_recipes_argum
 @pytest.mark.parametrize(
     "value", [None, True, 3, -1.5, "", 'a"b\\', ["x", 1, [None]], {"a": {"b": "}} %}"}, "c": False}]
 )
-def test_any_value_of_a_recipe_is_spelled_so_that_jinja_reads_it_back(value):
+def test_jinja_reads_back_every_kind_of_value_in_a_recipe(value):
     template = "{{- extra | tojson -}}"
     exported = set_template_defaults(template, {"extra": value})
     assert render(exported, CHATS[0]) == render(template, CHATS[0], extra=value)
 
 
-def test_a_value_without_a_spelling_is_refused():
-    with pytest.raises(ExportError, match="cannot be given a date") as caught:
+def test_a_value_without_a_jinja_literal_is_refused():
+    with pytest.raises(
+        ExportError, match="a default of the chat template cannot be a date"
+    ) as caught:
         set_template_defaults(CHATML, {"day": date(2026, 1, 2)})
     assert "data.chat_template_kwargs.day" in caught.value.where
 
 
-def test_a_template_without_arguments_stays_as_it_is_and_none_is_set_twice():
+def test_a_template_without_arguments_or_with_defaults_is_not_changed():
     assert set_template_defaults(CHATML, {}) == CHATML
     assert set_template_defaults(CHATML, {"tools": [], "messages": []}) == CHATML
     once = set_template_defaults(CHATML, {"enable_thinking": False})
@@ -101,7 +103,7 @@ def test_a_template_that_begins_with_a_blank_line_keeps_it():
     assert render(exported, CHATS[0]) == render(template, CHATS[0])
 
 
-def test_the_day_that_a_recipe_names_stands_in_the_export():
+def test_the_exported_template_shows_the_template_date():
     exported = set_template_defaults(CLOCKED, {}, "2024-07-26")
     today = f"Today is {date.today().strftime('%d %b %Y')}. "
     assert render(exported, CHATS[0]).startswith("Today is 26 Jul 2024. ")
@@ -111,6 +113,6 @@ def test_the_day_that_a_recipe_names_stands_in_the_export():
     assert set_template_defaults(CHATML, {}, "2024-07-26") == CHATML
 
 
-def test_a_clock_that_is_asked_in_an_unknown_way_cannot_be_stopped():
-    with pytest.raises(ExportError, match="something other than a plain text"):
+def test_a_template_that_computes_its_date_format_cannot_get_a_fixed_date():
+    with pytest.raises(ExportError, match="an argument that is not a plain text"):
         set_template_defaults("{% set f = '%Y' %}{{ strftime_now(f) }}", {}, "2024-07-26")

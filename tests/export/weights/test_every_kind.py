@@ -1,4 +1,4 @@
-"""Whatever PEFT saves for LoRA is merged to what PEFT computes, or refused by its name."""
+"""For every kind of LoRA adapter, the merged model computes the same as PEFT."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_the_merged_model_answers_like_base_and_adapter(
+def test_the_merged_model_answers_like_base_model_and_adapter(
     kind: Kind, bases: dict[str, Path], tmp_path: Path
 ) -> None:
     base = bases[kind.base]
@@ -49,5 +49,5 @@ def test_the_merged_model_answers_like_base_and_adapter(
         assert torch.equal(rounded[name], tensor.bfloat16()), name
 
 
-def test_every_kind_was_tried() -> None:
+def test_all_35_kinds_have_different_names() -> None:
     assert len({kind.name for kind in KINDS}) == len(KINDS) == 35

@@ -1,4 +1,4 @@
-"""The written files: cut like the base, merged to the last bit, the rest byte for byte."""
+"""The written files are split like those of the base model, and every tensor is exact."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ALL = {"target_modules": "all-linear"}
 
 
 def make_shards(folder: Path, dtype: torch.dtype = torch.bfloat16, **size: object) -> Path:
-    """A tiny Llama in three files."""
+    """Save a tiny Llama in three files."""
     make_tiny_llama(folder, **size)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     (folder / "model.safetensors").unlink()
@@ -49,13 +49,13 @@ def merge_into(tmp_path: Path, base: Path, **choices: object) -> dict[str, objec
     return merge(plan)
 
 
-@pytest.mark.parametrize("rows_a_block", [None, 7])
-def test_shards_stay_shards_and_merged_tensors_are_right_to_one_ulp(
-    tmp_path, monkeypatch, rows_a_block
+@pytest.mark.parametrize("rows_per_block", [None, 7])
+def test_the_output_has_the_shards_of_the_base_model_and_is_exact_to_one_ulp(
+    tmp_path, monkeypatch, rows_per_block
 ):
-    if rows_a_block:  # tensors larger than a block, and blocks that do not divide them
+    if rows_per_block:  # tensors have several blocks, and the last block is smaller
         monkeypatch.setattr(
-            "lora_sft.export.weights.weight_changes.BLOCK_ELEMENTS", 64 * rows_a_block
+            "lora_sft.export.weights.weight_changes.BLOCK_ELEMENTS", 64 * rows_per_block
         )
         monkeypatch.setattr("lora_sft.export.proof.tensor_check.COMPARED_ELEMENTS", 64 * 5)
         monkeypatch.setattr("lora_sft.export.weights.shard_writing.COPY_BYTES", 1000)
@@ -102,7 +102,7 @@ def test_several_threads_write_the_same_bytes(tmp_path):
         assert (tmp_path / "merged" / name).read_bytes() == content
 
 
-def test_a_tensor_that_the_base_keeps_in_another_dtype_keeps_it(tmp_path):
+def test_a_tensor_in_another_dtype_than_most_keeps_its_dtype(tmp_path):
     base = make_shards(tmp_path / "base")
     path = next(
         each for each in base.glob("*.safetensors") if "model.norm.weight" in load_file(each)
@@ -118,7 +118,7 @@ def test_a_tensor_that_the_base_keeps_in_another_dtype_keeps_it(tmp_path):
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == "float16"
 
 
-def test_several_adapters_are_added_at_once(tmp_path):
+def test_several_adapters_are_merged_at_once(tmp_path):
     base = make_tiny_llama(tmp_path / "base")
     make_adapter(base, tmp_path / "adapter", ALL)
     make_adapter(base, tmp_path / "more", {"target_modules": ["v_proj"], "r": 8}, seed=2)
@@ -134,8 +134,8 @@ def test_several_adapters_are_added_at_once(tmp_path):
     assert (adapted(IDS).logits - answer(tmp_path / "merged")).abs().max() > 1e-3
 
 
-def test_a_base_saved_without_the_models_prefix_is_understood(tmp_path):
-    """GPT-2 on the hub has `h.0.attn...` where the model has `transformer.h.0.attn...`."""
+def test_a_base_model_whose_tensor_names_lack_the_prefix_is_merged(tmp_path):
+    """GPT-2 on the hub has the name `h.0.attn...` for the parameter `transformer.h.0.attn...`."""
     base = make_tiny_gpt2(tmp_path / "base")
     path = base / "model.safetensors"
     tensors = {name.removeprefix("transformer."): t for name, t in load_file(path).items()}
@@ -146,7 +146,7 @@ def test_a_base_saved_without_the_models_prefix_is_understood(tmp_path):
     assert (answer(tmp_path / "merged") - expected).abs().max() < 1e-5
 
 
-def test_experts_that_are_stacked_on_disk_are_merged_too(tmp_path):
+def test_experts_that_are_stacked_on_disk_are_merged(tmp_path):
     base = make_tiny_moe(tmp_path / "base")
     model = AutoModelForCausalLM.from_pretrained(base)
     stacked = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
@@ -157,8 +157,8 @@ def test_experts_that_are_stacked_on_disk_are_merged_too(tmp_path):
     assert (answer(tmp_path / "merged") - expected).abs().max() < 1e-5
 
 
-def test_experts_that_were_adapted_one_by_one_are_merged_one_by_one(tmp_path):
-    """As PEFT saved them before transformers 5 stacked the experts; PEFT converts on loading."""
+def test_experts_with_separate_adapter_tensors_are_merged_separately(tmp_path):
+    """PEFT saved such adapters before transformers 5 stacked the experts. PEFT converts them."""
     base = make_tiny_moe(tmp_path / "base")
     names = ["q_proj", "gate_proj", "up_proj", "down_proj"]
     LoraConfig(r=4, lora_alpha=8, target_modules=names).save_pretrained(str(tmp_path / "adapter"))
@@ -181,8 +181,8 @@ def test_experts_that_were_adapted_one_by_one_are_merged_one_by_one(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_no_lost_module_hides_from_the_comparison_of_tensors(command, tmp_path, monkeypatch, dtype):
-    """Each merged tensor in turn is written as the base has it; logits let most of them pass."""
+def test_the_comparison_of_tensors_finds_every_lost_module(command, tmp_path, monkeypatch, dtype):
+    """Each merged tensor in turn is written without its change. Logits would miss most of them."""
     base = make_shards(tmp_path / "base", getattr(torch, dtype))
     make_adapter(base, tmp_path / "adapter", ALL, scale=0.02)
     compute, lost, unnoticed = ShardWriter._compute, "", []
@@ -211,7 +211,7 @@ PARTS = (
 )
 
 
-def test_a_changed_byte_of_a_copied_tensor_is_noticed(tmp_path, monkeypatch):
+def test_a_copied_tensor_with_wrong_bytes_fails_the_verification(tmp_path, monkeypatch):
     base = make_shards(tmp_path / "base")
     make_adapter(base, tmp_path / "adapter", {"target_modules": ["q_proj"]})
     copy = ShardWriter._copy
@@ -224,7 +224,7 @@ def test_a_changed_byte_of_a_copied_tensor_is_noticed(tmp_path, monkeypatch):
         merge_into(tmp_path, base)
 
 
-def test_a_plain_merge_loads_no_training_library(tmp_path):
+def test_a_merge_that_compares_tensors_imports_no_training_library(tmp_path):
     base = make_tiny_llama(tmp_path / "base")
     make_adapter(base, tmp_path / "adapter", ALL)
     program = (
@@ -240,8 +240,8 @@ def test_a_plain_merge_loads_no_training_library(tmp_path):
     assert done.stdout.splitlines()[-1] == "0 []"
 
 
-def test_the_model_types_with_conv1d_are_those_of_transformers():
-    """A square Conv1D looks like a linear layer; only the model type tells."""
+def test_every_model_type_of_transformers_with_conv1d_is_listed():
+    """A square Conv1D has the shape of a linear layer, so only the model type shows it."""
     folder = Path(sys.modules[Conv1D.__module__].__file__).parent / "models"
     users = {
         path.parent.name
@@ -252,7 +252,7 @@ def test_the_model_types_with_conv1d_are_those_of_transformers():
     assert "gpt2" in users
 
 
-def test_another_merge_into_the_same_place_is_told(tmp_path, command):
+def test_a_second_merge_into_the_same_output_is_refused(tmp_path, command):
     base = make_tiny_llama(tmp_path / "base")
     make_adapter(base, tmp_path / "adapter", ALL)
     (tmp_path / ".merged.merging").mkdir()
@@ -265,12 +265,14 @@ def test_another_merge_into_the_same_place_is_told(tmp_path, command):
     assert command("merge", tmp_path / "adapter", tmp_path / "merged").code == 0
 
 
-def test_too_little_disk_is_known_before_anything_is_written(tmp_path, command, monkeypatch):
+def test_too_little_disk_space_is_an_error_before_anything_is_written(
+    tmp_path, command, monkeypatch
+):
     base = make_tiny_llama(tmp_path / "base")
     make_adapter(base, tmp_path / "adapter", ALL)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     outcome = command("merge", tmp_path / "adapter", tmp_path / "merged")
     assert outcome.code == 5
-    assert "too little disk" in outcome.stderr
+    assert "too little disk space" in outcome.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]

@@ -1,4 +1,7 @@
-"""A QLoRA adapter belongs to the base as it was in training; the report says what else costs."""
+"""A QLoRA adapter is merged onto the base model as it was in training.
+
+The report shows what another form of the base model would cost.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ def qlora_run(command, write_recipe, tmp_path):
     return tmp_path / "run"
 
 
-def test_the_dequantised_base_shifts_least_and_requantising_most(
+def test_the_dequantised_base_model_has_the_least_shift_and_requantising_the_most(
     command, qlora_run, tiny_model, tmp_path
 ):
     dequantized = command("merge", qlora_run, tmp_path / "dequantized", "--json")
@@ -78,10 +81,10 @@ def test_the_dequantised_base_shifts_least_and_requantising_most(
     )
 
 
-def test_an_adapter_from_elsewhere_is_told_how_its_base_was_quantised(
+def test_trained_on_gives_the_quantisation_of_an_adapter_that_does_not_record_it(
     command, tiny_model, tmp_path
 ):
-    """PEFT's own config does not say that the base was quantised in training."""
+    """PEFT's own config does not record that the base model was quantised in training."""
     make_adapter(tiny_model, tmp_path / "adapter", {"target_modules": "all-linear"})
     merge = ("merge", tmp_path / "adapter", tmp_path / "merged", "--verify", "tensors", "--json")
     outcome = command(*merge, "--trained-on", "nf4")
@@ -100,15 +103,13 @@ def load_folder(folder: Path) -> torch.nn.Module:
 
 @pytest.mark.parametrize("fields", [NF4, INT8], ids=["nf4", "int8"])
 @pytest.mark.parametrize("make", [make_tiny_llama, make_tiny_gpt2], ids=["llama", "gpt2"])
-def test_every_tensor_is_dequantised_as_the_library_does_even_after_an_inference(
-    tmp_path, fields, make
-):
+def test_every_tensor_is_dequantised_to_the_same_values_as_in_the_library(tmp_path, fields, make):
     base = make(tmp_path / "base")
     checkpoint = read_base_checkpoint(str(base))
     form = TrainedForm(ParameterNames(checkpoint), fields, torch.bfloat16)
     model = load_quantised(base, fields)
     with torch.inference_mode():
-        model(IDS)  # some CPUs repack the codes here
+        model(IDS)  # bitsandbytes repacks the codes here on some CPUs
     state = dequantize(model, torch.bfloat16).state_dict()
     changed = 0
     with TensorReader() as reader:
@@ -116,10 +117,10 @@ def test_every_tensor_is_dequantised_as_the_library_does_even_after_an_inference
             if name not in state:
                 continue
             values = form.read_values(tensor, reader)
-            assert values is not None  # stored in float32, trained in bfloat16
+            assert values is not None  # stored in float32, but bfloat16 in training
             expected = state[name]
             if expected.shape != values.shape or is_conv1d(name, make):
-                expected = expected.T  # transformers leaves a Conv1D as a linear layer
+                expected = expected.T  # transformers dequantises a Conv1D to a linear layer
             assert torch.equal(values, expected), name
             changed += not torch.equal(values, reader.read(tensor).bfloat16())
     assert changed == (14 if make is make_tiny_llama else 8)
@@ -130,7 +131,7 @@ def is_conv1d(name: str, make: object) -> bool:
 
 
 @pytest.mark.parametrize("fields", [NF4, INT8], ids=["nf4", "int8"])
-def test_a_base_that_is_stored_quantised_is_unpacked(command, tmp_path, fields):
+def test_a_base_model_that_is_stored_quantised_is_dequantised(command, tmp_path, fields):
     source = make_tiny_llama(tmp_path / "source")
     base = tmp_path / "base"
     model = load_quantised(source, fields)
@@ -141,7 +142,7 @@ def test_a_base_that_is_stored_quantised_is_unpacked(command, tmp_path, fields):
     merge = ("merge", tmp_path / "adapter", tmp_path / "merged", "--base", base)
     refused = command(*merge, "--onto", "original")
     assert refused.code == 7
-    assert "there is no original to merge onto" in refused.stderr
+    assert "so it has no original form" in refused.stderr
     assert not (tmp_path / "merged").exists()
     outcome = command(*merge, "--json")
     assert outcome.code == 0, outcome.stderr
@@ -157,7 +158,7 @@ def test_a_base_that_is_stored_quantised_is_unpacked(command, tmp_path, fields):
     assert (adapted.eval()(IDS).logits - answer(tmp_path / "merged").float()).abs().max() < 0.05
 
 
-def test_a_part_of_the_codes_that_is_missing_is_named(command, tmp_path):
+def test_an_error_names_a_quantised_layer_whose_weight_is_missing(command, tmp_path):
     source = make_tiny_llama(tmp_path / "source")
     model = load_quantised(source, NF4)
     model.save_pretrained(tmp_path / "base")
@@ -170,4 +171,4 @@ def test_a_part_of_the_codes_that_is_missing_is_named(command, tmp_path):
         "merge", tmp_path / "adapter", tmp_path / "merged", "--base", tmp_path / "base"
     )
     assert outcome.code == 7
-    assert "parts of model.layers.0.mlp.up_proj.weight, and not itself" in outcome.stderr
+    assert "parts of model.layers.0.mlp.up_proj.weight, but not the weight" in outcome.stderr

@@ -1,4 +1,4 @@
-"""The same recipe started again never loses work; another one never trains into its folder."""
+"""A second start of a recipe loses no work; another recipe is refused in the same directory."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ OLD = {"model": {"m": "a"}, "train": {"max_steps": 10, "logging_steps": 1, "seed
         ({"seed": 2}, ["train.seed"]),
     ],
 )
-def test_only_what_is_watched_and_a_longer_run_may_differ(change, differences):
+def test_only_logging_fields_and_a_longer_run_may_differ(change, differences):
     new = {**OLD, "train": {**OLD["train"], **change}}
     assert find_differences(OLD, new) == differences
 
 
-def test_a_finished_run_is_left_as_it_is(command, write_recipe, tmp_path):
+def test_a_finished_run_is_not_changed(command, write_recipe, tmp_path):
     recipe = write_recipe()
     assert command("train", recipe).code == 0
     before = hash_files(tmp_path / "run")
@@ -63,7 +63,7 @@ def test_another_recipe_is_refused_with_every_differing_field(command, write_rec
     assert hash_files(tmp_path / "run") == before
 
 
-def test_overwrite_gives_up_the_run_but_nothing_else_in_the_folder(command, write_recipe, tmp_path):
+def test_overwrite_removes_the_run_but_no_other_file_in_the_folder(command, write_recipe, tmp_path):
     recipe = write_recipe()
     assert command("train", recipe).code == 0
     (tmp_path / "run" / "notes.txt").write_text("mine")
@@ -73,8 +73,8 @@ def test_overwrite_gives_up_the_run_but_nothing_else_in_the_folder(command, writ
     assert manifest["seed"] == 7
 
 
-def test_a_resumed_run_is_the_same_run(command, write_recipe, tmp_path):
-    """Eight steps straight, and four steps gone on with to eight: equal losses, equal bytes."""
+def test_a_resumed_run_gives_the_same_losses_and_adapter(command, write_recipe, tmp_path):
+    """Eight steps in one start, or four steps and four more: equal losses and equal bytes."""
     dropout = {"adapter": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1}}
     schedule = {"lr_scheduler_type": "constant", "warmup_steps": 0}
     straight = write_recipe(
@@ -100,7 +100,7 @@ def test_a_resumed_run_is_the_same_run(command, write_recipe, tmp_path):
     assert (tmp_path / "halves" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
 
 
-def test_a_run_killed_after_its_last_checkpoint_trains_no_step_too_many(
+def test_a_run_killed_after_its_last_checkpoint_trains_no_extra_step(
     command, write_recipe, tmp_path
 ):
     recipe = write_recipe()
@@ -111,32 +111,32 @@ def test_a_run_killed_after_its_last_checkpoint_trains_no_step_too_many(
     adapter.unlink()
     again = command("train", recipe)
     assert again.code == 0
-    assert "nothing is left to train" in again.stderr
+    assert "there is nothing left to train" in again.stderr
     assert adapter.read_bytes() == trained
     assert list(read_metrics(tmp_path / "run", "loss")) == [1, 2, 3, 4]
 
 
-def test_an_incomplete_checkpoint_is_passed_over(command, write_recipe, tmp_path):
+def test_an_incomplete_checkpoint_is_not_used(command, write_recipe, tmp_path):
     recipe = write_recipe()
     assert command("train", recipe).code == 0
     losses = read_metrics(tmp_path / "run", "loss")
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 5, "lo')  # killed while it wrote
+        file.write('{"step": 5, "lo')  # as if killed while it wrote
     (tmp_path / "run" / "status.json").unlink()
     (tmp_path / "run" / "checkpoints" / "checkpoint-4" / "optimizer.pt").unlink()
     again = command("train", recipe)
     assert again.code == 0
-    assert "going on from" in again.stderr
+    assert "continuing from" in again.stderr
     assert "checkpoint-2" in again.stderr
     assert read_metrics(tmp_path / "run", "loss") == losses
 
 
-def test_a_folder_with_an_adapter_of_something_else_is_refused(command, write_recipe, tmp_path):
+def test_a_folder_with_an_adapter_of_another_program_is_refused(command, write_recipe, tmp_path):
     (tmp_path / "run" / "adapter").mkdir(parents=True)
     (tmp_path / "run" / "adapter" / "adapter_config.json").write_text("{}")
     outcome = command("train", write_recipe())
     assert outcome.code == 2
-    assert "something else" in outcome.stderr
+    assert "that lora-sft did not write" in outcome.stderr
     assert (tmp_path / "run" / "adapter" / "adapter_config.json").read_text() == "{}"
 
 
@@ -156,7 +156,7 @@ def test_a_checkpoint_of_another_run_is_refused(command, write_recipe, tmp_path)
     assert not (tmp_path / "other" / "adapter").exists()
 
 
-def test_changed_data_is_not_gone_on_with(command, write_recipe, tmp_path):
+def test_a_run_does_not_continue_with_changed_data(command, write_recipe, tmp_path):
     recipe = write_recipe()
     assert command("train", recipe).code == 0
     rows = (tmp_path / "train.jsonl").read_text().replace("Oslo", "Bonn")
@@ -165,12 +165,12 @@ def test_changed_data_is_not_gone_on_with(command, write_recipe, tmp_path):
     outcome = command("train", recipe, "train.max_steps=8")
     assert outcome.code == 2
     assert "the training rows are not those of the checkpoint" in outcome.stderr
-    assert hash_files(tmp_path / "run") == before  # its end stands
+    assert hash_files(tmp_path / "run") == before  # the run is still finished
     assert "nothing to do" in command("train", recipe).stderr
 
 
-def test_what_changed_is_seen_in_a_new_folder_too(command, write_recipe, tmp_path):
-    """The manifest that counts is that of the checkpoint's run; the new folder has none yet."""
+def test_a_difference_is_found_in_a_new_output_directory_too(command, write_recipe, tmp_path):
+    """The start is compared with the manifest of the checkpoint's run: the new run has none yet."""
     recipe = write_recipe(train={"global_batch_size": None, "gradient_accumulation_steps": 2})
     assert command("train", recipe).code == 0
     again = ["train", recipe, f"output_dir={tmp_path / 'new'}", "train.max_steps=8", "--resume"]
@@ -180,7 +180,7 @@ def test_what_changed_is_seen_in_a_new_folder_too(command, write_recipe, tmp_pat
     packed = {"on": True, "rows": 3}
     for section, field, value, what in (
         ("data", "fingerprint", "another", "the training rows are not those of the checkpoint"),
-        ("plan", "global_batch_size", 9, "a step of the checkpoint had 9 rows"),
+        ("plan", "global_batch_size", 9, "the checkpoint was trained with 9 rows per step"),
         ("plan", "packing", packed, "the checkpoint was trained on 3 packed rows"),
     ):
         changed = {**document, section: {**document[section], field: value}}
@@ -195,7 +195,7 @@ def test_what_changed_is_seen_in_a_new_folder_too(command, write_recipe, tmp_pat
     assert list(read_metrics(tmp_path / "new", "loss")) == [5, 6, 7, 8]
 
 
-def test_another_base_in_the_same_place_is_not_gone_on_with(
+def test_a_run_does_not_continue_with_another_base_model_at_the_same_path(
     command, write_recipe, tmp_path, tiny_model
 ):
     base = tmp_path / "base"
@@ -213,20 +213,20 @@ def test_another_base_in_the_same_place_is_not_gone_on_with(
             *(["--resume", tmp_path / "run" / "checkpoints" / "checkpoint-2"] * (place == "new")),
         )
         assert outcome.code == 2
-        assert "the base is not the one of the checkpoint" in outcome.stderr
+        assert "the base model is not that of the checkpoint" in outcome.stderr
         assert "model.model_name_or_path" in outcome.stderr
     assert hash_files(tmp_path / "run").keys() == before.keys()
 
 
 @pytest.mark.parametrize("linked", ["checkpoints", "checkpoints/checkpoint-4"])
-def test_the_manifest_is_found_where_checkpoints_are_links(command, write_recipe, tmp_path, linked):
-    """To a larger disk, say; all of them or one."""
+def test_the_manifest_is_found_if_checkpoints_are_links(command, write_recipe, tmp_path, linked):
+    """One checkpoint or the whole folder may be a link, for example to a larger disk."""
     recipe = write_recipe()
     assert command("train", recipe).code == 0
-    place, elsewhere = tmp_path / "run" / linked, tmp_path / "large" / "disk"
-    elsewhere.mkdir(parents=True)
-    place.rename(elsewhere / place.name)
-    place.symlink_to(elsewhere / place.name)
+    link, large_disk = tmp_path / "run" / linked, tmp_path / "large" / "disk"
+    large_disk.mkdir(parents=True)
+    link.rename(large_disk / link.name)
+    link.symlink_to(large_disk / link.name)
     start = find_starting_point(
         RunDirectory(tmp_path / "run"), read_recipe(recipe, ["train.max_steps=8"]), "auto", False
     )
@@ -234,13 +234,13 @@ def test_the_manifest_is_found_where_checkpoints_are_links(command, write_recipe
     assert start.get_recorded("data")["fingerprint"]
 
 
-def test_a_status_that_is_no_text_says_nothing(tmp_path):
+def test_a_status_file_that_is_not_text_is_ignored(tmp_path):
     (tmp_path / "status.json").write_bytes(b"\xff\xfe\x00")
     assert RunDirectory(tmp_path).read_status() is None
     assert not RunDirectory(tmp_path).is_finished
 
 
-def test_overwrite_loses_nothing_while_the_new_run_cannot_start(command, write_recipe, tmp_path):
+def test_overwrite_removes_nothing_if_the_new_run_cannot_start(command, write_recipe, tmp_path):
     recipe = write_recipe()
     assert command("train", recipe).code == 0
     adapter = tmp_path / "run" / "adapter" / "adapter_model.safetensors"
@@ -250,16 +250,16 @@ def test_overwrite_loses_nothing_while_the_new_run_cannot_start(command, write_r
     assert adapter.read_bytes() == before
 
 
-def test_a_recipe_is_never_written_over_by_its_own_run(command, write_recipe, tmp_path):
+def test_a_run_never_overwrites_its_own_recipe(command, write_recipe, tmp_path):
     recipe = write_recipe(output_dir=str(tmp_path))
     text = recipe.read_text()
     outcome = command("train", recipe)
     assert outcome.code == 2
-    assert "would write its resolved recipe over this recipe" in outcome.stderr
+    assert "would overwrite this recipe with its resolved recipe" in outcome.stderr
     assert recipe.read_text() == text
 
 
-def test_a_finished_run_without_checkpoints_is_not_trained_again_from_zero(
+def test_a_finished_run_without_checkpoints_is_not_trained_again_from_step_0(
     command, write_recipe, tmp_path
 ):
     recipe = write_recipe(train={"save_strategy": "no"})
@@ -268,12 +268,12 @@ def test_a_finished_run_without_checkpoints_is_not_trained_again_from_zero(
     before = adapter.read_bytes()
     outcome = command("train", recipe, "train.max_steps=8")
     assert outcome.code == 2
-    assert "no complete checkpoint to go on from" in outcome.stderr
+    assert "no complete checkpoint to continue from" in outcome.stderr
     assert adapter.read_bytes() == before
 
 
-def test_the_export_of_a_trained_run_is_tried_again_alone(command, write_recipe, tmp_path):
-    """A merge that failed after training is made up for without training a step."""
+def test_a_failed_export_is_repeated_without_training(command, write_recipe, tmp_path):
+    """The merge failed after the last step of training."""
     merged = tmp_path / "merged"
     recipe = write_recipe(export={"merge": str(merged)})
     assert command("train", recipe).code == 0
@@ -284,14 +284,14 @@ def test_the_export_of_a_trained_run_is_tried_again_alone(command, write_recipe,
     status.write_text(status.read_text().replace('"exit_code": 0', '"exit_code": 7'))
     again = command("train", recipe)
     assert again.code == 0, again.stderr
-    assert "nothing is left to train" in again.stderr
+    assert "there is nothing left to train" in again.stderr
     assert (merged / "merge_report.json").exists()
 
 
-def test_a_run_goes_on_past_its_own_merge(command, write_recipe, tmp_path):
-    """Stopped when the merge stood already; longer; given up: each time it is replaced by the new.
+def test_a_run_replaces_its_own_earlier_merge(command, write_recipe, tmp_path):
+    """It does so after a stop, if it becomes longer, and with `--overwrite`.
 
-    A run in another folder, a copy, and a file that somebody put there, are another matter.
+    A run in another folder, a copy of the run, and a file of the user are refused.
     """
     merged, status = tmp_path / "merged", tmp_path / "run" / "status.json"
     recipe = write_recipe(export={"merge": str(merged)})
@@ -310,15 +310,15 @@ def test_a_run_goes_on_past_its_own_merge(command, write_recipe, tmp_path):
     for resume in ((), ("--resume", copy)):
         other = command("train", recipe, *arguments, *resume)
         assert other.code == 7
-        assert "is no merge that this run made" in other.stderr
+        assert "this run did not write it" in other.stderr
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     copied = command("train", recipe, "train.max_steps=8", f"output_dir={tmp_path / 'copy'}")
     assert copied.code == 7
-    assert f"is the merge of the run in {tmp_path / 'run'}" in copied.stderr
+    assert f"the run in {tmp_path / 'run'} wrote it" in copied.stderr
     (merged / "model.gguf").write_text("mine")
     refused = command("train", recipe, "train.max_steps=8")
     assert refused.code == 7
-    assert "holds what the merge did not write: model.gguf" in refused.stderr
+    assert "the merge did not write model.gguf" in refused.stderr
     (merged / "model.gguf").unlink()
     assert hash_files(merged) == second
     anew = command("train", recipe, "--overwrite")
@@ -327,7 +327,7 @@ def test_a_run_goes_on_past_its_own_merge(command, write_recipe, tmp_path):
     assert not list(tmp_path.glob(".merged*"))
 
 
-def test_a_run_killed_inside_its_first_save_starts_anew(command, write_recipe, tmp_path):
+def test_a_run_killed_during_its_first_save_starts_at_step_0(command, write_recipe, tmp_path):
     recipe = write_recipe()
     assert command("train", recipe).code == 0
     losses = read_metrics(tmp_path / "run", "loss")
@@ -337,11 +337,13 @@ def test_a_run_killed_inside_its_first_save_starts_anew(command, write_recipe, t
     (tmp_path / "run" / "status.json").unlink()
     again = command("train", recipe)
     assert again.code == 0, again.stderr
-    assert "no checkpoint was ever finished; starting anew" in again.stderr
+    assert "no checkpoint was finished; starting at step 0" in again.stderr
     assert read_metrics(tmp_path / "run", "loss") == losses
 
 
-def test_a_changed_checkpoint_is_named_and_the_one_before_is_used(command, write_recipe, tmp_path):
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_is_used(
+    command, write_recipe, tmp_path
+):
     recipe = write_recipe()
     assert command("train", recipe).code == 0
     losses = read_metrics(tmp_path / "run", "loss")
@@ -352,12 +354,12 @@ def test_a_changed_checkpoint_is_named_and_the_one_before_is_used(command, write
     file.write_bytes(bytes(content))
     again = command("train", recipe)
     assert again.code == 0, again.stderr
-    assert "checkpoint-4: adapter_model.safetensors is not the file that was saved" in again.stderr
+    assert "checkpoint-4 is not used: adapter_model.safetensors has changed" in again.stderr
     assert read_metrics(tmp_path / "run", "loss") == losses
 
 
-def test_a_step_of_another_size_is_refused_and_the_fix_goes_on(command, write_recipe, tmp_path):
-    """As two processes left it: with the accumulation alone, one would train half of each step."""
+def test_another_number_of_rows_per_step_is_refused_with_a_fix(command, write_recipe, tmp_path):
+    """Two processes wrote the checkpoint. One process with equal accumulation halves each step."""
     half = write_recipe(train={"global_batch_size": None, "gradient_accumulation_steps": 2})
     assert command("train", half, "train.max_steps=2").code == 0
     manifest = tmp_path / "run" / "manifest.json"
@@ -367,23 +369,22 @@ def test_a_step_of_another_size_is_refused_and_the_fix_goes_on(command, write_re
     refused = command("train", half)
     assert refused.code == 2
     assert (
-        "a step of the checkpoint had 8 rows, and on this number of processes it would have 4"
-        in (refused.stderr)
-    )
-    assert "fix:   write train.global_batch_size: 8 in place of" in refused.stderr
+        "the checkpoint was trained with 8 rows per step, but this number of processes "
+        "gives 4 rows per step"
+    ) in refused.stderr
+    assert "fix:   write train.global_batch_size: 8 instead of" in refused.stderr
     assert command("train", write_recipe(train={"global_batch_size": 4})).code == 2
-    mended = command("train", write_recipe(train={"global_batch_size": 8}))
-    assert mended.code == 0, mended.stderr
-    assert "going on from" in mended.stderr
+    fixed = command("train", write_recipe(train={"global_batch_size": 8}))
+    assert fixed.code == 0, fixed.stderr
+    assert "continuing from" in fixed.stderr
     assert list(read_metrics(tmp_path / "run", "loss")) == [1, 2, 3, 4]
 
 
-def test_eight_bit_states_are_not_taken_up_by_another_number_of_processes(write_recipe):
+def test_8_bit_optimizer_states_are_refused_with_another_number_of_processes(write_recipe):
     recipe = write_recipe(train={"deepspeed": "zero2"})
     check_can_convert(read_recipe(recipe), 2)
     with pytest.raises(RecipeError) as caught:
         check_can_convert(read_recipe(recipe, ["train.optim=paged_adamw_8bit"]), 2)
-    assert "the states of paged_adamw_8bit are in shares that 2 processes cannot" in str(
-        caught.value
-    )
+    assert "2 processes cannot load the optimizer states" in caught.value.what
+    assert "DeepSpeed cannot convert those of paged_adamw_8bit" in caught.value.what
     assert "train.optim" in caught.value.where

@@ -1,9 +1,8 @@
-"""Measure a part of this process: CPU, wall and peak memory of one block, for the workers.
+"""Measure the CPU time, the wall time and the peak memory of one `with` block in this process.
 
-Imports and the loading of a tokenizer cost more than the work that is compared, so they stay
-outside the block. The peak is of the block alone where the kernel lets a process reset its
-high-water mark (Linux, proc(5) clear_refs); elsewhere there is none. What imports and earlier
-blocks left in memory is in it all the same.
+Imports and the loading of a tokenizer cost more than the compared work, so the workers keep them
+outside the block. The peak of the block is known only if the kernel lets a process reset its own
+peak (Linux, proc(5) clear_refs). It includes the memory that imports and earlier blocks still hold.
 """
 
 from __future__ import annotations
@@ -17,13 +16,18 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
 
 
-class OwnCost:
-    """`with OwnCost() as cost: ...`, then `cost.values`."""
+class BlockCost:
+    """A context manager that measures its block: `with BlockCost() as cost: ...`.
+
+    Attributes:
+        values: After the block: `cpu_seconds`, `wall_seconds` and, if it is known,
+            `peak_rss_bytes`.
+    """
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
 
-    def __enter__(self) -> OwnCost:
+    def __enter__(self) -> BlockCost:
         self._has_peak = _reset_peak()
         self._cpu_seconds, self._wall_seconds = time.process_time(), time.perf_counter()
         return self
@@ -41,7 +45,7 @@ class OwnCost:
 
 
 def _reset_peak() -> bool:
-    """Set the peak back to what is resident now; whether that could be done."""
+    """Reset the peak to the memory that is resident now. Return whether the kernel allowed it."""
     try:
         CLEAR_REFS.write_text(RESET_PEAK)
     except OSError:
