@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from lora_sft.data.templates.prompt_text import tokenize_prompt
 from lora_sft.data.templates.tokenizer import find_saved_stop_token_ids, load_saved_tokenizer
 from lora_sft.errors import ModelError
 from lora_sft.evaluate.generation import AnswerStream, make_generation_config
@@ -123,10 +124,7 @@ class LoadedModel:
         """
         if not self.tokenizer.chat_template:
             return list(self.tokenizer(messages[-1]["content"])["input_ids"])
-        ids = self.tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, return_dict=False, **template_kwargs
-        )
-        return list(ids)
+        return tokenize_prompt(self.tokenizer, messages, template_kwargs)
 
 
 def find_model_folder(path: Path, *, trust_remote_code: bool = False) -> ModelFolder:

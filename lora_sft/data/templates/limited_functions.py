@@ -9,7 +9,8 @@ arguments, or with the square of one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from functools import wraps
 from itertools import chain
 from typing import Any
@@ -225,6 +226,13 @@ def make_range(*args: int) -> range:
         return safe_range(*args)
     except OverflowError as error:
         raise TemplateOverBudget("it asks for a range of more than 100,000 numbers") from error
+
+
+def write_now(format: str) -> str:
+    """Return the current time in a format of `strftime`, as transformers' `strftime_now` does."""
+    budget = get_budget()
+    budget.require(STRFTIME_WORK * budget.read(format))
+    return datetime.now().strftime(format)
 
 
 def write_lipsum(*args: Any, **kwargs: Any) -> str:

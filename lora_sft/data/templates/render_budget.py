@@ -22,15 +22,20 @@ from typing import Any
 from jinja2.runtime import markup_join, str_join
 from jinja2.utils import Namespace
 
+from lora_sft.errors import DataError
+
 # One unit of work is one character, read or written. An operation of a template takes about as much
 # time as this many characters, and an item of a list takes about as much memory.
 OPERATION_WORK = 16
 NAMESPACE_WORK = 4 * OPERATION_WORK
 GENERATOR_WORK = 8 * OPERATION_WORK
 FORMAT_WORK = 64 * OPERATION_WORK  # of making `str.format` safe
-RENDER_WORK = 30_000_000
-# A long conversation adds this many times its own characters and values to the budget.
-WORK_PER_INPUT = 30
+RENDER_WORK = 20_000_000
+# A long conversation enlarges the budget: by this work per character (16 characters per value), and
+# by this work per pair of messages and tools. Some templates search all messages for each message.
+# These numbers are at least 20 times what the heaviest known template needs (TRL's Gemma 4).
+WORK_PER_INPUT = 1_500
+WORK_PER_PAIR = 2_000
 # JSON numbers have at most 14,300 bits: Python reads at most 4,300 digits.
 LONGEST_NUMBER_BITS = 20_000
 
@@ -52,12 +57,34 @@ MOST_DIGITS = 12  # of a width that is still read; a longer one passes every bud
 PRINTF_WIDTH = re.compile(r"%([#0\- +*.\d]*)")
 
 
-class TemplateOverBudget(Exception):
-    """A render passed its budget, or needed more memory than there is.
+class TemplateOverBudget(DataError):
+    """A chat template passed the budget of a render, or needed more memory than there is.
 
-    This is not a `ValueError`. So the code that counts the refusals of a template does not catch
-    it.
+    It ends the command, because the template would cost as much for the next row. No row is
+    dropped: the code that counts the refusals of a template does not catch this error.
+
+    Attributes:
+        reason: What the template does too much of.
+        line: The line of the template, if it is known.
     """
+
+    def __init__(self, reason: str, line: int | None = None, place: str = "") -> None:
+        self.reason = reason
+        self.line = line
+        in_line = "" if line is None else f"line {line}"
+        super().__init__(
+            f"the chat template asks for too much work: {reason}",
+            ", ".join(filter(None, (place, in_line))) or "the chat template",
+            "correct the template, or name another one in data.chat_template",
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return what a process of the preparation sends to the process that started it."""
+        return type(self), (self.reason, self.line), self.__dict__
+
+    def at(self, place: str) -> TemplateOverBudget:
+        """Return the same error, which names the file or the model that has the template."""
+        return TemplateOverBudget(self.reason, self.line, place)
 
 
 class RenderBudget:
@@ -101,7 +128,9 @@ class RenderBudget:
         """
         if not self._is_enlarged:
             self._is_enlarged = True
+            entries = sum(len(self._inputs.get(name) or ()) for name in ("messages", "tools"))
             self.left += WORK_PER_INPUT * measure(self._inputs, sys.maxsize)
+            self.left += WORK_PER_PAIR * entries**2
 
     def is_tool(self, value: Any) -> bool:
         """Return whether a value is one of the conversation's tools, which are never changed."""

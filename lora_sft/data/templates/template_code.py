@@ -5,7 +5,7 @@ It reads plain data without calls of the environment, and it spends the budget o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from jinja2 import nodes
@@ -77,7 +77,7 @@ class TemplateCodeGenerator(CodeGenerator):
         for name, value in node.iter_fields():
             children = value if isinstance(value, list) else [value]
             part = sum(self._count_operations(each) for each in children if is_node(each))
-            if isinstance(node, REPEATED) and name == "body" or (
+            if (isinstance(node, REPEATED) and name == "body") or (
                 isinstance(node, nodes.If) and name in ("body", "else_") and part > SHORT_BRANCH
             ):
                 self._work_of_bodies[id(value)] = OPERATION_WORK * (1 + part)

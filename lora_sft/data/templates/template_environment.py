@@ -13,8 +13,9 @@ A template cannot render without end or fill the memory: each render has a budge
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, update_wrapper
+from traceback import walk_tb
 from types import BuiltinMethodType, MethodType
 from typing import Any
 
@@ -36,6 +37,7 @@ from lora_sft.data.templates.limited_functions import (
     make_range,
     spend_for_call,
     write_lipsum,
+    write_now,
 )
 from lora_sft.data.templates.render_budget import (
     CURRENT_BUDGET,
@@ -56,6 +58,14 @@ from lora_sft.data.templates.template_code import (
 
 PLAIN_TYPES = frozenset({str, int, float, bool})
 DICT_READS = frozenset({"get", "items", "keys", "values"})
+# Python raises these for work that it cannot do.
+BEYOND_PYTHON: Mapping[type[BaseException], str] = {
+    MemoryError: "it needs more memory than there is",
+    OverflowError: "it computes with numbers that are too large",
+    RecursionError: "its blocks, its calls or its values are nested too deeply",
+}
+# A real template has at most 20,000 characters. Compiling this many takes up to 2 seconds.
+LONGEST_TEMPLATE_CHARACTERS = 100_000
 
 
 class LimitedTemplate(jinja2.Template):
@@ -73,12 +83,25 @@ class LimitedTemplate(jinja2.Template):
         context = Context(self.environment, names, self.name, self.blocks)
         try:
             return budget.concat(self.root_render_func(context))
-        except MemoryError:
-            raise TemplateOverBudget("it needs more memory than there is") from None
-        except RecursionError:
-            raise TemplateOverBudget("its calls or its values are nested too deeply") from None
+        except (TemplateOverBudget, *BEYOND_PYTHON) as error:
+            raise TemplateOverBudget(find_reason(error), self._find_line(error)) from None
         finally:
             CURRENT_BUDGET.reset(token)
+
+    def _find_line(self, error: BaseException) -> int | None:
+        """Return the line of the template at which an error was raised."""
+        line = None
+        for frame, code_line in walk_tb(error.__traceback__):
+            if frame.f_globals.get("__jinja_template__") is self:
+                line = self.get_corresponding_lineno(code_line)
+        return line
+
+
+def find_reason(error: BaseException) -> str:
+    """Return what a template does too much of, for an error that its work raised."""
+    if isinstance(error, TemplateOverBudget):
+        return error.reason
+    return next(reason for kind, reason in BEYOND_PYTHON.items() if isinstance(error, kind))
 
 
 class PlainDataEnvironment(ImmutableSandboxedEnvironment):
@@ -205,9 +228,23 @@ class UnmarkedGeneration(Extension):
 def compile_template(chat_template: str) -> jinja2.Template:
     """Return the template, compiled in a copy of transformers' own environment.
 
-    Raises: jinja2.TemplateError if the text is not a valid template.
+    Raises:
+        jinja2.TemplateError: If the text is not a valid template.
+        TemplateOverBudget: If the text is too long, or nested too deeply.
     """
-    # Transformers computes constant expressions when it compiles, so it must not see this template.
+    if len(chat_template) > LONGEST_TEMPLATE_CHARACTERS:
+        raise TemplateOverBudget(f"it has over {LONGEST_TEMPLATE_CHARACTERS:,} characters")
+    try:
+        template = _make_environment().from_string(chat_template)
+    except tuple(BEYOND_PYTHON) as error:
+        raise TemplateOverBudget(find_reason(error)) from None
+    # Each render copies the globals, and a ChainMap is slow to copy.
+    template.globals = dict(template.globals)
+    return template
+
+
+def _make_environment() -> PlainDataEnvironment:
+    # Transformers computes constant expressions when it compiles, so it gets no real template.
     reference = _compile_jinja_template("").environment
     environment = PlainDataEnvironment(
         trim_blocks=reference.trim_blocks,
@@ -221,11 +258,8 @@ def compile_template(chat_template: str) -> jinja2.Template:
     environment.filters[CONDITION] = spend_condition
     environment.tests = limit_tests(reference.tests)
     environment.globals.update(reference.globals)
-    environment.globals.update(range=make_range, lipsum=write_lipsum)
-    template = environment.from_string(chat_template)
-    # Each render copies the globals, and a ChainMap is slow to copy.
-    template.globals = dict(template.globals)
-    return template
+    environment.globals.update(range=make_range, lipsum=write_lipsum, strftime_now=write_now)
+    return environment
 
 
 def spend_condition(value: Any, work: int) -> Any:
