@@ -31,11 +31,12 @@ NAMESPACE_WORK = 4 * OPERATION_WORK
 GENERATOR_WORK = 8 * OPERATION_WORK
 FORMAT_WORK = 64 * OPERATION_WORK  # of making `str.format` safe
 RENDER_WORK = 20_000_000
-# A long conversation enlarges the budget: by this work per character (16 characters per value), and
-# by this work per pair of messages and tools. Some templates search all messages for each message.
-# These numbers are at least 20 times what the heaviest known template needs (TRL's Gemma 4).
+# A conversation enlarges the budget: by WORK_PER_INPUT per character (each value counts as
+# OPERATION_WORK characters), and for each message or tool by REREADING_WORK per character.
+# Some templates read all messages again for each message, or copy the text before each message.
+# The numbers are at least 20 times what the heaviest known templates need (TRL's Gemma 4, LFM 2).
 WORK_PER_INPUT = 1_500
-WORK_PER_PAIR = 2_000
+REREADING_WORK = 25
 # JSON numbers have at most 14,300 bits: Python reads at most 4,300 digits.
 LONGEST_NUMBER_BITS = 20_000
 
@@ -49,8 +50,9 @@ OPERATORS: Mapping[str, Callable[[Any, Any], Any]] = {
 }
 SCALARS = frozenset({bool, float, type(None)})
 TEXTS = (str, bytes)
-VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
-GROUPS = (list, tuple, set, frozenset, *VIEWS)
+VIEWS: tuple[Any, ...] = (type({}.keys()), type({}.values()), type({}.items()))
+GROUPS: tuple[Any, ...] = (list, tuple, set, frozenset, *VIEWS)
+SIZED: tuple[Any, ...] = (dict, range, *GROUPS)
 NAMESPACE_VALUES = "_Namespace__attrs"
 NUMBER_IN_TEXT = re.compile(r"\d+")
 MOST_DIGITS = 12  # of a width that is still read; a longer one passes every budget
@@ -129,15 +131,12 @@ class RenderBudget:
         if not self._is_enlarged:
             self._is_enlarged = True
             entries = sum(len(self._inputs.get(name) or ()) for name in ("messages", "tools"))
-            self.left += WORK_PER_INPUT * measure(self._inputs, sys.maxsize)
-            self.left += WORK_PER_PAIR * entries**2
+            work = WORK_PER_INPUT + REREADING_WORK * entries
+            self.left += work * measure(self._inputs, sys.maxsize)
 
     def is_tool(self, value: Any) -> bool:
         """Return whether a value is one of the conversation's tools, which are never changed."""
-        for tool in self._inputs.get("tools") or ():
-            if value is tool:
-                return True
-        return False
+        return any(value is tool for tool in self._inputs.get("tools") or ())
 
     def read(self, value: Any) -> int:
         """Spend the work of reading a value and all values inside it. Return this work."""
@@ -157,7 +156,7 @@ class RenderBudget:
             work = OPERATION_WORK * len(value)
         elif isinstance(value, TEXTS):
             work = len(value)
-        elif isinstance(value, (range, dict, *GROUPS)):
+        elif isinstance(value, SIZED):
             work = OPERATION_WORK * len(value)
         else:
             work = OPERATION_WORK

@@ -11,14 +11,13 @@ from typing import Any
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
 
+from lora_sft.data.templates.plain_data import (
+    LOOP_NUMBERS,
+    TEXT_METHODS,
+    PlainDataCodeGenerator,
+)
 from lora_sft.data.templates.render_budget import OPERATION_WORK
 
-DICT_ATTRIBUTES = frozenset(dir(dict))
-LOOP_NUMBERS = frozenset({"index", "index0", "revindex", "revindex0", "first", "last", "length"})
-# Without `format` and `format_map`: the sandbox wraps them, because they can reach into objects.
-TEXT_METHODS = frozenset(
-    name for name in dir(str) if not name.startswith("_") and name not in ("format", "format_map")
-)
 # These compare only as many characters as their argument has.
 START_METHODS = frozenset({"startswith", "endswith"})
 # These write at most a few times as much as they read, if their arguments are short.
@@ -28,7 +27,7 @@ LINEAR_METHODS = frozenset(
     | {name for name in TEXT_METHODS if name.startswith("is")}
 )
 SHORT_CHARACTERS = 32
-# The name of the filter that spends the work of a loop's condition. No template can write this name.
+# The name of the filter that spends the work of a loop's condition. No template can write it.
 CONDITION = "loop condition"
 # The body of these may run more than once.
 SHORT_BRANCH = 16  # operations
@@ -38,13 +37,8 @@ COMPARISONS |= {"in": "in", "notin": "not in"}
 REPEATED = (nodes.For, nodes.Macro, nodes.CallBlock, nodes.Block)
 
 
-class TemplateCodeGenerator(CodeGenerator):
-    """Writes faster code for plain data, and code that spends the budget of the render.
-
-    The most frequent expressions of chat templates are an item of a dictionary (`message.role`),
-    and a method of a string with constant arguments (`content.strip('\\n')`). They need no call of
-    the environment. If the value turns out to have another type, the code calls the environment, as
-    jinja's own code does.
+class LimitedCodeGenerator(PlainDataCodeGenerator):
+    """Writes code that spends the budget of the render, and reads plain data fast.
 
     Loops, macros and blocks spend the work of their body each time that it runs. Operators spend
     the size of what they read or make.
@@ -99,16 +93,14 @@ class TemplateCodeGenerator(CodeGenerator):
     def visit_Getattr(  # noqa: N802 (jinja's name)
         self, node: nodes.Getattr, frame: Frame
     ) -> None:
-        """Write `value['role']` for a dictionary with this key, else `environment.getattr`."""
-        if node.attr in DICT_ATTRIBUTES:
-            super().visit_Getattr(node, frame)
-        elif node.attr in LOOP_NUMBERS and isinstance(node.node, nodes.Name):
+        """Write `loop.first` without a call."""
+        if node.attr in LOOP_NUMBERS and isinstance(node.node, nodes.Name):
             loop = self.temporary_identifier()
             self.write(f"({loop}.{node.attr} if type({loop} := ")
             self.visit(node.node, frame)
             self.write(f") is LoopContext else environment.getattr({loop}, {node.attr!r}))")
         else:
-            self._write_item(node.node, node.attr, "getattr", frame)
+            super().visit_Getattr(node, frame)
 
     def visit_Getitem(  # noqa: N802 (jinja's name)
         self, node: nodes.Getitem, frame: Frame
@@ -120,7 +112,11 @@ class TemplateCodeGenerator(CodeGenerator):
             self.visit(node.arg, frame)
             self.write("]")
         elif isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, str):
-            self._write_item(node.node, node.arg.value, "getitem", frame)
+            value, name = self.temporary_identifier(), repr(node.arg.value)
+            self.write(f"({value}[{name}] if type({value} := ")
+            self.visit(node.node, frame)
+            self.write(f") is dict and {name} in {value} else ")
+            self.write(f"environment.getitem({value}, {name}))")
         elif isinstance(node.arg, nodes.Const) and node.arg.value in (0, -1):
             items, place = self.temporary_identifier(), int(node.arg.value)
             self.write(f"({items}[{place}] if type({items} := ")
@@ -128,13 +124,6 @@ class TemplateCodeGenerator(CodeGenerator):
             self.write(f") is list and {items} else environment.getitem({items}, {place}))")
         else:
             super().visit_Getitem(node, frame)
-
-    def _write_item(self, owner: nodes.Expr, key: str, otherwise: str, frame: Frame) -> None:
-        value, name = self.temporary_identifier(), repr(key)
-        self.write(f"({value}[{name}] if type({value} := ")
-        self.visit(owner, frame)
-        self.write(f") is dict and {name} in {value} else ")
-        self.write(f"environment.{otherwise}({value}, {name}))")
 
     def _write_spending(self, method: str, value: nodes.Expr, frame: Frame) -> None:
         """Write an expression whose value a method of the budget returns."""
@@ -146,10 +135,15 @@ class TemplateCodeGenerator(CodeGenerator):
         self, node: nodes.Call, frame: Frame, forward_caller: bool = False
     ) -> None:
         """Write `value.strip(...)` for a string, else `environment.call`."""
-        if forward_caller or not is_constant_text_call(node):
-            super().visit_Call(node, frame, forward_caller=forward_caller)
+        method = node.node
+        if (
+            forward_caller
+            or not isinstance(method, nodes.Getattr)
+            or not is_constant_text_call(node, method)
+        ):  # not `super`: its code would call the method without spending work
+            CodeGenerator.visit_Call(self, node, frame, forward_caller=forward_caller)
             return
-        method, text = node.node, self.temporary_identifier()
+        text = self.temporary_identifier()
         arguments = ", ".join(repr(argument.as_const()) for argument in node.args)
         if method.attr == "split":
             self.write(f"(budget.split({text}, {arguments})")
@@ -165,7 +159,7 @@ class TemplateCodeGenerator(CodeGenerator):
         self.signature(node, frame, {name: name for name, is_there in scopes.items() if is_there})
         self.write("))")
 
-    def visit_Add(self, node: nodes.Add, frame: Frame) -> None:  # noqa: N802 (jinja's name)
+    def visit_Add(self, node: nodes.BinExpr, frame: Frame) -> None:  # noqa: N802 (jinja's name)
         """Write `a + b + c`. After every second variable value, the size of the sum is spent.
 
         So no sum is much larger than twice the largest value when its size is spent.
@@ -180,7 +174,7 @@ class TemplateCodeGenerator(CodeGenerator):
             self.visit(value, frame)
             self.write("))" if place in spending else ")")
 
-    def visit_Sub(self, node: nodes.Sub, frame: Frame) -> None:  # noqa: N802 (jinja's name)
+    def visit_Sub(self, node: nodes.BinExpr, frame: Frame) -> None:  # noqa: N802 (jinja's name)
         """Write `a - b`."""
         if is_number(node):
             self.write("(")
@@ -217,7 +211,7 @@ class TemplateCodeGenerator(CodeGenerator):
     def visit_Compare(  # noqa: N802 (jinja's name)
         self, node: nodes.Compare, frame: Frame
     ) -> None:
-        """Write `a == b` or `a in b`. A comparison takes no longer than reading one of its sides."""
+        """Write `a == b` or `a in b`. A comparison reads at most all of one side."""
         values = [node.expr, *(operand.expr for operand in node.ops)]
         operators = [COMPARISONS[operand.op] for operand in node.ops]
         is_search = any(operator.endswith("in") for operator in operators)
@@ -310,14 +304,15 @@ def is_small(node: nodes.Expr) -> bool:
     return isinstance(node, always) or is_number(node)
 
 
-def is_constant_text_call(node: nodes.Call) -> bool:
+def is_constant_text_call(call: nodes.Call, method: nodes.Getattr) -> bool:
     """Return whether a call may be a method of a text with arguments that are short constants."""
-    if not isinstance(node.node, nodes.Getattr) or node.kwargs or node.dyn_args or node.dyn_kwargs:
+    if call.kwargs or call.dyn_args or call.dyn_kwargs:
         return False
-    if not all(isinstance(argument, nodes.Const) for argument in node.args):
+    values = [argument.value for argument in call.args if isinstance(argument, nodes.Const)]
+    if len(values) < len(call.args):
         return False
-    if node.node.attr == "split":
-        return len(node.args) == 1 and bool(node.args[0].value)
-    if node.node.attr not in START_METHODS | LINEAR_METHODS:
+    if method.attr == "split":
+        return len(values) == 1 and bool(values[0])
+    if method.attr not in START_METHODS | LINEAR_METHODS:
         return False
-    return sum(len(repr(argument.value)) for argument in node.args) <= SHORT_CHARACTERS
+    return sum(len(repr(value)) for value in values) <= SHORT_CHARACTERS

@@ -1,19 +1,12 @@
 """Compile chat templates as transformers does, with faster reads of plain data and with a budget.
 
-Every prefix of every conversation is rendered, so rendering takes as long as tokenising. Most of
-this time is spent in the sandbox. It checks each value before a template may read it: whether it is
-a function, a frame, a coroutine and so on. But templates get only plain data (transformers 5.23
-`_plain_template_data`). Three kinds of it always pass the checks: an item of a dictionary, a number
-of a loop, and a method of a string. So a template reads these without the checks, and the most
-frequent of them without a function call. All other values go through the sandbox. A template sees
-exactly the same values as in the sandbox.
-
 A template cannot render without end or fill the memory: each render has a budget (`render_budget`).
+A template sees the same values as in the sandbox of transformers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import lru_cache, update_wrapper
 from traceback import walk_tb
 from types import BuiltinMethodType, MethodType
@@ -24,8 +17,6 @@ from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.runtime import Context, LoopContext, Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
 from markupsafe import Markup
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
@@ -39,31 +30,31 @@ from lora_sft.data.templates.limited_functions import (
     write_lipsum,
     write_now,
 )
+from lora_sft.data.templates.plain_data import PlainDataEnvironment
 from lora_sft.data.templates.render_budget import (
     CURRENT_BUDGET,
     FORMAT_WORK,
-    NAMESPACE_VALUES,
     OPERATION_WORK,
     RenderBudget,
     TemplateOverBudget,
     get_budget,
 )
-from lora_sft.data.templates.template_code import (
-    CONDITION,
-    DICT_ATTRIBUTES,
-    LOOP_NUMBERS,
-    TEXT_METHODS,
-    TemplateCodeGenerator,
-)
+from lora_sft.data.templates.template_code import CONDITION, LimitedCodeGenerator
 
-PLAIN_TYPES = frozenset({str, int, float, bool})
 DICT_READS = frozenset({"get", "items", "keys", "values"})
 # Python raises these for work that it cannot do.
-BEYOND_PYTHON: Mapping[type[BaseException], str] = {
-    MemoryError: "it needs more memory than there is",
-    OverflowError: "it computes with numbers that are too large",
-    RecursionError: "its blocks, its calls or its values are nested too deeply",
-}
+PYTHON_LIMITS = (MemoryError, OverflowError, RecursionError)
+REASONS = dict(
+    zip(
+        PYTHON_LIMITS,
+        (
+            "it needs more memory than there is",
+            "it computes with numbers that are too large",
+            "its blocks, its calls or its values are nested too deeply",
+        ),
+        strict=True,
+    )
+)
 # A real template has at most 20,000 characters. Compiling this many takes up to 2 seconds.
 LONGEST_TEMPLATE_CHARACTERS = 100_000
 
@@ -83,7 +74,7 @@ class LimitedTemplate(jinja2.Template):
         context = Context(self.environment, names, self.name, self.blocks)
         try:
             return budget.concat(self.root_render_func(context))
-        except (TemplateOverBudget, *BEYOND_PYTHON) as error:
+        except (TemplateOverBudget, *PYTHON_LIMITS) as error:
             raise TemplateOverBudget(find_reason(error), self._find_line(error)) from None
         finally:
             CURRENT_BUDGET.reset(token)
@@ -101,16 +92,13 @@ def find_reason(error: BaseException) -> str:
     """Return what a template does too much of, for an error that its work raised."""
     if isinstance(error, TemplateOverBudget):
         return error.reason
-    return next(reason for kind, reason in BEYOND_PYTHON.items() if isinstance(error, kind))
+    return next(reason for kind, reason in REASONS.items() if isinstance(error, kind))
 
 
-class PlainDataEnvironment(ImmutableSandboxedEnvironment):
-    """The immutable sandbox, but faster for dictionaries, namespaces, loops and strings.
+class LimitedEnvironment(PlainDataEnvironment):
+    """The environment of all chat templates. It spends the budget of the render that runs."""
 
-    Its functions spend the budget of the render that calls them.
-    """
-
-    code_generator_class = TemplateCodeGenerator
+    code_generator_class = LimitedCodeGenerator
     template_class = LimitedTemplate
     # An operator that is listed here is not computed when the template is compiled.
     intercepted_binops = frozenset({"*", "/", "//", "%", "**"})
@@ -120,28 +108,6 @@ class PlainDataEnvironment(ImmutableSandboxedEnvironment):
     def concat(pieces: Iterable[str]) -> str:
         """Return the pieces as one text."""
         return get_budget().concat(pieces)
-
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        """Return `obj.attribute`, as the sandbox does.
-
-        A dictionary's own attributes (`items`, `get`) come before its keys, so any other name can
-        only be a key.
-        """
-        kind = type(obj)
-        if kind is dict and attribute not in DICT_ATTRIBUTES:
-            try:
-                return obj[attribute]
-            except KeyError:
-                return self.undefined(obj=obj, name=attribute)
-        if kind is str and attribute in TEXT_METHODS:
-            return getattr(obj, attribute)
-        if kind is LoopContext and attribute in LOOP_NUMBERS:
-            return getattr(obj, attribute)
-        if issubclass(kind, Namespace) and not attribute.startswith("_"):
-            value = getattr(obj, NAMESPACE_VALUES).get(attribute)
-            if type(value) in PLAIN_TYPES:
-                return value
-        return super().getattr(obj, attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         """Return `obj[argument]`, as the sandbox does."""
@@ -171,18 +137,18 @@ class PlainDataEnvironment(ImmutableSandboxedEnvironment):
             budget.spend(OPERATION_WORK * (1 + len(kwargs)) + sum(map(budget.look_at, args)))
             return obj(*args, **kwargs)
         if kind is not BuiltinMethodType and kind is not MethodType:
-            args, kwargs = spend_for_call(budget, "", args, kwargs)
+            given, named = spend_for_call(budget, "", args, kwargs)
         else:
-            owner = type(obj.__self__)
-            if owner is dict and obj.__name__ in DICT_READS:
+            owner = obj.__self__
+            if type(owner) is dict and obj.__name__ in DICT_READS:
                 if args and type(args[0]) is not str:
                     budget.read(args)
                 return obj(*args, **kwargs)
-            (_, *args), kwargs = spend_for_call(budget, obj.__name__, (obj.__self__, *args), kwargs)
-            if owner is str:
-                return budget.wrote(obj(*args, **kwargs))
+            (_, *given), named = spend_for_call(budget, obj.__name__, (owner, *args), kwargs)
+            if type(owner) is str:
+                return budget.wrote(obj(*given, **named))
         scopes = {"_loop_vars": loop_variables, "_block_vars": block_variables}
-        return budget.wrote(super().call(context, obj, *args, **kwargs, **scopes))
+        return budget.wrote(super().call(context, obj, *given, **named, **scopes))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """Return `str.format` or `str.format_map` for a template; None for any other value."""
@@ -199,11 +165,11 @@ class PlainDataEnvironment(ImmutableSandboxedEnvironment):
             formatter = LimitedFormatter(self)
 
         def format_text(*args: Any, **kwargs: Any) -> str:
-            if value.__name__ == "format_map":
-                if kwargs or len(args) != 1:
-                    return of_sandbox(*args, **kwargs)  # raises the error
-                args, kwargs = (), args[0]
-            return type(text)(formatter.vformat(text, args, kwargs))
+            if value.__name__ != "format_map":
+                return type(text)(formatter.vformat(text, args, kwargs))
+            if kwargs or len(args) != 1:
+                return of_sandbox(*args, **kwargs)  # raises the error
+            return type(text)(formatter.vformat(text, (), *args))
 
         return update_wrapper(format_text, value)
 
@@ -236,17 +202,17 @@ def compile_template(chat_template: str) -> jinja2.Template:
         raise TemplateOverBudget(f"it has over {LONGEST_TEMPLATE_CHARACTERS:,} characters")
     try:
         template = _make_environment().from_string(chat_template)
-    except tuple(BEYOND_PYTHON) as error:
+    except PYTHON_LIMITS as error:
         raise TemplateOverBudget(find_reason(error)) from None
     # Each render copies the globals, and a ChainMap is slow to copy.
     template.globals = dict(template.globals)
     return template
 
 
-def _make_environment() -> PlainDataEnvironment:
+def _make_environment() -> LimitedEnvironment:
     # Transformers computes constant expressions when it compiles, so it gets no real template.
     reference = _compile_jinja_template("").environment
-    environment = PlainDataEnvironment(
+    environment = LimitedEnvironment(
         trim_blocks=reference.trim_blocks,
         lstrip_blocks=reference.lstrip_blocks,
         extensions=[
@@ -254,7 +220,7 @@ def _make_environment() -> PlainDataEnvironment:
             for extension in reference.extensions.values()
         ],
     )
-    environment.filters = limit_filters(reference.filters)
+    environment.filters = dict(limit_filters(reference.filters))
     environment.filters[CONDITION] = spend_condition
     environment.tests = limit_tests(reference.tests)
     environment.globals.update(reference.globals)
