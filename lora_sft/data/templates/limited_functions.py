@@ -9,7 +9,7 @@ arguments, or with the square of one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import wraps
 from itertools import chain
@@ -22,6 +22,7 @@ from jinja2.utils import generate_lorem_ipsum
 from lora_sft.data.templates.render_budget import (
     GROUPS,
     OPERATION_WORK,
+    SIZED,
     TEXTS,
     RenderBudget,
     TemplateOverBudget,
@@ -66,12 +67,13 @@ TEXT_FILTERS: Mapping[str, Function] = {
 SCALARS = frozenset({str, int, float, bool, type(None)})
 SPECIAL = SHALLOW | FORMATTED | CUT | SQUARED.keys()
 PLAIN = SCALARS | {dict, list}
+COUNTED: tuple[Any, ...] = (LoopContext, *SIZED)
 STRFTIME_WORK = 256  # C's strftime gets a buffer of this many characters per character of a format
 SEARCHED = 64  # a search in a text compares this many characters per unit of work
 WORD_WORK = 10 * OPERATION_WORK  # of a word that `lipsum` chooses
 
 
-def limit_filters(filters: Mapping[str, Function]) -> dict[str, Function]:
+def limit_filters(filters: Mapping[str, Function]) -> dict[str, Any]:
     """Return the filters of an environment, within the budget of the render."""
     return {
         name: function if name in FREE_FILTERS else _limit(name, function)
@@ -79,7 +81,7 @@ def limit_filters(filters: Mapping[str, Function]) -> dict[str, Function]:
     }
 
 
-def limit_tests(tests: Mapping[str, Function]) -> dict[str, Function]:
+def limit_tests(tests: Mapping[str, Function]) -> dict[str, Any]:
     """Return the tests of an environment, within the budget of the render."""
     return {
         name: function if name in FREE_TESTS else _limit(name, function)
@@ -169,7 +171,7 @@ def spend_for_call(
     others_size = sum(map(budget.read, others))
     if isinstance(first, TEXTS):
         budget.spend(OPERATION_WORK + size * others_size // SEARCHED)
-    elif isinstance(first, (dict, range, LoopContext, *GROUPS)):
+    elif isinstance(first, COUNTED):
         budget.spend(OPERATION_WORK + len(first) * (OPERATION_WORK + others_size))
     _spend_by_name(budget, name, first, size, others, others_size)
     deep, work = name not in SHALLOW, OPERATION_WORK + others_size
@@ -185,7 +187,7 @@ def is_iterator(value: Any) -> bool:
     kind = type(value)
     if kind in PLAIN or kind is LoopContext:
         return False
-    return hasattr(kind, "__next__") and hasattr(kind, "__iter__")
+    return issubclass(kind, Iterator)
 
 
 def _spend_by_name(
@@ -213,7 +215,7 @@ def measure_depth(value: Any) -> int:
     """Return how many lists and dictionaries are nested in each other."""
     if type(value) in SCALARS or not isinstance(value, (dict, *GROUPS)):
         return 0
-    parts = chain(value, value.values()) if isinstance(value, dict) else value
+    parts: Iterable[Any] = chain(value, value.values()) if isinstance(value, dict) else value
     return 1 + max(map(measure_depth, parts), default=0)
 
 

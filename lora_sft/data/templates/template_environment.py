@@ -133,7 +133,8 @@ class LimitedEnvironment(PlainDataEnvironment):
             return super().call(context, obj, *args, **kwargs)
         loop_variables = kwargs.pop("_loop_vars", None)
         block_variables = kwargs.pop("_block_vars", None)
-        if obj is self.globals["namespace"]:
+        namespace: Any = self.globals["namespace"]
+        if obj is namespace:
             budget.spend(OPERATION_WORK * (1 + len(kwargs)) + sum(map(budget.look_at, args)))
             return obj(*args, **kwargs)
         if kind is not BuiltinMethodType and kind is not MethodType:
