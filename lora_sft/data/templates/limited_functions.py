@@ -9,7 +9,7 @@ arguments, or with the square of one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import wraps
 from itertools import chain
@@ -33,12 +33,10 @@ from lora_sft.data.templates.render_budget import (
 Function = Callable[..., Any]
 
 # These functions look only at the argument itself, or at one of its items.
-FREE_FILTERS = frozenset(
-    {"attr", "count", "d", "default", "first", "items", "last", "length", "random"}
-)
+FREE_FILTERS = frozenset({"count", "d", "default", "first", "items", "last", "length", "random"})
 FREE_TESTS = frozenset(
-    {"boolean", "callable", "defined", "escaped", "false", "filter", "float", "integer"}
-    | {"iterable", "mapping", "none", "number", "sameas", "sequence", "string", "test", "true"}
+    {"boolean", "callable", "defined", "escaped", "false", "float", "integer"}
+    | {"iterable", "mapping", "none", "number", "sameas", "sequence", "string", "true"}
     | {"undefined"}
 )
 # These functions look at each item of a list, but not at the values inside the items.
@@ -53,6 +51,9 @@ MULTIPLIED = frozenset({"expandtabs", "indent", "join", "replace", "translate", 
 CUT = frozenset({"list", "rsplit", "split", "splitlines", "title", "wordcount"})
 # The work grows with the square of the size, divided by this number.
 SQUARED = {"decode": 1, "encode": 1, "pprint": 256, "striptags": 256, "urlize": 4, "wordwrap": 4}
+# These make a dictionary or a set. Numbers may be chosen so that each is compared with all others.
+# Python's hashes of texts are random, so texts cannot be chosen like that.
+HASHED = frozenset({"dict", "fromkeys", "unique"})
 SUM_OF_LISTS = 256  # the same for `sum` if it adds lists
 # The function computes `first % others`, which formats a text.
 FORMATTED = frozenset({"divisibleby", "even", "format", "odd"})
@@ -65,7 +66,7 @@ TEXT_FILTERS: Mapping[str, Function] = {
     "upper": str.upper,
 }
 SCALARS = frozenset({str, int, float, bool, type(None)})
-SPECIAL = SHALLOW | FORMATTED | CUT | SQUARED.keys()
+SPECIAL = SHALLOW | FORMATTED | CUT | HASHED | SQUARED.keys()
 PLAIN = SCALARS | {dict, list}
 COUNTED: tuple[Any, ...] = (LoopContext, *SIZED)
 STRFTIME_WORK = 256  # C's strftime gets a buffer of this many characters per character of a format
@@ -166,6 +167,8 @@ def spend_for_call(
     if not values:
         budget.spend(OPERATION_WORK)
         return [], kwargs
+    if name in HASHED and (is_iterator(values[0]) or isinstance(values[0], LoopContext)):
+        values[0] = list(budget.follow(values[0], OPERATION_WORK, deep=False))
     first, *others = [None if is_iterator(value) else value for value in values]
     size = budget.look_at(first) if name in SHALLOW else budget.read(first)
     others_size = sum(map(budget.read, others))
@@ -207,6 +210,8 @@ def _spend_by_name(
         budget.require(STRFTIME_WORK * (size + others_size))
     elif name == "sum" and any(isinstance(other, GROUPS) for other in others):
         budget.spend(size * size // SUM_OF_LISTS)
+    if name in HASHED and isinstance(first, SIZED):
+        budget.spend(OPERATION_WORK * sum(type(item) is not str for item in first) ** 2)
     if name in SQUARED and (others or name not in ("decode", "encode")):
         budget.spend(size * size // SQUARED[name])
 
@@ -215,7 +220,7 @@ def measure_depth(value: Any) -> int:
     """Return how many lists and dictionaries are nested in each other."""
     if type(value) in SCALARS or not isinstance(value, (dict, *GROUPS)):
         return 0
-    parts: Iterable[Any] = chain(value, value.values()) if isinstance(value, dict) else value
+    parts: Any = chain(value, value.values()) if isinstance(value, dict) else value
     return 1 + max(map(measure_depth, parts), default=0)
 
 

@@ -16,7 +16,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
-from types import GeneratorType, MethodType
+from types import GeneratorType, MappingProxyType, MethodType
 from typing import Any
 
 from jinja2.runtime import markup_join, str_join
@@ -37,6 +37,10 @@ RENDER_WORK = 20_000_000
 # The numbers are at least 20 times what the heaviest known templates need (TRL's Gemma 4, LFM 2).
 WORK_PER_INPUT = 1_500
 REREADING_WORK = 25
+# The text of a render has its own limit, because its tokens need several hundred times its memory.
+# A conversation enlarges it, and each message or tool once more: it may be shown with each of them.
+TEXT_CHARACTERS = 500_000
+TEXT_PER_INPUT = 20
 # JSON numbers have at most 14,300 bits: Python reads at most 4,300 digits.
 LONGEST_NUMBER_BITS = 20_000
 
@@ -130,9 +134,22 @@ class RenderBudget:
         """
         if not self._is_enlarged:
             self._is_enlarged = True
-            entries = sum(len(self._inputs.get(name) or ()) for name in ("messages", "tools"))
-            work = WORK_PER_INPUT + REREADING_WORK * entries
+            work = WORK_PER_INPUT + REREADING_WORK * self._count_entries()
             self.left += work * measure(self._inputs, sys.maxsize)
+
+    def _count_entries(self) -> int:
+        return sum(len(self._inputs.get(name) or ()) for name in ("messages", "tools"))
+
+    def check_size(self, text: str) -> str:
+        """Return the text of the render.
+
+        Raises: TemplateOverBudget if the text is too long for its conversation.
+        """
+        if len(text) > TEXT_CHARACTERS:
+            per_input = TEXT_PER_INPUT + self._count_entries()
+            if len(text) > TEXT_CHARACTERS + per_input * measure(self._inputs, sys.maxsize):
+                raise TemplateOverBudget(f"it writes {len(text):,} characters")
+        return text
 
     def is_tool(self, value: Any) -> bool:
         """Return whether a value is one of the conversation's tools, which are never changed."""
@@ -341,8 +358,8 @@ def _measure_other(value: Any, most: int) -> int:
     if isinstance(value, int):
         return value.bit_length()
     if isinstance(value, range):
-        return len(value)
-    if isinstance(value, dict):
+        return OPERATION_WORK * len(value)
+    if isinstance(value, (dict, MappingProxyType)):
         return measure(dict(value), most)
     if isinstance(value, GROUPS):
         return measure(list(value), most)

@@ -29,12 +29,12 @@ LINEAR_METHODS = frozenset(
 SHORT_CHARACTERS = 32
 # The name of the filter that spends the work of a loop's condition. No template can write it.
 CONDITION = "loop condition"
-# The body of these may run more than once.
+# The body of these spends its work each time that it runs.
 SHORT_BRANCH = 16  # operations
 MACRO_OPERATIONS = 10  # as much work as making a macro takes
 COMPARISONS = {"eq": "==", "ne": "!=", "gt": ">", "gteq": ">=", "lt": "<", "lteq": "<="}
 COMPARISONS |= {"in": "in", "notin": "not in"}
-REPEATED = (nodes.For, nodes.Macro, nodes.CallBlock, nodes.Block)
+BODIES = (nodes.Template, nodes.For, nodes.Macro, nodes.CallBlock, nodes.Block)
 
 
 class LimitedCodeGenerator(PlainDataCodeGenerator):
@@ -68,10 +68,12 @@ class LimitedCodeGenerator(PlainDataCodeGenerator):
         branch of a condition that is not short.
         """
         count = MACRO_OPERATIONS if isinstance(node, (nodes.Macro, nodes.CallBlock)) else 1
+        if isinstance(node, nodes.Dict):  # its keys may be chosen so that all are compared
+            count += sum(not is_text(item.key) for item in node.items) ** 2
         for name, value in node.iter_fields():
             children = value if isinstance(value, list) else [value]
             part = sum(self._count_operations(each) for each in children if is_node(each))
-            if (isinstance(node, REPEATED) and name == "body") or (
+            if (isinstance(node, BODIES) and name == "body") or (
                 isinstance(node, nodes.If) and name in ("body", "else_") and part > SHORT_BRANCH
             ):
                 self._work_of_bodies[id(value)] = OPERATION_WORK * (1 + part)
@@ -285,6 +287,11 @@ def find_places_to_spend(values: list[nodes.Expr]) -> set[int]:
             places.add(place - 1)
             num_variable = 2
     return places
+
+
+def is_text(node: nodes.Expr) -> bool:
+    """Return whether an expression is a constant text."""
+    return isinstance(node, nodes.Const) and isinstance(node.value, str)
 
 
 def is_number(node: nodes.Expr) -> bool:

@@ -73,7 +73,7 @@ class LimitedTemplate(jinja2.Template):
         names = {**self.globals, **variables}
         context = Context(self.environment, names, self.name, self.blocks)
         try:
-            return budget.concat(self.root_render_func(context))
+            return budget.check_size(budget.concat(self.root_render_func(context)))
         except (TemplateOverBudget, *PYTHON_LIMITS) as error:
             raise TemplateOverBudget(find_reason(error), self._find_line(error)) from None
         finally:
@@ -138,14 +138,18 @@ class LimitedEnvironment(PlainDataEnvironment):
             budget.spend(OPERATION_WORK * (1 + len(kwargs)) + sum(map(budget.look_at, args)))
             return obj(*args, **kwargs)
         if kind is not BuiltinMethodType and kind is not MethodType:
-            given, named = spend_for_call(budget, "", args, kwargs)
+            name = "dict" if obj is self.globals["dict"] else ""
+            given, named = spend_for_call(budget, name, args, kwargs)
         else:
             owner = obj.__self__
             if type(owner) is dict and obj.__name__ in DICT_READS:
                 if args and type(args[0]) is not str:
                     budget.read(args)
                 return obj(*args, **kwargs)
-            (_, *given), named = spend_for_call(budget, obj.__name__, (owner, *args), kwargs)
+            # A constructor (`dict.fromkeys`) does not read its owner.
+            own = () if isinstance(owner, (type, type(self.globals["dict"]))) else (owner,)
+            read, named = spend_for_call(budget, obj.__name__, (*own, *args), kwargs)
+            given = read[len(own) :]
             if type(owner) is str:
                 return budget.wrote(obj(*given, **named))
         scopes = {"_loop_vars": loop_variables, "_block_vars": block_variables}
