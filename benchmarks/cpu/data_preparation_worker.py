@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeAlias
@@ -155,8 +156,7 @@ def make_lora_sft_budget(
     tokenizer: Path, template: Path, folder: Path, warm_up_rows: Path
 ) -> Prepare:
     """Return a function that prepares rows with lora-sft, in turns with the budget and without."""
-    from lora_sft.data.templates import rendering
-
+    rendering: Any = import_module("lora_sft.data.templates.rendering")
     with_budget = rendering.compile_template
     whole = make_lora_sft_prepare(tokenizer, template, folder, warm_up_rows)
     compilers: dict[str, Any] = {"with": with_budget, "without": compile_without_budget}
