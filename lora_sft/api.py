@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lora_sft.errors import CapabilityError
+from lora_sft.hub_kernels import without_hub_kernels
 
 if TYPE_CHECKING:
     from lora_sft.data.preview.shown_rows import Preview
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 Split = Literal["train", "validation", "test"]
 
 
+@without_hub_kernels()
 def train_recipe(
     recipe: Recipe, *, resume: str | Path = "auto", overwrite: bool = False
 ) -> TrainResult:
@@ -34,12 +36,13 @@ def train_recipe(
         recipe: The recipe, from `read_recipe`.
         resume: `auto` continues an unfinished run of the same recipe. `never` raises RecipeError if
             the output directory holds this run. A path is a checkpoint to continue from.
-        overwrite: Remove the run in the output directory first.
+        overwrite: Delete what earlier runs wrote into the output directory first.
 
     Returns: The last step, the exit code, and the reason if the run was stopped.
 
     Raises:
-        RecipeError: If the recipe is wrong, or the output directory holds another run.
+        RecipeError: If the recipe is wrong, or the output directory holds another run or files
+            that no run wrote.
         DataError: If the rows cannot be read, or every row is dropped.
         ModelError: If the model cannot be loaded, or the recipe does not fit it.
         CapabilityError: If this machine cannot do what the recipe asks for.
@@ -58,6 +61,7 @@ def train_recipe(
     )
 
 
+@without_hub_kernels()
 def evaluate_run(
     run: str | Path, *, split: Split | None = None, against: str | Path | None = None
 ) -> Evaluation:
@@ -84,6 +88,7 @@ def evaluate_run(
     return run_evaluation(Path(run), None, split)
 
 
+@without_hub_kernels()
 def merge_adapter(
     adapter: str | Path,
     out: str | Path,

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_sft.errors import ModelError, RecipeError
+from lora_sft.errors import ModelError, RecipeError, TrainingError
 from lora_sft.file_names import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
@@ -89,6 +90,11 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def probe(self) -> Path:
+        """The folder of the trial save before the first step."""
+        return self.checkpoints / "_probe"
+
+    @property
     def validation_sample(self) -> Path:
         return self.path / "validation_sample.json"
 
@@ -135,7 +141,7 @@ class RunDirectory:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        except OSError as error:
             raise RecipeError(
                 f"cannot make the run directory: {error.strerror}",
                 f"{self.path}  output_dir",
@@ -143,11 +149,47 @@ class RunDirectory:
             ) from error
         return self
 
+    def check_writable(self) -> None:
+        """Check that files can be written into the directory, `checkpoints/` and `adapter/`.
+
+        These two may be links, for example to another disk. The adapter is written only after the
+        last step.
+
+        Raises: RecipeError if a file cannot be written.
+        """
+        for folder in (self.path, self.checkpoints, self.adapter):
+            try:
+                if os.path.lexists(folder):
+                    tempfile.TemporaryFile(dir=folder).close()
+            except OSError as error:
+                raise RecipeError(
+                    f"cannot write into {folder}: {error.strerror}",
+                    f"{self.path}  output_dir",
+                    "let this user write there, or set another output_dir",
+                ) from error
+
+    def check_not_removed(self) -> None:
+        """Check that the manifest, which the start of the run wrote, is still there.
+
+        Raises: TrainingError if it is gone.
+        """
+        if not self.manifest.exists():
+            raise TrainingError(
+                "the output directory was removed, or its manifest.json, while the run trained",
+                str(self.path),
+                "restore it from a copy if you have one, and start the same command again",
+            )
+
     def read_json(self, path: Path) -> dict[str, Any] | None:
-        """Return one of this run's JSON documents; None if it is missing or not JSON."""
+        """Return one of this run's JSON documents; None if it is missing or damaged.
+
+        Raises: OSError if it cannot be read, for example without permission.
+        """
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):  # ValueError: not UTF-8, or not JSON
+        except (FileNotFoundError, IsADirectoryError):
+            return None
+        except (ValueError, RecursionError):  # ValueError: not UTF-8, or not JSON
             return None
         return document if isinstance(document, dict) else None
 
@@ -157,9 +199,9 @@ class RunDirectory:
 
     def read_template_date(self) -> str | None:
         """Return the date that the run's chat template showed; None if it shows no date."""
-        data = (self.read_json(self.manifest) or {}).get("data") or {}
-        date: str | None = data.get("template_date")
-        return date
+        data = (self.read_json(self.manifest) or {}).get("data")
+        date = data.get("template_date") if isinstance(data, dict) else None
+        return date if isinstance(date, str) else None
 
     def write_status(self, exit_code: int, reason: str, step: int, *, state_saved: bool) -> None:
         """Write how this start ended, because other launchers return only their own exit code.
@@ -170,8 +212,9 @@ class RunDirectory:
             step: The last optimizer step whose state is on disk; the same command continues from
                 there. 0 if there is no intact checkpoint.
             state_saved: Whether this start saved its state at its end. True if the run is finished,
-                or if a signal stopped it at a saved step. False after an error, and after a signal
-                outside the training loop. Then `step` is that of the last intact checkpoint, and
+                if a signal stopped it at a saved step, or if an evaluation or an export failed
+                after the state was saved. False after another error, and after a signal outside the
+                training loop. Then `step` is that of the last intact checkpoint, and
                 the training after it is lost. `launch` reads this field: a launcher may have
                 stopped a run that saved nothing.
         """

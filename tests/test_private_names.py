@@ -46,7 +46,11 @@ class PrivateName:
 
 
 TEMPLATES = "transformers.utils.chat_template_utils"
-HANDLER = "transformers.cli.serving.utils.BaseHandler"
+HANDLERS = (
+    "transformers.cli.serving.chat_completion.ChatCompletionHandler",
+    "transformers.cli.serving.completion.CompletionHandler",
+    "transformers.cli.serving.response.ResponseHandler",
+)
 FILES = "transformers.utils.hub.cached_files"
 
 PRIVATE_NAMES = (
@@ -55,9 +59,19 @@ PRIVATE_NAMES = (
     PrivateName("transformers.Trainer", "_save_checkpoint", OVERRIDDEN),
     PrivateName("transformers.Trainer", "_finalize_training", OVERRIDDEN),
     PrivateName("transformers.Trainer", "_get_grad_norm", OVERRIDDEN),
-    PrivateName(HANDLER, "_validate_request", OVERRIDDEN),
-    PrivateName(HANDLER, "_build_generation_config", OVERRIDDEN),
-    PrivateName("transformers.Trainer", "_load_from_checkpoint", USED),
+    *(
+        PrivateName(handler, name, USED)
+        for handler in HANDLERS
+        for name in ("_streaming", "_non_streaming", "_build_generation_config")
+    ),
+    PrivateName(HANDLERS[-1], "_normalize_input", USED),
+    PrivateName(HANDLERS[-1], "_normalize_tools", USED),
+    PrivateName("transformers.Trainer", "_load_callback_state", OVERRIDDEN),
+    PrivateName("transformers.Trainer", "_run_epoch", OVERRIDDEN),
+    PrivateName("transformers.Trainer", "_tr_loss", USED),
+    PrivateName("transformers.Trainer", "_total_loss_scalar", USED),
+    PrivateName("transformers.Trainer", "_globalstep_last_logged", USED),
+    PrivateName("trl.SFTTrainer", "_send_telemetry", OVERRIDDEN),
     PrivateName("trl.SFTTrainer", "_metrics", USED),
     PrivateName("trl.SFTTrainer", "_total_train_tokens", USED),
     PrivateName("transformers.TrainingArguments", "_n_gpu", USED),

@@ -40,8 +40,8 @@ def build(job: Job) -> Run:
     tokenizer = load_saved_tokenizer(job.model_folder)
     packing = pack_rows(recipe, batch, rows, model, tokenizer, arguments)
     training = TrainingJob(recipe, run, arguments, model, tokenizer, packing)
-    stop = StopOnSignal()
-    return TrainerRun(build_trainer(training, [*make_callbacks(training, None), stop], stop))
+    callbacks = [*make_callbacks(training, None), StopOnSignal()]
+    return TrainerRun(build_trainer(training, callbacks))
 
 
 def _wants_packing(job: Job) -> bool:

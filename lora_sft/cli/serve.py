@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from lora_sft.serve.loaded_model import ModelFolder
 
 API_KEY_VARIABLE = "LORA_SFT_API_KEY"
-LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
+DEFAULT_HOST = "127.0.0.1"
+LOOPBACK_HOSTS = (DEFAULT_HOST, "::1", "localhost")
 
 
 def add_parser(commands: Commands) -> None:
@@ -31,7 +32,9 @@ def add_parser(commands: Commands) -> None:
     add_model_folder(parser)
     add_trust(parser)
     parser.add_argument(
-        "--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1)"
+        "--host",
+        help=f"the address to listen on (default: {DEFAULT_HOST}); without this option, only "
+        "requests to localhost are answered",
     )
     parser.add_argument(
         "--port",
@@ -66,11 +69,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.name:
         model = dataclasses.replace(model, name=arguments.name)
     key = arguments.api_key or os.environ.get(API_KEY_VARIABLE)
-    if arguments.host not in LOOPBACK_HOSTS and not key:
-        say(
-            f"warning: every computer that can reach {arguments.host} can use the model; "
-            "set --api-key"
-        )
+    host = arguments.host or DEFAULT_HOST
+    if host not in LOOPBACK_HOSTS and not key:
+        say(f"warning: every computer that can reach {host} can use the model; set --api-key")
     if arguments.dry_run or _should_use_vllm(arguments, model):
         return _serve_with_vllm(arguments, model, key)
     return _serve_with_transformers(arguments, model, key)
@@ -86,7 +87,7 @@ def _should_use_vllm(arguments: argparse.Namespace, model: ModelFolder) -> bool:
     if arguments.backend != "auto" or not is_vllm_installed():
         return bool(arguments.backend == "vllm")
     try:
-        make_vllm_command(model, arguments.host, arguments.port)
+        make_vllm_command(model, arguments.host or DEFAULT_HOST, arguments.port)
     except CapabilityError as error:
         say(f"{error.what}; transformers serves the model instead")
         return False
@@ -96,7 +97,7 @@ def _should_use_vllm(arguments: argparse.Namespace, model: ModelFolder) -> bool:
 def _serve_with_vllm(arguments: argparse.Namespace, model: ModelFolder, key: str | None) -> int:
     from lora_sft.serve.vllm_command import make_vllm_command, replace_process_with_vllm
 
-    command = make_vllm_command(model, arguments.host, arguments.port)
+    command = make_vllm_command(model, arguments.host or DEFAULT_HOST, arguments.port)
     if arguments.dry_run:
         print_result(shlex.join(command))
         return EXIT_DONE
@@ -109,7 +110,8 @@ def _serve_with_transformers(
     arguments: argparse.Namespace, model: ModelFolder, key: str | None
 ) -> int:
     try:
-        from lora_sft.serve.endpoint import build_app, open_listener, run_endpoint
+        from lora_sft.serve.endpoint import build_app
+        from lora_sft.serve.listening import open_listener, run_endpoint
     except ImportError as error:
         raise CapabilityError(
             f"a package that the server needs is not installed: {error.name}",
@@ -118,8 +120,8 @@ def _serve_with_transformers(
         ) from error
     from lora_sft.serve.loaded_model import load_model
 
-    with open_listener(arguments.host, arguments.port) as listener:
-        app = build_app(load_model(model), key)
+    with open_listener(arguments.host or DEFAULT_HOST, arguments.port) as listener:
+        app = build_app(load_model(model), key, loopback_names_only=arguments.host is None)
         listener.listen()
         host, port = listener.getsockname()[:2]
         say(f"serving {model.name} on http://{f'[{host}]' if ':' in host else host}:{port}/v1")

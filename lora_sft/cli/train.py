@@ -43,7 +43,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="delete the run in output_dir and train from step 0",
+        help="delete what earlier runs wrote into output_dir, and train from step 0",
     )
     add_trust(parser)
     add_trust_checkpoint(parser)

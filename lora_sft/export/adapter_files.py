@@ -64,16 +64,15 @@ def write_validation_sample(run: RunDirectory, rows: Dataset | None) -> None:
 
 
 def apply_umask(folder: Path) -> None:
-    """Set the mode of every file to the mode that the user's umask allows.
+    """Set the mode of every file of weights to the mode that the user's umask allows.
 
     safetensors writes its files with mode 0600. A server that runs as another user could then read
-    all files except the weights.
+    all files except the weights. Other files have the right mode, and some may be the user's own.
     """
     umask = os.umask(0)
     os.umask(umask)
-    for path in folder.iterdir():
-        if path.is_file():
-            path.chmod(0o666 & ~umask)
+    for path in folder.glob("*.safetensors"):
+        path.chmod(0o666 & ~umask)
 
 
 def check_adapter_file(path: Path) -> None:

@@ -145,10 +145,20 @@ def is_full_disk_error(error: BaseException) -> bool:
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in FULL_DISK_ERRNOS:
             return True
-        if any(word in str(seen) for word in FULL_DISK_WORDS) and "Reader" not in str(seen):
+        if _says_full_disk(str(seen)):
             return True
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+def _says_full_disk(text: str) -> bool:
+    """Return whether the text of a library's error means a full disk.
+
+    torch's writer reports any other cause after the word "strerror", and its reader has no disk.
+    """
+    if "Reader" in text or ("strerror" in text and os.strerror(errno.ENOSPC) not in text):
+        return False
+    return any(word in text for word in FULL_DISK_WORDS)
 
 
 def _describe_free(path: Path) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from lora_sft.data.templates.prompt_text import tokenize_prompt
+from lora_sft.data.templates.prompt_text import render_prompt
 from lora_sft.data.templates.tokenizer import find_saved_stop_token_ids, load_saved_tokenizer
 from lora_sft.errors import ModelError
 from lora_sft.evaluate.generation import AnswerStream, make_generation_config
@@ -29,6 +29,9 @@ from lora_sft.model.base_model import (
 from lora_sft.model_files.remote_code import check_remote_code
 from lora_sft.recipe import ModelSection
 from lora_sft.run_directory import RunDirectory, is_run
+
+# Tokens have 3 to 6 characters on average. Only a text of repeated characters has more.
+MOST_CHARACTERS_PER_TOKEN = 32
 
 
 @dataclass(frozen=True)
@@ -107,24 +110,40 @@ class LoadedModel:
             return None
         room = self.context_tokens - prompt_tokens
         if room < 1:
-            raise ModelError(
-                f"the conversation has {prompt_tokens:,} tokens, and the model's context is "
-                f"{self.context_tokens:,}",
-                self.name,
-                "send a shorter conversation, or start a new one",
-            )
+            raise self._make_length_error(f"{prompt_tokens:,} tokens")
         return room
 
+    def _make_length_error(self, length: str) -> ModelError:
+        return ModelError(
+            f"the conversation has {length}, and the model's context is {self.context_tokens:,} "
+            "tokens",
+            self.name,
+            "send a shorter conversation, or start a new one",
+        )
+
     def make_prompt(
-        self, messages: Sequence[dict[str, str]], template_kwargs: Mapping[str, Any]
+        self,
+        messages: Sequence[dict[str, Any]],
+        template_kwargs: Mapping[str, Any],
     ) -> list[int]:
         """Return the token ids of the prompt.
 
         Without a chat template, the prompt is the text of the last message.
         """
         if not self.tokenizer.chat_template:
-            return list(self.tokenizer(messages[-1]["content"])["input_ids"])
-        return tokenize_prompt(self.tokenizer, messages, template_kwargs)
+            return self.tokenize(messages[-1]["content"])
+        text = render_prompt(self.tokenizer, messages, template_kwargs)
+        return self.tokenize(text, add_special_tokens=False)
+
+    def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Return the token ids of a text.
+
+        Raises: ModelError if the text is certainly longer than the context. A tokenizer needs much
+            more memory than the text, so this is checked before.
+        """
+        if len(text) > MOST_CHARACTERS_PER_TOKEN * (self.context_tokens or len(text)):
+            raise self._make_length_error(f"{len(text):,} characters")
+        return list(self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
 
 
 def find_model_folder(path: Path, *, trust_remote_code: bool = False) -> ModelFolder:

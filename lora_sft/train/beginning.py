@@ -10,9 +10,11 @@ from lora_sft.processes.meeting import meet
 from lora_sft.processes.this_process import Processes
 from lora_sft.processes.watch import Watch
 from lora_sft.train import zero
-from lora_sft.train.checkpoints.resume import StartingPoint, remove_run
+from lora_sft.train.checkpoints.conditions import list_other_conditions
+from lora_sft.train.checkpoints.resume import StartingPoint
 from lora_sft.train.checkpoints.signing import identify_key, prepare_key, warn_of_other_keys
 from lora_sft.train.training_job import TrainingJob
+from lora_sft.written_files import remove_run
 
 
 def begin_run(
@@ -27,8 +29,10 @@ def begin_run(
     Only rank 0 does this. Before it, all processes wait until each has read the old run. After it,
     they wait again, so that no process reads the old files.
 
+    The manifest is written first: it marks the other files as those of a run.
+
     Continuing a DeepSpeed run needs the user's key. So rank 0 makes it if there is none, and the
-    other processes look whether they have the same one.
+    other processes check that they have the same one.
     """
     needs_key = job.arguments.deepspeed is not None and job.arguments.save_strategy != "no"
     if needs_key and processes.is_main:
@@ -46,6 +50,9 @@ def begin_run(
         warn_of_other_keys(keys)
     if start.checkpoint is not None:
         say(f"continuing from {start.checkpoint}")
+        others = list_other_conditions(start.recorded, manifest)
+        if others:
+            say(f"this start differs from the one before (rounding may too): {', '.join(others)}")
     if processes.is_main:
-        job.run.write_recipe(job.recipe.resolved_text())
         job.run.write_manifest({"id": start.run_id, **manifest})
+        job.run.write_recipe(job.recipe.resolved_text())

@@ -11,7 +11,13 @@ from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import SaveStrategy
 
 from lora_sft.log import make_console, say
@@ -19,18 +25,27 @@ from lora_sft.processes.stop_signal import StopRequest
 from lora_sft.processes.watch import Watch
 from lora_sft.run_directory import RunDirectory, write_text_atomically
 
-SHOWN_METRICS = ("loss", "eval_loss", "grad_norm", "learning_rate", "mean_token_accuracy")
+SHOWN_METRICS = (
+    "loss",
+    "train_loss",
+    "eval_loss",
+    "grad_norm",
+    "learning_rate",
+    "mean_token_accuracy",
+)
+LAST_RECORD_FIELD = "train_loss"  # only the last record of a start has it
 
 
 class MetricsFile(TrainerCallback):
     """A callback that appends every log record to `metrics.jsonl`, with the Trainer's own keys.
 
-    A resumed run first removes the records of steps after its checkpoint. These steps are trained
-    again, and the file must have one record per step.
+    The file must be that of a run in one start. So a resumed run first removes the records of steps
+    after its checkpoint, which are trained again, and the last record of a start that was stopped.
     """
 
     def __init__(self, run: RunDirectory) -> None:
         self.path = run.metrics
+        self._is_complete = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -38,11 +53,13 @@ class MetricsFile(TrainerCallback):
         """Keep only the records up to the step of the checkpoint."""
         if not state.is_world_process_zero:
             return
-        kept = [
-            line
-            for line in (self.path.read_text().splitlines() if self.path.exists() else [])
-            if _read_step(line) <= state.global_step
-        ]
+        is_resumed = state.global_step > 0
+        lines = self.path.read_text().splitlines() if is_resumed and self.path.exists() else []
+        records = {line: _read_record(line) for line in lines}
+        kept = [line for line in lines if records[line].get("step", math.inf) <= state.global_step]
+        if not control.should_training_stop:
+            kept = [line for line in kept if LAST_RECORD_FIELD not in records[line]]
+        self._is_complete = bool(kept) and LAST_RECORD_FIELD in records[kept[-1]]
         write_text_atomically(self.path, "".join(f"{line}\n" for line in kept))
 
     def on_log(
@@ -58,7 +75,7 @@ class MetricsFile(TrainerCallback):
         NaN and infinity become null, because JSON cannot express them. Under float16 a gradient
         norm may be infinite.
         """
-        if state.is_world_process_zero and logs:
+        if state.is_world_process_zero and logs and not self._is_complete:
             record = {name: _replace_non_finite(value) for name, value in logs.items()}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **record}) + "\n")
@@ -68,12 +85,13 @@ def _replace_non_finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _read_step(line: str) -> float:
-    """Return the step of a record; infinity for an incomplete line, so that it is removed."""
+def _read_record(line: str) -> dict[str, Any]:
+    """Return the record of a line; empty for an incomplete line."""
     try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+        record = json.loads(line)
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 class ProgressDisplay(TrainerCallback):
@@ -198,11 +216,11 @@ class StopOnSignal(TrainerCallback):
             return
         is_epoch_end = state.epoch is not None and float(state.epoch).is_integer()
         if not is_epoch_end:
-            control.should_evaluate = False
+            control.should_evaluate = control.should_log = False
         elif args.metric_for_best_model is None:
             self._skip_evaluation(state, control)
         is_saved = self._saved_step == state.global_step
-        control.should_save = control.should_evaluate or not is_saved
+        control.should_save = control.should_evaluate or control.should_log or not is_saved
 
     def _stop_if_signalled(self, args: TrainingArguments, control: TrainerControl) -> None:
         self.received = self._find_signal_of_any_rank(args)
@@ -231,6 +249,62 @@ class StopOnSignal(TrainerCallback):
         number = torch.tensor(int(here or 0), device=args.device)
         torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
         return signal.Signals(int(number.item())) if number.item() else None
+
+
+class SaveAfterEpoch(TrainerCallback):
+    """A callback that saves the last step of an epoch after the epoch's evaluation and log record.
+
+    The trainer makes them after it has saved the step. The checkpoint would not know them, and a
+    run that continues from it would not repeat them. It must be the last callback.
+    """
+
+    def __init__(self) -> None:
+        self._is_due = False
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Postpone a save at the last step of an epoch or of the run."""
+        is_last = control.should_training_stop or float(state.epoch).is_integer()
+        self._is_due = is_last and control.should_save
+        control.should_save = control.should_save and not is_last
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Make the save that was postponed. The trainer evaluates and logs before it saves."""
+        control.should_save = control.should_save or self._is_due
+
+
+class StopAtLastStep(TrainerCallback):
+    """A callback that trains no step if the checkpoint is already the last step of the run.
+
+    That happens if a run was killed between its last checkpoint and its end. The Trainer would
+    train one step too many, and after early stopping it would train on (transformers 5.23).
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop the training before its first step."""
+        if state.global_step >= state.max_steps or was_stopped_early(state):
+            say(f"step {state.global_step} is the last step; there is nothing left to train")
+            control.should_training_stop = True
+
+
+def was_stopped_early(state: TrainerState) -> bool:
+    """Return whether early stopping had ended the run before its checkpoint was saved."""
+    stored = read_callback_state(state, EarlyStoppingCallback)
+    if not stored:
+        return False
+    evaluations_without_gain = stored["attributes"]["early_stopping_patience_counter"]
+    return bool(evaluations_without_gain >= stored["args"]["early_stopping_patience"])
+
+
+def read_callback_state(state: TrainerState, kind: type) -> dict[str, Any]:
+    """Return what the trainer's state has stored for a kind of callback; empty if nothing."""
+    stored: Any = state.stateful_callbacks  # in fact a dict, by class name
+    return stored.get(kind.__name__) or {}
 
 
 class BestCheckpoint(TrainerCallback):

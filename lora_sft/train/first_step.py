@@ -50,8 +50,9 @@ class FirstStepRecord(TrainerCallback):
             "rows_read_by_several": shared,
             "bytes_by_process": held,
         }
-        manifest = self.run.read_json(self.run.manifest) or {}
-        self.run.write_manifest({**manifest, "first_step": record})
+        manifest = self.run.read_json(self.run.manifest)
+        if manifest is not None:  # without it the file would not be the mark of a run
+            self.run.write_manifest({**manifest, "first_step": record})
         if shared:
             say(
                 f"warning: several processes read the same {shared} rows in this step: the data "

@@ -16,19 +16,22 @@ from typing import Any
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from lora_sft.errors import EXIT_DONE, TrainingError
-from lora_sft.log import say
 from lora_sft.processes.stop_signal import StopRequest, exit_code_of
 from lora_sft.processes.watch import Watch
+from lora_sft.recipe.optional_packages import explain_import_errors
 from lora_sft.train.callbacks import (
     BestCheckpoint,
     MetricsFile,
     ProgressDisplay,
     ProgressForWatch,
+    SaveAfterEpoch,
+    StopAtLastStep,
     StopOnSignal,
 )
-from lora_sft.train.checkpoints.resume import find_best_checkpoint, read_checkpoint_state
+from lora_sft.train.checkpoints.resume import find_best_checkpoint
+from lora_sft.train.intervals import Intervals
 from lora_sft.train.training_job import TrainingJob
-from lora_sft.train.trl.trainer import LoraTrainer, build_trainer
+from lora_sft.train.trl.trainer import build_trainer
 
 
 @dataclass(frozen=True)
@@ -62,25 +65,18 @@ def fit(job: TrainingJob, request: StopRequest, watch: Watch | None = None) -> T
         watch: Counts each step, so that a stalled run ends; None in a run of one process.
 
     Raises:
+        CapabilityError: If a package that the recipe needs cannot be imported.
         NonFiniteLoss: If a loss or a gradient is not finite; raised before the optimizer step.
         TrainingError: If a saved adapter differs from the one in memory, or if the checkpoint holds
             code.
     """
-    with _refusing_code(job.checkpoint):
+    with _refusing_code(job.checkpoint), explain_import_errors(job.recipe):
         return _fit(job, request, watch)
 
 
 def _fit(job: TrainingJob, request: StopRequest, watch: Watch | None) -> TrainResult:
     stop = StopOnSignal(request)
-    trainer = build_trainer(job, [*make_callbacks(job, watch), stop], stop)
-    if job.checkpoint is not None:
-        best = find_best_checkpoint(job.run, job.checkpoint, trust_checkpoint=job.trust_checkpoint)
-        if has_no_steps_left(trainer):
-            say(f"{job.checkpoint.name} is the last step; there is nothing left to train")
-            is_best_wanted = best is not None and job.arguments.load_best_model_at_end
-            trainer._load_from_checkpoint(str(best if is_best_wanted else job.checkpoint))
-            return TrainResult(read_checkpoint_state(job.checkpoint)["global_step"])
-        trainer.add_callback(BestCheckpoint(best))
+    trainer = build_trainer(job, [*make_callbacks(job, watch), stop, SaveAfterEpoch()])
     with request.stepping():
         trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
     return make_result(trainer.state, stop)
@@ -103,30 +99,21 @@ def _refusing_code(checkpoint: Path | None) -> Iterator[None]:
 
 
 def make_callbacks(job: TrainingJob, watch: Watch | None) -> list[TrainerCallback]:
-    """Return the callbacks of a run, except `StopOnSignal`.
+    """Return the callbacks of a run, except `StopOnSignal` and `SaveAfterEpoch`.
 
-    That one must be the last: it changes what the others have asked the trainer to do.
+    Those must be the last: they change what the others have asked the trainer to do.
     """
-    callbacks: list[TrainerCallback] = [MetricsFile(job.run), ProgressDisplay()]
+    callbacks: list[TrainerCallback] = []
+    if job.checkpoint is not None:
+        best = find_best_checkpoint(job.run, job.checkpoint, trust_checkpoint=job.trust_checkpoint)
+        callbacks += [Intervals(), StopAtLastStep(), BestCheckpoint(best)]
+    callbacks += [MetricsFile(job.run), ProgressDisplay()]
     if watch is not None:
         callbacks.append(ProgressForWatch(watch))
     patience = job.recipe.train.get("early_stopping_patience")
     if patience is not None:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=patience))
     return callbacks
-
-
-def has_no_steps_left(trainer: LoraTrainer) -> bool:
-    """Return whether the job's checkpoint is the last step of the run.
-
-    That happens if a run was killed between its last checkpoint and its end. The Trainer would then
-    train one step too many (transformers 5.23 compares with `max_steps` only after a step).
-    """
-    job = trainer.job
-    assert job.checkpoint is not None
-    batches = trainer.get_train_dataloader()
-    steps = trainer.set_initial_training_values(job.arguments, batches)[-1]
-    return bool(read_checkpoint_state(job.checkpoint)["global_step"] >= steps)
 
 
 def make_result(state: Any, stop: StopOnSignal) -> TrainResult:

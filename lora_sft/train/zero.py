@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import importlib.util
 import logging
 import os
 import shutil
@@ -23,7 +22,7 @@ from typing import Any
 
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from lora_sft.errors import CapabilityError, RecipeError
+from lora_sft.errors import RecipeError
 from lora_sft.model.base_model import CausalModel, find_device
 from lora_sft.recipe import Recipe
 from lora_sft.recipe.deepspeed_policy import AUTO, OWNED_NUMBERS, OWNED_SECTIONS, read_policy
@@ -45,18 +44,10 @@ def make_deepspeed_config(
         autocast_bfloat16: Whether the model computes in bfloat16.
         universal: Whether the run continues from a checkpoint that was converted for another number
             of processes.
-
-    Raises: CapabilityError if DeepSpeed is not installed.
     """
     policy = read_policy(recipe)
     if policy is None:
         return None
-    if importlib.util.find_spec("deepspeed") is None:
-        raise CapabilityError(
-            "train.deepspeed needs DeepSpeed, which is not installed",
-            recipe.where("train.deepspeed"),
-            "install it: DS_BUILD_OPS=0 pip install 'lora-sft[deepspeed]'",
-        )
     settings = copy.deepcopy(policy.settings)
     for section in OWNED_SECTIONS:
         settings.pop(section, None)
@@ -186,10 +177,7 @@ def convert_to_universal(checkpoint: Path) -> None:
 
     source = _find_shards(checkpoint)
     target = source.with_name(source.name + UNIVERSAL_SUFFIX)
-    if target.is_symlink():
-        target.unlink()
-    elif target.exists():
-        shutil.rmtree(target)  # it was never verified
+    _remove_folder(target)  # an existing folder was never verified
     arguments = argparse.Namespace(
         input_folder=str(source),
         output_folder=str(target),
@@ -201,6 +189,17 @@ def convert_to_universal(checkpoint: Path) -> None:
     )
     with contextlib.redirect_stdout(None):  # it prints each file to stdout
         ds_to_universal.main(arguments)
+
+
+def _remove_folder(folder: Path) -> None:
+    """Delete a folder; of a link, only the link. `shutil.rmtree` alone refuses a link.
+
+    Raises: OSError if it cannot be deleted.
+    """
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
 
 
 def _find_shards(checkpoint: Path) -> Path:

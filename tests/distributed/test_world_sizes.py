@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lora_sft.train.checkpoints.sealing import seal
-from tests.commands import read_metrics
+from tests.commands import read_metrics, read_timeless_metrics
 from tests.distributed.cells import STEPS, train, write_recipe_for
 
 pytest.importorskip("deepspeed", reason="pip install 'lora-sft[deepspeed]'")
@@ -37,7 +37,7 @@ def copy_first_half(cell, setting, tmp_path, shared_model, name, base="lora"):
 
 
 def check_second_half(run, straight, base="lora"):
-    for key in ("loss", "grad_norm", "learning_rate"):
+    for key in ("loss", "grad_norm", "learning_rate", "num_tokens"):
         expected, found = straight.read(key), read_metrics(run, key)
         assert list(found) == list(expected)
         relative = RELATIVE[base].get(key, 1e-12)
@@ -70,6 +70,25 @@ def test_a_run_continues_with_another_number_of_processes(
     assert f"checkpoint-{HALF}" in outcome.stderr
     assert json.loads((run / "manifest.json").read_text())["world_size"] == processes
     check_second_half(run, cell(base, "one"), base)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_sums_of_the_log_continue_with_any_number_of_processes(
+    processes, tmp_path, shared_model
+):
+    """Of the steps 1 to 4, whose mean loss is logged, three are before the interruption."""
+    logs = {"logging_steps": 4}
+    recipe = write_recipe_for(tmp_path, shared_model, "lora", "ddp", "run", **logs)
+    assert train(2, recipe).code == 0
+    run, straight = tmp_path / "run", tmp_path / "straight"
+    shutil.copytree(run, straight)
+    shutil.rmtree(run / "checkpoints" / f"checkpoint-{STEPS}")
+    (run / "status.json").unlink()
+    assert train(processes, recipe).code == 0
+    if processes == 2:
+        assert read_timeless_metrics(run) == read_timeless_metrics(straight)
+    for key in ("loss", "train_loss", "num_tokens"):
+        assert read_metrics(run, key) == pytest.approx(read_metrics(straight, key), rel=1e-5)
 
 
 def test_the_comparison_notices_lost_optimizer_states(cell, tmp_path, shared_model):

@@ -24,7 +24,7 @@ def test_a_folder_without_a_model_is_refused(command, tmp_path):
 
 def test_for_a_missing_package_the_error_names_the_extra(command, tiny_model, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    monkeypatch.delitem(sys.modules, "lora_sft.serve.endpoint", raising=False)
+    monkeypatch.delitem(sys.modules, "lora_sft.serve.listening", raising=False)
     outcome = command("serve", tiny_model, "--backend", "transformers")
     check_is_refused(outcome, 5, "not installed: uvicorn", "pip install 'lora-sft[serve]'")
 

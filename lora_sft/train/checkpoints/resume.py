@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import json
 import secrets
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lora_sft.errors import RecipeError, ResumeMismatch, TrainingError
-from lora_sft.file_names import ADAPTER_CONFIG_FILE, CHECKPOINT_PREFIX, TRAINER_STATE_FILE
+from lora_sft.file_names import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHTS_FILE,
+    CHECKPOINT_PREFIX,
+    MANIFEST_FILE,
+    TRAINER_STATE_FILE,
+)
 from lora_sft.log import say
 from lora_sft.recipe import Recipe
 from lora_sft.run_directory import RunDirectory
-from lora_sft.train.checkpoints.sealing import find_damage, read_manifest
+from lora_sft.train.checkpoints.output_folder import check_output_files
+from lora_sft.train.checkpoints.run_manifest import read_recorded_recipe, read_run_manifest
+from lora_sft.train.checkpoints.sealing import find_damage, is_unfinished, read_manifest
 from lora_sft.train.checkpoints.signing import OPTION, find_doubt
 from lora_sft.train.zero import has_shards
 from lora_sft.user_key import KEY_FILE_VARIABLE
@@ -37,6 +44,7 @@ class StartingPoint:
     Attributes:
         checkpoint: The checkpoint to continue from; None to begin at step 0.
         finished: Whether the run is finished, so that there is nothing to do.
+        only_exports_left: Whether the adapter is complete, and only the exports failed.
         discard: Whether the old run in the directory must be removed first (`--overwrite`).
         recorded: The manifest of the checkpoint's run. With `--resume PATH` that may be a run in
             another directory.
@@ -46,6 +54,7 @@ class StartingPoint:
 
     checkpoint: Path | None = None
     finished: bool = False
+    only_exports_left: bool = False
     discard: bool = False
     recorded: Mapping[str, Any] = field(default_factory=dict)
     run_id: str = ""
@@ -85,20 +94,21 @@ def find_starting_point(
         trust_checkpoint: Whether to load DeepSpeed's states that this user did not sign.
 
     Raises:
-        RecipeError: If the directory holds another run.
+        RecipeError: If the directory holds another run or files that no run wrote, or if no
+            checkpoint of this run can be used.
         TrainingError: If the checkpoint `resume` is incomplete, or if a checkpoint has DeepSpeed
             states of another author that are not trusted.
     """
     start = _decide(run, recipe, resume, overwrite)
     is_same = start.discard or not find_differences(*_compare_recipes(run, recipe))
-    known = (run.read_json(run.manifest) or {}).get("id") if is_same else None
+    known = (read_run_manifest(run) or {}).get("id") if is_same else None
     start = replace(start, run_id=known or secrets.token_hex(8), trust_checkpoint=trust_checkpoint)
     if start.checkpoint is None:
         return start
     if not trust_checkpoint:
         _check_author(start.checkpoint)
     own = _find_checkpoints_run(start.checkpoint, run)
-    return replace(start, recorded=own.read_json(own.manifest) or {})
+    return replace(start, recorded=read_run_manifest(own) or {})
 
 
 def _find_checkpoints_run(checkpoint: Path, run: RunDirectory) -> RunDirectory:
@@ -112,7 +122,7 @@ def _find_checkpoints_run(checkpoint: Path, run: RunDirectory) -> RunDirectory:
 
 
 def _decide(run: RunDirectory, recipe: Recipe, resume: str, overwrite: bool) -> StartingPoint:
-    _refuse_own_sources(run, recipe)
+    check_output_files(run, recipe)
     if overwrite:
         _refuse_both(run, resume)
         return StartingPoint(discard=True)
@@ -120,6 +130,7 @@ def _decide(run: RunDirectory, recipe: Recipe, resume: str, overwrite: bool) -> 
         say(f"{run.checkpoints}: no checkpoint was finished; starting at step 0")
         return StartingPoint()
     if run.is_run:
+        _refuse_damaged_manifest(run, resume)
         _refuse_other_run(run, recipe)
     if resume not in ("auto", "never"):
         return StartingPoint(_check_chosen(Path(resume), run, recipe))
@@ -133,32 +144,54 @@ def _decide(run: RunDirectory, recipe: Recipe, resume: str, overwrite: bool) -> 
         )
     if run.is_finished and not _is_longer(run, recipe):
         return StartingPoint(finished=True)
+    if _has_only_exports_left(run) and not _is_longer(run, recipe):
+        return StartingPoint(only_exports_left=True)
+    return StartingPoint(_find_checkpoint(run))
+
+
+def _find_checkpoint(run: RunDirectory) -> Path:
+    """Return the newest intact checkpoint.
+
+    Raises: RecipeError if there is none. It names the damaged ones.
+    """
     checkpoint = find_last_intact(run)
-    if checkpoint is None:
-        raise RecipeError(
-            "the output directory holds this run, but no complete checkpoint to continue from",
-            f"{run.path}  output_dir",
-            "add --overwrite to train again from step 0, or set another output_dir",
-        )
-    return StartingPoint(checkpoint)
+    if checkpoint is not None:
+        return checkpoint
+    damaged = "; ".join(f"{each.name}: {find_damage(each)}" for each in run.list_checkpoints())
+    raise RecipeError(
+        "the output directory holds this run, but no complete checkpoint to continue from"
+        + (f" ({damaged})" if damaged else ""),
+        f"{run.path}  output_dir",
+        "add --overwrite to train again from step 0, or set another output_dir"
+        + (", or restore a checkpoint from a copy" if damaged else ""),
+    )
 
 
-def _refuse_own_sources(run: RunDirectory, recipe: Recipe) -> None:
-    """Refuse an output directory in which the run would overwrite its own recipe or adapter."""
-    own_recipe = recipe.source.resolve() == run.recipe.resolve()
-    if own_recipe and not run.manifest.exists():
-        raise RecipeError(
-            "the run would overwrite this recipe with its resolved recipe",
-            recipe.where("output_dir"),
-            "set output_dir to a folder that does not hold the recipe",
+def _has_only_exports_left(run: RunDirectory) -> bool:
+    """Return whether a run without checkpoints failed after it had written its adapter."""
+    is_saved = (run.read_status() or {}).get("state_saved") is True
+    adapter = run.adapter / ADAPTER_WEIGHTS_FILE
+    return is_saved and adapter.exists() and not run.list_checkpoints()
+
+
+def _refuse_damaged_manifest(run: RunDirectory, resume: str) -> None:
+    """Refuse to continue a run whose manifest is lost, unless the user names the checkpoint."""
+    if read_run_manifest(run) is not None:
+        return
+    if resume not in ("auto", "never"):
+        say(
+            f"warning: {run.manifest} is missing or damaged: only the recipe and a sample of the "
+            "base model's weights are compared with those of the run"
         )
-    start = recipe.adapter.init_from_location
-    if recipe.adapter.init_from and Path(start).resolve().is_relative_to(run.path.resolve()):
-        raise RecipeError(
-            "the run would overwrite the adapter that it starts from",
-            recipe.where("adapter.init_from"),
-            "set output_dir to another folder than that of the adapter",
-        )
+        return
+    checkpoint = find_last_intact(run)
+    raise RecipeError(
+        f"{MANIFEST_FILE} of this run is missing or damaged, so this start cannot be compared with "
+        "the run",
+        str(run.manifest),
+        (f"to continue without it: --resume {checkpoint}; or " if checkpoint else "")
+        + "restore the file from a copy, or add --overwrite to train again from step 0",
+    )
 
 
 def _refuse_both(run: RunDirectory, resume: str) -> None:
@@ -176,7 +209,10 @@ def _check_chosen(checkpoint: Path, run: RunDirectory, recipe: Recipe) -> Path:
     Raises: RecipeError if it is of another run, or if the run has later checkpoints.
     """
     _check_complete(checkpoint)
-    fields = find_differences(*_compare_recipes(_find_checkpoints_run(checkpoint, run), recipe))
+    own = _find_checkpoints_run(checkpoint, run)
+    before, after = _compare_recipes(own, recipe)
+    is_lost = not before and own is run  # `_refuse_damaged_manifest` has warned
+    fields = [] if is_lost else find_differences(before, after)
     if fields:
         raise ResumeMismatch(
             f"the checkpoint is of another run; these fields differ: {', '.join(fields[:8])}",
@@ -187,7 +223,7 @@ def _check_chosen(checkpoint: Path, run: RunDirectory, recipe: Recipe) -> Path:
     later = [
         folder.name
         for folder in run.list_checkpoints()
-        if int(folder.name.removeprefix(CHECKPOINT_PREFIX)) > step
+        if int(folder.name.removeprefix(CHECKPOINT_PREFIX)) > step and not find_damage(folder)
     ]
     if later:
         raise RecipeError(
@@ -198,22 +234,10 @@ def _check_chosen(checkpoint: Path, run: RunDirectory, recipe: Recipe) -> Path:
     return checkpoint
 
 
-def remove_run(run: RunDirectory) -> None:
-    """Delete the files that a run wrote; other files in the folder stay."""
-    for folder in (run.checkpoints, run.adapter):
-        shutil.rmtree(folder, ignore_errors=True)
-    for file in (run.recipe, run.manifest, run.metrics, run.status, run.validation_sample):
-        file.unlink(missing_ok=True)
-
-
 def _was_never_saved(run: RunDirectory) -> bool:
-    """Return whether this run was killed during its first save, so that no work can be lost.
-
-    A folder without a recorded recipe may hold checkpoints of another program: False.
-    """
+    """Return whether this run was killed during its first save, so that no work can be lost."""
     has_adapter = (run.adapter / ADAPTER_CONFIG_FILE).exists()
-    only_started = bool(_recorded_recipe(run)) and not has_adapter
-    return only_started and not any(map(read_manifest, run.list_checkpoints()))
+    return not has_adapter and all(map(is_unfinished, run.list_checkpoints()))
 
 
 def find_last_intact(run: RunDirectory) -> Path | None:
@@ -291,7 +315,7 @@ def _check_complete(checkpoint: Path) -> None:
 
 def find_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return the dotted fields whose difference makes two resolved recipes two runs."""
-    before, after = dict(_flatten(old)), dict(_flatten(new))
+    before, after = dict(flatten(old)), dict(flatten(new))
     return [
         field
         for field in sorted(before.keys() | after.keys())
@@ -307,15 +331,9 @@ def _grew(old: Any, new: Any) -> bool:
 
 
 def _is_longer(run: RunDirectory, recipe: Recipe) -> bool:
-    before = dict(_flatten(_recorded_recipe(run)))
-    after = dict(_flatten(recipe.to_dict(absolute_paths=True)))
+    before = dict(flatten(read_recorded_recipe(run)))
+    after = dict(flatten(recipe.to_dict(absolute_paths=True)))
     return any(before.get(field) != after.get(field) for field in BUDGET_FIELDS)
-
-
-def _recorded_recipe(run: RunDirectory) -> dict[str, Any]:
-    manifest = run.read_json(run.manifest) or {}
-    recipe: dict[str, Any] = manifest.get("recipe", {})
-    return recipe
 
 
 def _compare_recipes(run: RunDirectory, recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -325,29 +343,22 @@ def _compare_recipes(run: RunDirectory, recipe: Recipe) -> tuple[dict[str, Any],
     `global_batch_size` instead. It is the same run if the number of rows per step is equal, so the
     old recipe gets the number that its plan recorded.
     """
-    old, new = _recorded_recipe(run), recipe.to_dict(absolute_paths=True)
-    plan = (run.read_json(run.manifest) or {}).get("plan") or {}
+    old, new = read_recorded_recipe(run), recipe.to_dict(absolute_paths=True)
+    batch_size = (read_run_manifest(run) or {}).get("plan", {}).get("global_batch_size")
     train = old.get("train", {})
-    if new["train"].get("global_batch_size") and not train.get("global_batch_size") and plan:
-        batch = {"global_batch_size": plan["global_batch_size"]}
+    if new["train"].get("global_batch_size") and not train.get("global_batch_size") and batch_size:
+        batch = {"global_batch_size": batch_size}
         batch["gradient_accumulation_steps"] = new["train"].get("gradient_accumulation_steps")
         old = {**old, "train": {**train, **batch}}
     return old, new
 
 
 def _refuse_other_run(run: RunDirectory, recipe: Recipe) -> None:
-    recorded = _recorded_recipe(run)
-    if not recorded:
-        raise RecipeError(
-            "the output directory holds an adapter or checkpoints that lora-sft did not write",
-            f"{run.path}  output_dir",
-            "set another output_dir, or add --overwrite to delete them",
-        )
     before, after = _compare_recipes(run, recipe)
-    fields = find_differences(before, after)
+    fields = find_differences(before, after) if before else []
     if not fields:
         return
-    old, new = dict(_flatten(before)), dict(_flatten(after))
+    old, new = dict(flatten(before)), dict(flatten(after))
     shown = "; ".join(f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in fields[:8])
     raise RecipeError(
         f"the output directory holds another run; {len(fields)} fields differ: {shown}",
@@ -357,12 +368,13 @@ def _refuse_other_run(run: RunDirectory, recipe: Recipe) -> None:
     )
 
 
-def _flatten(document: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(document: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted name and the value of each leaf of a JSON document."""
     if isinstance(document, Mapping) and document:
         for key, value in document.items():
-            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
     elif isinstance(document, list) and document:
         for index, value in enumerate(document):
-            yield from _flatten(value, f"{prefix}.{index}")
+            yield from flatten(value, f"{prefix}.{index}")
     else:
         yield prefix, document

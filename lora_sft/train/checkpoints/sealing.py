@@ -35,28 +35,50 @@ def seal(checkpoint: Path, world_size: int) -> None:
 
 def find_damage(checkpoint: Path) -> str:
     """Return what is wrong with a checkpoint; empty if every file is unchanged."""
+    if is_unfinished(checkpoint):
+        return f"{MANIFEST_FILE} is missing: this checkpoint was never finished"
     manifest = read_manifest(checkpoint)
     if manifest is None:
-        return f"{MANIFEST_FILE} is missing: this checkpoint was never finished"
+        return f"{MANIFEST_FILE} is damaged"
     for name, written in manifest["files"].items():
         path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != written["bytes"] or _hash(path) != written["sha256"]:
-            return f"{name} has changed since it was saved"
+        try:
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != written["bytes"] or _hash(path) != written["sha256"]:
+                return f"{name} has changed since it was saved"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
     return ""
 
 
+def is_unfinished(checkpoint: Path) -> bool:
+    """Return whether the checkpoint has no manifest: the run was killed while it saved."""
+    return not os.path.lexists(checkpoint / MANIFEST_FILE)
+
+
 def read_manifest(checkpoint: Path) -> dict[str, Any] | None:
-    """Return the manifest of a checkpoint; None if the checkpoint is unfinished.
+    """Return the manifest of a checkpoint; None if it is missing or damaged.
 
     It is `{"world_size": N, "files": {name: {"bytes": N, "sha256": HASH}}, "signature": HMAC}`.
     """
     try:
         manifest = json.loads((checkpoint / MANIFEST_FILE).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+    except (OSError, ValueError, RecursionError):  # ValueError: not UTF-8, or not JSON
         return None
-    return manifest if isinstance(manifest, dict) and "files" in manifest else None
+    return manifest if _is_whole(manifest) else None
+
+
+def _is_whole(manifest: Any) -> bool:
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict) or not isinstance(manifest.get("world_size"), int):
+        return False
+    return bool(files) and all(
+        isinstance(each, dict)
+        and isinstance(each.get("bytes"), int)
+        and isinstance(each.get("sha256"), str)
+        for each in files.values()
+    )
 
 
 def _hash(path: Path) -> str:

@@ -105,10 +105,6 @@ def _choose_defaults(recipe: Recipe) -> dict[str, Any]:
         "report_to": "none",
         "logging_nan_inf_filter": False,
         "ddp_find_unused_parameters": False,
-        # Early stopping must keep its count of evaluations without improvement after a resume.
-        "restore_callback_states_from_checkpoint": bool(
-            recipe.train.get("early_stopping_patience")
-        ),
     }
 
 

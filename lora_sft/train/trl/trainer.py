@@ -18,22 +18,28 @@ from transformers import (
     PrinterCallback,
     TrainerCallback,
 )
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_callback import ExportableState
 from trl import SFTTrainer
 
-from lora_sft.errors import CapabilityError, NonFiniteLoss, TrainingError
+from lora_sft.errors import CapabilityError, LoraSftError, NonFiniteLoss, TrainingError
 from lora_sft.file_names import ADAPTER_WEIGHTS_FILE, CARD_FILE, CHECKPOINT_PREFIX, ORIGIN_FILE
 from lora_sft.model.adapter import list_adapter_shapes, restore_adapter_dtype
 from lora_sft.model.base_model import CausalModel
 from lora_sft.model.census import check_trained_dtype
 from lora_sft.model.saved_adapter import find_fault_in_saved_adapter
 from lora_sft.run_directory import write_json
-from lora_sft.train.callbacks import StopOnSignal
+from lora_sft.train.callbacks import LAST_RECORD_FIELD, read_callback_state
+from lora_sft.train.checkpoints.rotation import rotate_checkpoints
 from lora_sft.train.checkpoints.sealing import seal
 from lora_sft.train.even_shares import FilledSampler, add_filler_rows
 from lora_sft.train.first_step import FirstStepRecord
+from lora_sft.train.run_clock import RunClock
+from lora_sft.train.trackers import make_trackers
 from lora_sft.train.training_job import TrainingJob
+from lora_sft.train.trl.failed_evaluation import save_and_explain
+from lora_sft.train.trl.log_counters import LogCounters
 from lora_sft.train.trl.row_collator import make_collator
+from lora_sft.written_files import remove_checkpoint
 
 
 class LoraTrainer(SFTTrainer):
@@ -43,11 +49,8 @@ class LoraTrainer(SFTTrainer):
     `autocast_adapter_dtype`).
     """
 
-    def __init__(
-        self, job: TrainingJob, callbacks: Sequence[TrainerCallback], stop: StopOnSignal
-    ) -> None:
+    def __init__(self, job: TrainingJob, callbacks: Sequence[TrainerCallback]) -> None:
         self.job = job
-        self.stop = stop
         self.first_step = FirstStepRecord(job.run)
         self._step_losses: list[torch.Tensor] = []  # one per micro-batch since the last step
         self._uncounted_tokens = 0
@@ -56,15 +59,19 @@ class LoraTrainer(SFTTrainer):
         if arguments.world_size > 1:
             rows_per_round = arguments.world_size * arguments.per_device_train_batch_size
             rows = add_filler_rows(rows, rows_per_round)
+        trackers = make_trackers(arguments.report_to, job.run.metrics)
+        report_to, arguments.report_to = arguments.report_to, []  # else the Trainer makes its own
         evaluates = arguments.eval_strategy != "no" or arguments.eval_on_start
+        arguments.eval_on_start &= job.checkpoint is None  # the first start has done it
         super().__init__(
             model=job.model,
             args=arguments,
             train_dataset=rows,
             eval_dataset=job.validation if evaluates else None,
             processing_class=job.tokenizer,
-            callbacks=list(callbacks),
+            callbacks=[*trackers, *callbacks],
         )
+        arguments.report_to = report_to
         # Set only now: if TRL is given a collator, it does not set the model's padding token.
         self.data_collator = make_collator(
             job.tokenizer, arguments, keeps_rows_apart=job.rows.keeps_rows_apart
@@ -73,8 +80,13 @@ class LoraTrainer(SFTTrainer):
         check_trained_dtype(job.model)
         self.adapter_shapes = list_adapter_shapes(job.model)  # of a saved adapter
         self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results only
-        self.add_callback(SaveProbe(self))
-        self.add_callback(self.first_step)
+        self.clock = RunClock()
+        self.counters = LogCounters(self)
+        for callback in (self.clock, SaveProbe(self), self.first_step, self.counters):
+            self.add_callback(callback)
+
+    def _send_telemetry(self) -> None:
+        """Send nothing. TRL (1.16) would report the kinds of trainer, model and data to the hub."""
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Save adapter, tokenizer and origin, but not `training_args.bin` as the Trainer does.
@@ -102,12 +114,13 @@ class LoraTrainer(SFTTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save a checkpoint, check its adapter, and seal it; then delete the oldest checkpoint."""
-        checkpoint = (
-            Path(str(self.args.output_dir)) / f"{CHECKPOINT_PREFIX}{self.state.global_step}"
-        )
+        run = self.job.run
+        checkpoint = run.checkpoints / f"{CHECKPOINT_PREFIX}{self.state.global_step}"
         if self.args.should_save:  # an existing folder is a damaged or unfinished checkpoint
-            shutil.rmtree(checkpoint, ignore_errors=True)
+            remove_checkpoint(checkpoint)
         self.accelerator.wait_for_everyone()
+        self._count_all_tokens()
+        self.counters.note()
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
@@ -117,18 +130,53 @@ class LoraTrainer(SFTTrainer):
         if self.args.should_save:
             self._check_saved_adapter(checkpoint, has_stepped=self.state.global_step >= 2)
             seal(checkpoint, self.args.world_size)
-            best = self.state.best_model_checkpoint
-            rotate_checkpoints(str(self.args.output_dir), limit, best)
+            run.check_not_removed()
+            rotate_checkpoints(run, checkpoint, limit, self.state.best_model_checkpoint)
+
+    def _load_callback_state(self) -> None:
+        """Give each callback its state in the checkpoint, and keep the order of the callbacks.
+
+        The Trainer would put new callbacks at the end, after `StopOnSignal` (transformers 5.23).
+        """
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, ExportableState):
+                stored = read_callback_state(self.state, type(callback))
+                vars(callback).update(stored.get("attributes", {}))
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Train for one epoch, unless no step is left; the Trainer would train one step too many.
+
+        It compares the step with `max_steps` only after a step (transformers 5.23).
+        """
+        if not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate without a change of the random state; if that fails, save the present step.
+
+        Otherwise an evaluation that is added, or that a stop skips, would change the dropout masks
+        of all later steps.
+
+        Raises: TrainingError with the reason of the failure.
+        """
+        self.clock.start("eval")
+        self._count_all_tokens()
+        gpus = [self.args.device] if self.args.device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(gpus):
+                return super().evaluate(*args, **kwargs)
+        except LoraSftError:
+            raise
+        except Exception as error:  # of a library, of the device, or of the rows
+            raise save_and_explain(self, error) from error
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        """End training, but keep the last checkpoint of a run that a signal stopped.
+        """End training, but keep the last checkpoint.
 
         With `save_total_limit: 1` the Trainer would delete all checkpoints except the best one
-        (transformers 5.23). The run must continue from its last checkpoint.
+        (transformers 5.23). A stopped or longer run must continue from its last checkpoint.
         """
-        limit = self.args.save_total_limit
-        if self.stop.received is not None:
-            self.args.save_total_limit = None
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             return super()._finalize_training(*args, **kwargs)
         finally:
@@ -139,7 +187,7 @@ class LoraTrainer(SFTTrainer):
 
         Raises: TrainingError if the saved adapter differs from the one in memory.
         """
-        folder = Path(str(self.args.output_dir)) / "_probe"
+        folder = self.job.run.probe
         self.save_model(str(folder), _internal_call=True)
         if self.args.should_save:
             self._check_saved_adapter(folder, has_stepped=False)
@@ -215,14 +263,26 @@ class LoraTrainer(SFTTrainer):
             )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log one record; every process calls this, so the token counts are summed here."""
+        """Log one record; every process calls this, so the token counts are summed here.
+
+        The last record of a run has the mean loss of all its steps, also of earlier starts.
+        """
         model: CausalModel = self.model
-        if model.training and getattr(self.data_collator, "keeps_rows_apart", False):
+        if LAST_RECORD_FIELD in logs:
+            model.train()  # it belongs to training, also after an evaluation of the last step
+            logs[LAST_RECORD_FIELD] = self._total_loss_scalar / max(self.state.global_step, 1)
+        if model.training:
+            self._count_all_tokens()
+        self.clock.correct(logs)
+        super().log(logs, start_time and self.clock.find_start_time("train"))
+
+    def _count_all_tokens(self) -> None:
+        """Add the tokens that TRL has not counted to its count, over all processes."""
+        if getattr(self.data_collator, "keeps_rows_apart", False):
             missed = torch.tensor(self._uncounted_tokens, device=self.args.device)
             self._total_train_tokens += int(self.accelerator.gather(missed).sum().item())
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
             self._uncounted_tokens = 0
-        super().log(logs, start_time)
 
 
 def _find_step_norm(engine: Any, norm: float | None) -> torch.Tensor | float:
@@ -235,15 +295,13 @@ def _find_step_norm(engine: Any, norm: float | None) -> torch.Tensor | float:
     return torch.stack([each.norm() for each in trained]).sum()
 
 
-def build_trainer(
-    job: TrainingJob, callbacks: Sequence[TrainerCallback], stop: StopOnSignal
-) -> LoraTrainer:
+def build_trainer(job: TrainingJob, callbacks: Sequence[TrainerCallback]) -> LoraTrainer:
     """Build the trainer of a job.
 
     Raises: CapabilityError if a library that the recipe asks for is not installed.
     """
     try:
-        return LoraTrainer(job, callbacks, stop)
+        return LoraTrainer(job, callbacks)
     except (ImportError, RuntimeError) as error:
         if "install" not in str(error):
             raise
