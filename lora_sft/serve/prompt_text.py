@@ -8,9 +8,7 @@ from typing import Any
 
 from jinja2 import meta
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import (
-    render_jinja_template,
-)
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from lora_sft.data.templates.template_environment import compile_template
 
