@@ -19,6 +19,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from lora_sft.errors import CapabilityError, ExportError
 from lora_sft.export.public_text import make_public
 from lora_sft.file_names import ADAPTER_CONFIG_FILE, MERGE_REPORT_FILE, ORIGIN_FILE
+from lora_sft.folder_links import leads_outside
 from lora_sft.log import say
 
 FILES_WITH_LOCAL_PATHS = (ORIGIN_FILE, MERGE_REPORT_FILE, ADAPTER_CONFIG_FILE)
@@ -82,6 +83,9 @@ def _list_uploads(folder: Path) -> Iterator[CommitOperationAdd]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if not path.is_file() or name.startswith("."):
+            continue
+        if leads_outside(path, folder):
+            say(f"warning: {path} is not uploaded: it is a link to a file elsewhere")
             continue
         content: Path | bytes = path
         if name in FILES_WITH_LOCAL_PATHS:

@@ -29,6 +29,7 @@ from lora_sft.train.callbacks import (
     StopOnSignal,
 )
 from lora_sft.train.checkpoints.resume import find_best_checkpoint
+from lora_sft.train.intervals import Intervals
 from lora_sft.train.training_job import TrainingJob
 from lora_sft.train.trl.trainer import build_trainer
 
@@ -105,7 +106,7 @@ def make_callbacks(job: TrainingJob, watch: Watch | None) -> list[TrainerCallbac
     callbacks: list[TrainerCallback] = []
     if job.checkpoint is not None:
         best = find_best_checkpoint(job.run, job.checkpoint, trust_checkpoint=job.trust_checkpoint)
-        callbacks += [StopAtLastStep(), BestCheckpoint(best)]
+        callbacks += [Intervals(), StopAtLastStep(), BestCheckpoint(best)]
     callbacks += [MetricsFile(job.run), ProgressDisplay()]
     if watch is not None:
         callbacks.append(ProgressForWatch(watch))

@@ -180,8 +180,8 @@ def _refuse_damaged_manifest(run: RunDirectory, resume: str) -> None:
         return
     if resume not in ("auto", "never"):
         say(
-            f"warning: {run.manifest} is missing or damaged: the rows and the number of rows per "
-            "step are not compared with those of the run"
+            f"warning: {run.manifest} is missing or damaged: only the recipe and a sample of the "
+            "base model's weights are compared with those of the run"
         )
         return
     checkpoint = find_last_intact(run)
@@ -315,7 +315,7 @@ def _check_complete(checkpoint: Path) -> None:
 
 def find_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return the dotted fields whose difference makes two resolved recipes two runs."""
-    before, after = dict(_flatten(old)), dict(_flatten(new))
+    before, after = dict(flatten(old)), dict(flatten(new))
     return [
         field
         for field in sorted(before.keys() | after.keys())
@@ -331,8 +331,8 @@ def _grew(old: Any, new: Any) -> bool:
 
 
 def _is_longer(run: RunDirectory, recipe: Recipe) -> bool:
-    before = dict(_flatten(read_recorded_recipe(run)))
-    after = dict(_flatten(recipe.to_dict(absolute_paths=True)))
+    before = dict(flatten(read_recorded_recipe(run)))
+    after = dict(flatten(recipe.to_dict(absolute_paths=True)))
     return any(before.get(field) != after.get(field) for field in BUDGET_FIELDS)
 
 
@@ -358,7 +358,7 @@ def _refuse_other_run(run: RunDirectory, recipe: Recipe) -> None:
     fields = find_differences(before, after) if before else []
     if not fields:
         return
-    old, new = dict(_flatten(before)), dict(_flatten(after))
+    old, new = dict(flatten(before)), dict(flatten(after))
     shown = "; ".join(f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in fields[:8])
     raise RecipeError(
         f"the output directory holds another run; {len(fields)} fields differ: {shown}",
@@ -368,12 +368,13 @@ def _refuse_other_run(run: RunDirectory, recipe: Recipe) -> None:
     )
 
 
-def _flatten(document: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(document: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted name and the value of each leaf of a JSON document."""
     if isinstance(document, Mapping) and document:
         for key, value in document.items():
-            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
     elif isinstance(document, list) and document:
         for index, value in enumerate(document):
-            yield from _flatten(value, f"{prefix}.{index}")
+            yield from flatten(value, f"{prefix}.{index}")
     else:
         yield prefix, document
