@@ -1,4 +1,4 @@
-"""A task is trained, evaluated, merged and evaluated again, from a table to its metrics."""
+"""A task is trained and evaluated, from a table to its metrics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 WORDS = ("alpha", "beta")
 TABLES = {
-    "text-classification": lambda n: {"text": f"say {WORDS[n % 2]}", "label": WORDS[n % 2]},
+    "text-classification": lambda n: {"text": f"{WORDS[n % 2]} {n}", "label": WORDS[n % 2]},
     "question-answering": lambda n: {
         "question": f"Which, {n}?",
         "context": f"It is {WORDS[n % 2]}.",
@@ -38,7 +38,6 @@ def write_task(write_recipe, tmp_path):
             "datasets": [{"path": "rows.jsonl"}],
             "validation": None,
             "test": {"datasets": [{"path": "held_out.jsonl"}]},
-            "overlap": "drop",
         }
         return write_recipe(task=kind, data=data, **sections)
 
@@ -46,34 +45,23 @@ def write_task(write_recipe, tmp_path):
 
 
 @pytest.mark.parametrize("kind", list(TABLES))
-def test_every_kind_trains_evaluates_and_merges(command, write_task, tmp_path, kind):
-    recipe = write_task(kind)
-    data = "data.overlap=drop" if kind != "text-classification" else "data.duplicates=keep"
-    if kind == "text-classification":  # its held-out rows repeat those of the training
-        recipe = write_task(kind, count=24)
-        rows = [{"text": f"tell {word}", "label": word} for word in WORDS]
-        (tmp_path / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    trained = command("train", recipe, data)
+def test_every_kind_trains_and_is_evaluated(command, write_task, tmp_path, kind):
+    trained = command("train", write_task(kind))
     assert trained.code == 0, trained.stderr
     outcome = command("evaluate", tmp_path / "run", "--split", "test", "--json")
     assert outcome.code == 0, outcome.stderr
     found = outcome.json
     assert (found["task"], found["form"]) == (kind, "generate")
-    assert next(iter(found["adapter"].keys() - {"loss"})) is not None
     assert MAIN_METRICS[kind] in found["adapter"]
     assert set(found["unparseable"]) == {"base", "adapter"}
-    if kind == "text-classification":
-        merged = command("merge", tmp_path / "run", tmp_path / "merged")
-        assert merged.code == 0, merged.stderr
 
 
 def test_a_learned_task_is_scored_as_learned(command, write_task, tmp_path):
-    recipe = write_task("text-classification")
-    rows = [{"text": f"say {word}!", "label": word} for word in WORDS]
-    (tmp_path / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert command("train", recipe, "train.max_steps=60", "train.learning_rate=1e-2").code == 0
+    model = {"model_name_or_path": "lora_sft://quickstart/base", "dtype": "float32"}
+    recipe = write_task("text-classification", model=model)
+    changes = ["adapter.r=16", "train.max_steps=40", "train.learning_rate=1e-2"]
+    assert command("train", recipe, *changes, "train.save_strategy=no").code == 0
     found = command("evaluate", tmp_path / "run", "--split", "test", "--json").json
     assert found["adapter"]["accuracy"] == 1.0
-    assert found["base"]["accuracy"] < 1.0
-    assert found["unparseable"]["base"] == 2
-    assert found["unparseable"]["adapter"] == 0
+    assert found["base"]["accuracy"] == 0.0
+    assert found["unparseable"] == {"base": 6, "adapter": 0}

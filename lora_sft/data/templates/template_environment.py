@@ -214,6 +214,24 @@ def compile_template(chat_template: str) -> jinja2.Template:
     return template
 
 
+@lru_cache
+def compile_prompt(text: str) -> jinja2.Template:
+    """Return the compiled prompt of a recipe: a text over the columns of a row.
+
+    A column without a value is an error when the prompt is rendered. A line break at the end stays.
+
+    Raises: as `compile_template` does.
+    """
+    if len(text) > LONGEST_TEMPLATE_CHARACTERS:
+        raise TemplateOverBudget(f"it has over {LONGEST_TEMPLATE_CHARACTERS:,} characters")
+    environment = _make_environment().overlay(keep_trailing_newline=True)
+    environment.undefined = jinja2.StrictUndefined
+    try:
+        return environment.from_string(text)
+    except PYTHON_LIMITS as error:
+        raise TemplateOverBudget(find_reason(error)) from None
+
+
 def _make_environment() -> LimitedEnvironment:
     # Transformers computes constant expressions when it compiles, so it gets no real template.
     reference = _compile_jinja_template("").environment
