@@ -99,7 +99,7 @@ class Victim:
 
 
 def kill_at_moment(victim: Victim) -> str:
-    """SIGKILL at a random moment, in a third of the cases with an empty cache of prepared rows."""
+    """SIGKILL at a random moment, a third of them with an empty cache of rows."""
     is_cold = victim.random.random() < 1 / 3
     if is_cold:
         victim.command = replace(victim.command, cache=victim.folder / "cache")
@@ -187,10 +187,11 @@ def flip_bit_in_every_checkpoint(victim: Victim) -> str:
     return "; ".join(flip_bit(victim, victim.choose_file(folder)) for folder in folders)
 
 
-def flip_bit_in_run_manifest(victim: Victim) -> str:
-    """One flipped bit in the run's `manifest.json`."""
+def flip_bit_in_run_file(victim: Victim) -> str:
+    """One flipped bit in `manifest.json` or `metrics.jsonl` of an unfinished run."""
     victim.interrupt(2)
-    return flip_bit(victim, victim.run / "manifest.json")
+    names = ("metrics.jsonl", "manifest.json")
+    return flip_bit(victim, victim.run / names[int(victim.share * len(names))])
 
 
 def flip_bit_in_adapter(victim: Victim) -> str:
@@ -198,12 +199,6 @@ def flip_bit_in_adapter(victim: Victim) -> str:
     victim.finish()
     names = ("adapter_model.safetensors", "adapter_config.json")
     return flip_bit(victim, victim.run / "adapter" / victim.random.choice(names))
-
-
-def flip_bit_in_metrics(victim: Victim) -> str:
-    """One flipped bit in the `metrics.jsonl` of an unfinished run."""
-    victim.interrupt(2)
-    return flip_bit(victim, victim.run / "metrics.jsonl")
 
 
 def _find_newest(victim: Victim) -> Path:
@@ -326,22 +321,20 @@ CYCLE = (
     Kind(kill_at_moment),
     Kind(kill_rank_at_moment, processes=2),
     Kind(flip_bit_in_newest_checkpoint),
-    Kind(flip_bit_in_run_manifest, may_refuse=True),
+    Kind(flip_bit_in_run_file, may_refuse=True),
     Kind(flip_bit_in_adapter, may_refuse=True),
     Kind(delete_file_of_newest_checkpoint),
     Kind(terminate_at_moment),
     Kind(flip_bit_in_every_checkpoint, may_refuse=True),
-    *(Kind(kill_at_file_call), Kind(kill_at_system_call)) * 5,
-    *(Kind(kill_at_system_call),) * 2,
-    Kind(kill_at_moment),
     Kind(kill_again_and_again),
     Kind(delete_newest_checkpoint),
     Kind(delete_file_of_unfinished_run, may_refuse=True),
     Kind(delete_file_of_finished_run),
-    Kind(flip_bit_in_metrics),
     Kind(kill_rank_at_file_call, processes=2),
     Kind(terminate_rank, processes=2),
     Kind(kill_rank_at_moment, processes=2, is_program=True),
+    *(Kind(kill_at_file_call),) * 2,
+    *(Kind(kill_at_system_call),) * 11,
 )
 
 

@@ -12,6 +12,7 @@ from lora_sft.errors import RecipeError
 from lora_sft.recipe.fault_list import FaultList
 from lora_sft.recipe.yaml_reader import read_yaml_file
 from lora_sft.run_directory import RunDirectory
+from lora_sft.train.checkpoints.sealing import is_whole_record
 
 
 def read_run_manifest(run: RunDirectory) -> dict[str, Any] | None:
@@ -53,4 +54,5 @@ def _is_whole(manifest: dict[str, Any]) -> bool:
         and isinstance(packing.get("rows"), int)
         and isinstance(data.get("fingerprint", ""), str)
         and isinstance(data.get("template_date") or "", str)
+        and is_whole_record(manifest.get("adapter", {}))
     )
