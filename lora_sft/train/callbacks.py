@@ -71,13 +71,16 @@ class MetricsFile(TrainerCallback):
 
 
 def _make_line(step: float, record: Mapping[str, Any]) -> str:
-    """Return a record as a line of JSON, the step first.
+    """Return a record as a line of JSON: the step, the shown metrics, then the other names sorted.
+
+    A checkpoint sorts the names of its records, so their order must not depend on the Trainer's.
 
     NaN and infinity become null, because JSON cannot express them. Under float16 a gradient norm
     may be infinite.
     """
-    finite = {name: _replace_non_finite(value) for name, value in record.items() if name != "step"}
-    return json.dumps({"step": step, **finite}) + "\n"
+    others = sorted(record.keys() - {"step", *SHOWN_METRICS})
+    names = [name for name in (*SHOWN_METRICS, *others) if name in record]
+    return json.dumps({"step": step, **{n: _replace_non_finite(record[n]) for n in names}}) + "\n"
 
 
 def _replace_non_finite(value: Any) -> Any:
