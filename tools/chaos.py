@@ -141,15 +141,15 @@ def prepare(folder: Path, kinds: list[Kind]) -> Ground:
 
     Raises: Unprepared if a run fails or differs.
     """
-    recipe = write_recipe(folder)
     import_libraries()
+    recipe = write_recipe(folder)
     results: dict[int, Result] = {}
-    seconds: dict[int, float] = {}
+    seconds: dict[tuple[int, bool], float] = {}
     ways = {(kind.processes, kind.is_program) for kind in kinds} | {(1, True), (1, False)}
     for processes, is_program in sorted(ways, key=lambda way: not way[1]):  # programs first
         command = Command(recipe, folder / f"whole-{processes}-{is_program}", folder / "cache")
         command = replace(command, processes=processes, is_program=is_program)
-        result, seconds[processes] = run_whole(command)
+        result, seconds[processes, is_program] = run_whole(command)
         if results.setdefault(processes, result) != result:
             raise Unprepared(f"{processes} processes: a fork and the program differ")
     calls = list_file_calls(Command(recipe, folder / "listed", folder / "cache"))

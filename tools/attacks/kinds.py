@@ -29,14 +29,14 @@ class Facts:
     """What the runs without a fault have shown.
 
     Attributes:
-        seconds: The time of one start, by number of processes.
+        seconds: The time of one start, by number of processes and by `is_program`.
         file_calls: The calls that change a file of the run, in their order.
         system_calls: The system calls of the traced save; empty without strace.
         saved_steps: The steps that are saved.
         traced_step: The step whose save is traced.
     """
 
-    seconds: dict[int, float]
+    seconds: dict[tuple[int, bool], float]
     file_calls: list[str]
     system_calls: list[SystemCall]
     saved_steps: tuple[int, ...]
@@ -78,7 +78,8 @@ class Victim:
 
     def choose_moment(self) -> float:
         """Return a number of seconds after the beginning of a start."""
-        return self.random.random() * self.facts.seconds[self.command.processes]
+        way = (self.command.processes, self.command.is_program)
+        return self.random.random() * self.facts.seconds[way]
 
     def choose_file(self, folder: Path) -> Path:
         """Return a file in a folder."""
