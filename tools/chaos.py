@@ -1,7 +1,7 @@
 """Attack training runs: kill them, damage and delete their files, and start them again.
 
     python tools/chaos.py --kills 10                         # print a JSON document
-    python tools/chaos.py --kills 300 --write-docs           # keep the record and its page
+    python tools/chaos.py --kills 300 --jobs 2 --write-docs  # keep the record and its page
 
 A tiny model is trained once without a fault, with one process and with two (gloo). Then each
 attacked run trains the same recipe. It is killed at a random moment, at a call that changes a file
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -25,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -192,50 +194,41 @@ def list_system_calls(command: Command) -> list[SystemCall]:
 # --- the attacked runs ----------------------------------------------------------------------------
 
 
-def attack_all(ground: Ground, kinds: list[Kind], seed: int) -> list[Attacked]:
-    """Attack one run per kind in the list, and return what happened."""
+def attack_all(ground: Ground, kinds: list[Kind], seed: int, jobs: int) -> list[Attacked]:
+    """Attack one run per kind in the list, some at the same time, and return what happened."""
     totals, made = Counter(kind.name for kind in kinds), Counter[str]()
-    attacked = []
+    victims = []
     for index, kind in enumerate(kinds):
         folder = ground.folder / f"{index:03}"
-        folder.mkdir()
-        victim = Victim(
-            folder,
-            ground.make_command(folder / "run", kind),
-            random.Random(f"{seed} {index}"),
-            (made[kind.name] + 0.5) / totals[kind.name],
-            ground.facts,
-        )
+        command = ground.make_command(folder / "run", kind)
+        share = (made[kind.name] + 0.5) / totals[kind.name]
         made[kind.name] += 1
-        attacked.append(attack_one(victim, kind, ground.results[kind.processes]))
-        _report(index, len(kinds), attacked[-1])
-        if attacked[-1].outcome != "lost":
-            shutil.rmtree(folder)
-    return attacked
+        choices = random.Random(f"{seed} {index}")
+        victims.append(Victim(folder, command, choices, share, ground.facts))
+    references = [ground.results[kind.processes] for kind in kinds]
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork")) as pool:
+        return list(pool.map(attack_one, victims, kinds, references))
 
 
 def attack_one(victim: Victim, kind: Kind, reference: Result) -> Attacked:
-    """Attack one run, start it again, and return the record."""
+    """Attack one run, start it again, and return the record. The folder of a lost run is kept."""
+    victim.folder.mkdir()
     what = ""
     try:
         what = kind.attack(victim)
         outcome = judge(victim.run, reference, victim.start, may_refuse=kind.may_refuse)
     except (Misbehaved, NotTraced, Stuck) as error:
         outcome = Outcome("lost", str(error))
+    if outcome.word != "lost":
+        shutil.rmtree(victim.folder)
+    reason = f"  ({outcome.reason})" if outcome.reason else ""
+    number = int(victim.folder.name) + 1
+    print(f"{number}  {outcome.word}  {kind.name}: {what}{reason}", file=sys.stderr, flush=True)
     reason = outcome.reason.replace(str(victim.folder), "...")
     return Attacked(kind.name, kind.processes, what, outcome.word, reason)
 
 
-def _report(index: int, total: int, attacked: Attacked) -> None:
-    print(
-        f"{index + 1}/{total}  {attacked.outcome}  {attacked.kind}: {attacked.what}"
-        + (f"  ({attacked.reason})" if attacked.reason else ""),
-        file=sys.stderr,
-        flush=True,
-    )
-
-
-def run(kills: int, seed: int, folder: Path) -> dict[str, Any]:
+def run(kills: int, seed: int, jobs: int, folder: Path) -> dict[str, Any]:
     """Attack runs, and return the JSON document."""
     from benchmarks.record import read_environment
 
@@ -243,10 +236,11 @@ def run(kills: int, seed: int, folder: Path) -> dict[str, Any]:
     environment = asdict(read_environment())
     kinds = choose_kinds(kills, has_strace=is_available(folder))
     ground = prepare(folder, kinds)
-    attacked = attack_all(ground, kinds, seed)
+    attacked = attack_all(ground, kinds, seed, jobs)
     return {
         "kills": kills,
         "seed": seed,
+        "jobs": jobs,
         "seconds": round(time.monotonic() - began),
         "environment": environment,
         "file_calls": len(ground.facts.file_calls),
@@ -265,6 +259,9 @@ def main() -> int:
         "--seed", type=int, default=0, help="the seed of all choices (default: %(default)s)"
     )
     parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at the same time (default: %(default)s)"
+    )
+    parser.add_argument(
         "--write-docs",
         action="store_true",
         help="keep the JSON document in docs/ and write its table into docs/reliability.md",
@@ -272,7 +269,7 @@ def main() -> int:
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     os.environ["TMPDIR"] = str(folder)
-    document = run(arguments.kills, arguments.seed, folder)
+    document = run(arguments.kills, arguments.seed, arguments.jobs, folder)
     lost = document["outcomes"].get("lost", 0)
     if arguments.write_docs:
         page.write(document)

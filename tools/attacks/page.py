@@ -72,7 +72,7 @@ def _describe(document: dict[str, Any]) -> str:
         f"A run changes files with {document['file_calls']} calls; the traced save makes "
         f"{document['system_calls']} such system calls.\n"
         f"`python tools/chaos.py --kills {document['kills']} --seed {document['seed']} "
-        f"--write-docs` took {document['seconds'] / 60:.0f} minutes on {environment['date']}, at\n"
+        f"--jobs {document['jobs']} --write-docs` took {document['seconds'] / 60:.0f} minutes on {environment['date']}, at\n"
         f"commit {environment['commit']}, on {machine['cores']} cores of {machine['cpu']} with "
         f"{machine['memory_gib']} GiB and {machine['system']}:\n"
         f"Python {machine['python']}, {named}."
