@@ -68,14 +68,14 @@ def _describe(document: dict[str, Any]) -> str:
     environment = document["environment"]
     machine, versions = environment["machine"], environment["versions"]
     named = ", ".join(f"{name} {versions[name]}" for name in LIBRARIES if name in versions)
+    options = " ".join(f"--{name} {document[name]}" for name in ("kills", "seed", "jobs"))
     return (
         f"A run changes files with {document['file_calls']} calls; the traced save makes "
         f"{document['system_calls']} such system calls.\n"
-        f"`python tools/chaos.py --kills {document['kills']} --seed {document['seed']} "
-        f"--jobs {document['jobs']} --write-docs` took {document['seconds'] / 60:.0f} minutes on {environment['date']}, at\n"
-        f"commit {environment['commit']}, on {machine['cores']} cores of {machine['cpu']} with "
-        f"{machine['memory_gib']} GiB and {machine['system']}:\n"
-        f"Python {machine['python']}, {named}."
+        f"`python tools/chaos.py {options} --write-docs` took\n"
+        f"{document['seconds'] / 60:.0f} minutes on {environment['date']}, at commit "
+        f"{environment['commit']}, on {machine['cores']} cores of {machine['cpu']} with\n"
+        f"{machine['memory_gib']} GiB and {machine['system']}: Python {machine['python']}, {named}."
     )
 
 
