@@ -8,6 +8,7 @@ before PEFT changes the model.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,10 +20,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
-from lora_sft.errors import ModelError
+from lora_sft.errors import ModelError, RecipeError
 from lora_sft.file_names import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from lora_sft.model.model_kind import find_model_kind
 from lora_sft.model.partitioning import find_shape
+from lora_sft.model_files.module_patterns import check_saved_patterns, find_pattern_fault
 from lora_sft.recipe import Recipe
 
 ALL_LINEAR = "all-linear"
@@ -34,11 +36,16 @@ def add_adapter(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
     The adapter's weights are float32 even if the base has another dtype (PEFT's
     `autocast_adapter_dtype`). Updates of an adapter are too small for bfloat16.
 
-    Raises: ModelError if a target matches no module, or if the adapter in `init_from` does not fit.
+    Raises:
+        ModelError: If a target matches no module, or if the adapter in `init_from` does not fit.
+        RecipeError: If a pattern of the recipe needs too much time.
     """
     if recipe.adapter.init_from is not None:
         return _continue_adapter(model, recipe)
     fields = dict(recipe.adapter.lora)
+    fault = find_pattern_fault(fields, _list_names(model))
+    if fault is not None:
+        raise RecipeError(fault.what, recipe.where(f"adapter.{fault.field}"), fault.fix)
     for name in ("target_modules", "modules_to_save"):
         check_targets(model, fields.get(name), recipe, f"adapter.{name}")
     _sort_targets(fields)
@@ -79,6 +86,25 @@ def check_targets(
         if count == 0:
             share = f" ({sum(n > 0 for n in matched)} of {len(targets)} targets matched)"
             _refuse_target(target, f"{field}.{index}", names, share, model, recipe)
+
+
+def _list_names(model: torch.nn.Module) -> list[str]:
+    """Return the names that PEFT matches with patterns: of the modules and of the parameters."""
+    modules = [name for name, _ in model.named_modules() if name]
+    return [*modules, *(name for name, _ in model.named_parameters())]
+
+
+def _check_patterns(model: torch.nn.Module, folder: str | Path) -> None:
+    """Check the patterns of a saved adapter before PEFT matches them with the model's names.
+
+    Raises: ModelError if a pattern needs too much time.
+    """
+    try:
+        config = json.loads((Path(folder) / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return  # PEFT refuses this folder, and no pattern is matched
+    if isinstance(config, dict):
+        check_saved_patterns(Path(folder), config, _list_names(model))
 
 
 def _count_matches(target: str, names: Sequence[str]) -> int:
@@ -129,8 +155,8 @@ def load_adapter(
     PEFT only warns or reports nothing: it loads an adapter of a two-layer model on a three-layer
     one.
 
-    Raises: ModelError if the folder has no safetensors adapter, if a tensor has a wrong shape, or
-    if a saved tensor is missing or unknown.
+    Raises: ModelError if the folder has no safetensors adapter, if a pattern of its config needs
+    too much time, if a tensor has a wrong shape, or if a saved tensor is missing or unknown.
     """
     where = where or str(folder)
     path = Path(folder) / ADAPTER_WEIGHTS_FILE
@@ -140,6 +166,7 @@ def load_adapter(
             where,
             "name the folder of a PEFT adapter; adapter_model.bin is a pickle and is not loaded",
         )
+    _check_patterns(model, folder)
     try:
         adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
     except (RuntimeError, ValueError, KeyError) as error:
@@ -161,9 +188,11 @@ def attach_adapters(model: PreTrainedModel, folders: Sequence[str | Path]) -> Pe
     """
     for folder in folders:
         _resize_for(model, Path(folder))
+    _check_patterns(model, folders[0])
     names = [f"adapter_{index}" for index in range(len(folders))]
     adapted = PeftModel.from_pretrained(model, str(folders[0]), adapter_name=names[0])
     for name, folder in zip(names[1:], folders[1:], strict=True):
+        _check_patterns(adapted, folder)
         adapted.load_adapter(str(folder), adapter_name=name)
     tuner: Any = adapted.base_model
     tuner.set_adapter(names)
@@ -179,6 +208,7 @@ def attach_adapters_to_layers(model: PreTrainedModel, folders: Sequence[str | Pa
     adapted: Any = None
     names = [f"adapter_{index}" for index in range(len(folders))]
     for name, folder in zip(names, folders, strict=True):
+        _check_patterns(model if adapted is None else adapted, folder)
         config = LoraConfig.from_pretrained(str(folder))
         if adapted is None:
             adapted = get_peft_model(model, config, name, low_cpu_mem_usage=True)

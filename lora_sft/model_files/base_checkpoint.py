@@ -9,12 +9,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from lora_sft.errors import ModelError
 from lora_sft.file_names import MODEL_CONFIG_FILE, MODEL_WEIGHTS_FILE, MODEL_WEIGHTS_INDEX_FILE
 from lora_sft.model_files.stored_tensors import StoredTensor, read_header
+
+INDEX_SUFFIX = ".safetensors.index.json"
+NAMED_WEIGHTS = "transformers_weights"  # a field of the config that names another file of weights
 
 
 @dataclass(frozen=True)
@@ -75,35 +78,96 @@ def read_base_checkpoint(location: str, revision: str | None = None) -> BaseChec
             "give its folder with --base PATH, or a hub id that this machine can reach",
         )
     config = json.loads(config_path.read_text(encoding="utf-8"))
-    files = tuple(_find_files(location, revision))
+    named = config.get(NAMED_WEIGHTS)
+    if named is not None:
+        _check_inside(named, config_path)
+    files = tuple(_find_files(location, revision, named))
     tensors: dict[str, StoredTensor] = {}
     for file in files:
         tensors.update(read_header(file))
     return BaseCheckpoint(location, revision, config, files, tensors)
 
 
-def _find_files(location: str, revision: str | None) -> list[Path]:
-    index = find_model_file(location, revision, MODEL_WEIGHTS_INDEX_FILE)
-    if index is not None:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        found = {name: find_model_file(location, revision, name) for name in dict.fromkeys(names)}
-        lost = [name for name, path in found.items() if path is None]
-        if lost:
-            raise ModelError(
-                f"{len(lost)} files of the base model are missing (first: {lost[0]})",
-                location,
-                "download the model again",
-            )
-        return [path for path in found.values() if path is not None]
-    single = find_model_file(location, revision, MODEL_WEIGHTS_FILE)
-    if single is None:
+def _find_files(location: str, revision: str | None, named: str | None) -> list[Path]:
+    """Return the files that transformers loads: those that the config names, else the usual ones.
+
+    Source: transformers 5.23 `_get_resolved_checkpoint_files`.
+    """
+    for name in (named,) if named else (MODEL_WEIGHTS_FILE, MODEL_WEIGHTS_INDEX_FILE):
+        path = find_model_file(location, revision, name)
+        if path is not None and name.endswith(INDEX_SUFFIX):
+            return _find_shards(location, revision, path)
+        if path is not None:
+            return [path]
+    raise ModelError(
+        f"the base model has no weights in safetensors format ({MODEL_WEIGHTS_FILE} or its index)",
+        location,
+        "convert it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)",
+    )
+
+
+def _find_shards(location: str, revision: str | None, index: Path) -> list[Path]:
+    names = _read_shard_names(index)
+    found = {name: find_model_file(location, revision, name) for name in names}
+    lost = [name for name, path in found.items() if path is None]
+    if lost:
         raise ModelError(
-            "the base model has no weights in safetensors format "
-            f"({MODEL_WEIGHTS_FILE} or its index)",
+            f"{len(lost)} files of the base model are missing (first: {lost[0]})",
             location,
-            "convert it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)",
+            "download the model again",
         )
-    return [single]
+    return [path for path in found.values() if path is not None]
+
+
+def check_indexes(location: str, revision: str | None, named: str | None = None) -> None:
+    """Check the indexes of a model's weights before a load.
+
+    transformers would follow a name such as `../other.safetensors`.
+
+    Args:
+        location: A folder, or a hub id.
+        revision: The revision of the hub id.
+        named: The file of weights that the config names, if any.
+
+    Raises: ModelError if an index names a file outside of the folder.
+    """
+    for name in (MODEL_WEIGHTS_INDEX_FILE, named):
+        if name is not None and name.endswith(INDEX_SUFFIX):
+            index = find_model_file(location, revision, name)
+            if index is not None:
+                _read_shard_names(index)
+
+
+def _read_shard_names(index: Path) -> list[str]:
+    """Return the file names in an index, each once.
+
+    Raises: ModelError if the index cannot be read, or names a file outside of its folder.
+    """
+    try:
+        names = list(dict.fromkeys(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"the index of the weights cannot be read ({type(error).__name__}: {error})",
+            str(index),
+            "download the model again",
+        ) from error
+    for name in names:
+        _check_inside(name, index)
+    return names
+
+
+def _check_inside(name: Any, where: Path) -> None:
+    """Check that a name in an index or a config is the name of a file in the same folder.
+
+    Raises: ModelError if it is not.
+    """
+    is_name = isinstance(name, str)
+    if not is_name or PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+        raise ModelError(
+            f"{where.name} names a file of weights outside of its folder: {name}",
+            str(where),
+            "download the model again, and do not trust who made this folder",
+        )
 
 
 def find_model_file(location: str, revision: str | None, name: str) -> Path | None:

@@ -16,6 +16,7 @@ from typing import Any
 from lora_sft.errors import RecipeError, ResumeMismatch, TrainingError
 from lora_sft.file_names import (
     ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHTS_FILE,
     CHECKPOINT_PREFIX,
     MANIFEST_FILE,
     TRAINER_STATE_FILE,
@@ -44,6 +45,7 @@ class StartingPoint:
     Attributes:
         checkpoint: The checkpoint to continue from; None to begin at step 0.
         finished: Whether the run is finished, so that there is nothing to do.
+        only_exports_left: Whether the adapter is complete, and only the exports failed.
         discard: Whether the old run in the directory must be removed first (`--overwrite`).
         recorded: The manifest of the checkpoint's run. With `--resume PATH` that may be a run in
             another directory.
@@ -53,6 +55,7 @@ class StartingPoint:
 
     checkpoint: Path | None = None
     finished: bool = False
+    only_exports_left: bool = False
     discard: bool = False
     recorded: Mapping[str, Any] = field(default_factory=dict)
     run_id: str = ""
@@ -140,9 +143,10 @@ def _decide(run: RunDirectory, recipe: Recipe, resume: str, overwrite: bool) -> 
             f"{run.path}  output_dir",
             "add --overwrite to train again from step 0, or remove --resume never to continue",
         )
-    if run.is_finished and not _is_longer(run, recipe):
+    is_trained = run.is_finished or _has_only_exports_left(run)
+    if is_trained and not _is_longer(run, recipe):
         check_adapter_unchanged(run, lambda: find_last_intact(run))
-        return StartingPoint(finished=True)
+        return StartingPoint(finished=run.is_finished, only_exports_left=not run.is_finished)
     return StartingPoint(_find_checkpoint(run))
 
 
@@ -164,14 +168,21 @@ def _find_checkpoint(run: RunDirectory) -> Path:
     )
 
 
+def _has_only_exports_left(run: RunDirectory) -> bool:
+    """Return whether a run without checkpoints failed after it had written its adapter."""
+    is_saved = (run.read_status() or {}).get("state_saved") is True
+    adapter = run.adapter / ADAPTER_WEIGHTS_FILE
+    return is_saved and adapter.exists() and not run.list_checkpoints()
+
+
 def _refuse_damaged_manifest(run: RunDirectory, resume: str) -> None:
     """Refuse to continue a run whose manifest is lost, unless the user names the checkpoint."""
     if read_run_manifest(run) is not None:
         return
     if resume not in ("auto", "never"):
         say(
-            f"warning: {run.manifest} is missing or damaged: the rows and the number of rows per "
-            "step are not compared with those of the run"
+            f"warning: {run.manifest} is missing or damaged: only the recipe and a sample of the "
+            "base model's weights are compared with those of the run"
         )
         return
     checkpoint = find_last_intact(run)
@@ -305,7 +316,7 @@ def _check_complete(checkpoint: Path) -> None:
 
 def find_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return the dotted fields whose difference makes two resolved recipes two runs."""
-    before, after = dict(_flatten(old)), dict(_flatten(new))
+    before, after = dict(flatten(old)), dict(flatten(new))
     return [
         field
         for field in sorted(before.keys() | after.keys())
@@ -321,8 +332,8 @@ def _grew(old: Any, new: Any) -> bool:
 
 
 def _is_longer(run: RunDirectory, recipe: Recipe) -> bool:
-    before = dict(_flatten(read_recorded_recipe(run)))
-    after = dict(_flatten(recipe.to_dict(absolute_paths=True)))
+    before = dict(flatten(read_recorded_recipe(run)))
+    after = dict(flatten(recipe.to_dict(absolute_paths=True)))
     return any(before.get(field) != after.get(field) for field in BUDGET_FIELDS)
 
 
@@ -348,7 +359,7 @@ def _refuse_other_run(run: RunDirectory, recipe: Recipe) -> None:
     fields = find_differences(before, after) if before else []
     if not fields:
         return
-    old, new = dict(_flatten(before)), dict(_flatten(after))
+    old, new = dict(flatten(before)), dict(flatten(after))
     shown = "; ".join(f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in fields[:8])
     raise RecipeError(
         f"the output directory holds another run; {len(fields)} fields differ: {shown}",
@@ -358,12 +369,13 @@ def _refuse_other_run(run: RunDirectory, recipe: Recipe) -> None:
     )
 
 
-def _flatten(document: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(document: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted name and the value of each leaf of a JSON document."""
     if isinstance(document, Mapping) and document:
         for key, value in document.items():
-            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
     elif isinstance(document, list) and document:
         for index, value in enumerate(document):
-            yield from _flatten(value, f"{prefix}.{index}")
+            yield from flatten(value, f"{prefix}.{index}")
     else:
         yield prefix, document
