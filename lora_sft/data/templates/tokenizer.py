@@ -16,8 +16,12 @@ import jinja2
 from jinja2.exceptions import TemplateSyntaxError
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from lora_sft.data.templates.rendering import list_templates
-from lora_sft.data.templates.template_environment import compile_template
+from lora_sft.data.templates.render_budget import TemplateOverBudget
+from lora_sft.data.templates.rendering import list_templates, name_template
+from lora_sft.data.templates.template_environment import (
+    LONGEST_TEMPLATE_CHARACTERS,
+    compile_template,
+)
 from lora_sft.errors import DataError, ModelError
 from lora_sft.file_names import CHAT_TEMPLATE_FILE, SENTENCEPIECE_FILE
 from lora_sft.folder_links import leads_outside
@@ -178,17 +182,24 @@ def _check_templates_compile(
     Jinja turns a template into Python code. Python's compiler then has its own limits, for example
     on the depth of nested blocks.
 
-    Raises: DataError if a template does not compile.
+    Raises: DataError if a template does not compile. TemplateOverBudget if it is too long.
     """
-    for name, text in list_templates(tokenizer).items():
+    templates = list_templates(tokenizer)
+    if sum(map(len, templates.values())) > LONGEST_TEMPLATE_CHARACTERS:
+        reason = f"the templates have over {LONGEST_TEMPLATE_CHARACTERS:,} characters"
+        raise TemplateOverBudget(reason, place=name_template(tokenizer, chat_template))
+    for name, text in templates.items():
+        own = f"the tokenizer's own template {name}: {location}"
+        place = f"data.chat_template: {chat_template}" if chat_template else own
         try:
             compile_template(text)
-        except (jinja2.TemplateError, SyntaxError, RecursionError) as error:
+        except TemplateOverBudget as error:
+            raise error.at(place) from None
+        except (jinja2.TemplateError, SyntaxError, ValueError) as error:
             line = f" (line {error.lineno})" if isinstance(error, TemplateSyntaxError) else ""
-            own = f"the tokenizer's own template {name}: {location}"
             raise DataError(
                 f"the chat template does not compile: {make_one_line(str(error))}{line}",
-                f"data.chat_template: {chat_template}" if chat_template else own,
+                place,
                 "correct the template"
                 if chat_template
                 else f"name a .jinja file in data.chat_template, or write {PLAIN_TEMPLATE} for the "
