@@ -268,7 +268,7 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    os.environ["TMPDIR"] = str(folder)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)  # for programs, and for forks
     document = run(arguments.kills, arguments.seed, arguments.jobs, folder)
     lost = document["outcomes"].get("lost", 0)
     if arguments.write_docs:

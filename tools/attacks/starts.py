@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-START_SECONDS = 180.0  # no start may take longer, on a busy machine too
+START_SECONDS = 300.0  # no start may take longer, on a busy machine too
 POLL_SECONDS = 0.02
 
 Hook = Callable[[], None]  # called in a forked process before `main`
@@ -97,7 +97,10 @@ class Start:
         noted = _name_pid_file(self.log, str(rank))
         if noted.exists():
             return int(noted.read_text() or 0) or None
-        workers = psutil.Process(self.pid).children(recursive=True)
+        try:
+            workers = psutil.Process(self.pid).children(recursive=True)
+        except psutil.Error:  # the launcher has just ended
+            return None
         return next((each.pid for each in workers if _read_rank(each) == str(rank)), None)
 
     def read_log(self) -> str:
