@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from lora_sft.errors import ExportError
 from lora_sft.export.public_text import make_public
-from lora_sft.export.weights.adapter_reading import read_adapter_config
 from lora_sft.file_names import ORIGIN_FILE
+from lora_sft.model_files.adapter_config import read_adapter_config
 from lora_sft.model_files.fingerprint import fingerprint_location
 from lora_sft.recipe import Recipe
 

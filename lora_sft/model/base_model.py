@@ -11,12 +11,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
-from lora_sft.errors import CapabilityError, ModelError
+from lora_sft.errors import CapabilityError, LoraSftError, ModelError
 from lora_sft.file_names import MODEL_CONFIG_FILE
 from lora_sft.model.model_kind import find_model_kind
 from lora_sft.model.partitioning import find_shape, is_partitioned, partitioning_in
@@ -26,10 +26,14 @@ from lora_sft.model.quantization import (
     make_quantization_config,
 )
 from lora_sft.model_files import remote_code
+from lora_sft.model_files.base_checkpoint import find_damage, read_base_checkpoint
 from lora_sft.recipe import ModelSection
 
 # A transformers model, or PEFT's wrapper around it, which has the model's attributes too.
 CausalModel: TypeAlias = Any
+
+MOST_PARAMETERS_PER_BYTE = 8  # of a stored quantisation: one bit per parameter
+SIZE_MARGIN = 2  # tied weights are stored once, and some buffers are not stored
 
 
 def parse_dtype(name: str) -> torch.dtype:
@@ -88,6 +92,7 @@ def load_base_model(
         arguments["quantization_config"] = make_quantization_config(
             quantization, dtype, "quantization", store_in_dtype=is_partitioned()
         )
+    _check_described_size(section, where)
     with partitioning_in(dtype):
         model = _load(section, arguments, where)
     if is_quantized(model):
@@ -110,18 +115,24 @@ def load_in_float32(
         trust_remote_code: Run the Python files of the model's repository.
         offload_folder: If given, keep the weights on disk in this folder, and load each layer when
             it is computed.
+
+    Raises: ModelError if the model cannot be loaded.
     """
     placement: dict[str, Any] = {}
     if offload_folder is not None:
         placement = {"device_map": {"": "disk"}, "offload_folder": str(offload_folder)}
-    model: PreTrainedModel = find_model_kind().auto_class.from_pretrained(
-        location,
-        revision=revision,
-        dtype=torch.float32,
-        trust_remote_code=trust_remote_code,
-        use_safetensors=True,
-        **placement,
+    section = ModelSection(
+        model_name_or_path=str(location), revision=revision, trust_remote_code=trust_remote_code
     )
+    with _loading_errors(section, "model"):
+        model: PreTrainedModel = find_model_kind().auto_class.from_pretrained(
+            location,
+            revision=revision,
+            dtype=torch.float32,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            **placement,
+        )
     return model.eval()
 
 
@@ -148,16 +159,59 @@ def build_without_weights(
     section = ModelSection(
         model_name_or_path=location, revision=revision, trust_remote_code=trust_remote_code
     )
-    loaded = _load_config(section, "base")
-    with _loading_errors(section, "base"):
+    _check_described_size(section, "base")
+    return _build_without_weights(section, "base", num_tokens)
+
+
+def _build_without_weights(
+    section: ModelSection, where: str, num_tokens: int | None = None
+) -> PreTrainedModel:
+    loaded = _load_config(section, where)
+    with _loading_errors(section, where):
         if hasattr(loaded, "quantization_config"):
             del loaded.quantization_config
         if num_tokens is not None:
             loaded.get_text_config().vocab_size = num_tokens
         with torch.device("meta"):
             return find_model_kind().auto_class.from_config(
-                loaded, trust_remote_code=trust_remote_code
+                loaded, trust_remote_code=section.trust_remote_code
             )
+
+
+def _check_described_size(section: ModelSection, where: str) -> None:
+    """Check that the config of a local model does not describe a much larger model than its files.
+
+    transformers makes every weight that the files lack, before it reports that. With a damaged
+    number in the config this would take all memory.
+
+    Raises: ModelError if a file is damaged, or if the config does not fit the files.
+    """
+    if not Path(section.location, MODEL_CONFIG_FILE).exists():
+        return  # the load refuses this folder, or checks a hub id by its hashes
+    damage = find_damage(section.location)
+    if damage is not None:
+        raise damage
+    checkpoint = read_base_checkpoint(section.location)
+    layers = getattr(_load_config(section, where).get_text_config(), "num_hidden_layers", None)
+    if isinstance(layers, int) and layers > len(checkpoint.tensors):
+        _refuse_size(section, where, f"{layers:,} layers", f"{len(checkpoint.tensors):,} tensors")
+    model = _build_without_weights(section, where)
+    described = sum(each.numel() for each in (*model.parameters(), *model.buffers()))
+    most = (
+        MOST_PARAMETERS_PER_BYTE * checkpoint.num_bytes
+        if checkpoint.stored_quantization
+        else sum(each.num_elements for each in checkpoint.tensors.values())
+    )
+    if described > SIZE_MARGIN * most:
+        _refuse_size(section, where, f"{described:,} parameters", f"at most {most:,}")
+
+
+def _refuse_size(section: ModelSection, where: str, described: str, stored: str) -> NoReturn:
+    raise ModelError(
+        f"{MODEL_CONFIG_FILE} describes a model with {described}, and its files hold {stored}",
+        f"{where} ({Path(section.location, MODEL_CONFIG_FILE)})",
+        "download the model again",
+    )
 
 
 def map_checkpoint_names(
@@ -268,16 +322,30 @@ def _load_config(section: ModelSection, where: str) -> Any:
 
 @contextmanager
 def _loading_errors(section: ModelSection, where: str) -> Iterator[None]:
-    """Turn the errors with which transformers refuses a folder or hub id into our errors."""
+    """Turn the errors with which the libraries refuse a folder or hub id into our errors.
+
+    If a file of the model is damaged, the error names this file.
+    """
     try:
         yield
+    except LoraSftError:
+        raise
     except ImportError as error:
         raise CapabilityError(
             f"the model needs a library that is missing: {' '.join(str(error).split())[:300]}",
             f"{where} ({section.model_name_or_path})",
             "install this library, or write model.attn_implementation: null",
         ) from error
-    except (OSError, ValueError) as error:
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise CapabilityError(
+            "the model does not fit into the memory",
+            f"{where} ({section.model_name_or_path})",
+            "use a smaller model, write quantization: nf4, or use a machine with more memory",
+        ) from error
+    except Exception as error:  # transformers, safetensors and torch raise many classes
+        damage = find_damage(section.location)
+        if damage is not None:
+            raise damage from error
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(
             f"cannot load a {find_model_kind().name}: {lines[0]}",

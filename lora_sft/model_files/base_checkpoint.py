@@ -5,7 +5,6 @@ The headers give the name, shape and dtype of every tensor. No weights are read.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,8 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from lora_sft.errors import ModelError
-from lora_sft.file_names import MODEL_CONFIG_FILE, MODEL_WEIGHTS_FILE, MODEL_WEIGHTS_INDEX_FILE
+from lora_sft.file_names import (
+    GENERATION_CONFIG_FILE,
+    MODEL_CONFIG_FILE,
+    MODEL_WEIGHTS_FILE,
+    MODEL_WEIGHTS_INDEX_FILE,
+)
+from lora_sft.model_files.json_files import Kinds, read_json_object
 from lora_sft.model_files.stored_tensors import StoredTensor, read_header
+
+DOWNLOAD_AGAIN = "download or copy the base model again"
+# The fields of a config that lora-sft itself reads.
+CONFIG_KINDS: Kinds = {
+    "auto_map": dict[str, Any] | None,
+    "dtype": str | None,
+    "quantization_config": dict[str, Any] | None,
+    "text_config": dict[str, Any] | None,
+    "torch_dtype": str | None,
+    "vocab_size": int | None,
+}
 
 
 @dataclass(frozen=True)
@@ -74,19 +90,41 @@ def read_base_checkpoint(location: str, revision: str | None = None) -> BaseChec
             location,
             "give its folder with --base PATH, or a hub id that this machine can reach",
         )
-    config = json.loads(config_path.read_text(encoding="utf-8"))
+    config = read_model_config(config_path)
     files = tuple(_find_files(location, revision))
     tensors: dict[str, StoredTensor] = {}
     for file in files:
-        tensors.update(read_header(file))
+        tensors.update(read_header(file, ModelError))
     return BaseCheckpoint(location, revision, config, files, tensors)
+
+
+def find_damage(folder: str | Path) -> ModelError | None:
+    """Return an error that names a damaged file of a model in a folder; None if there is none.
+
+    The config, the index and the headers of the weights are read. A missing file is not damage.
+    """
+    folder = Path(folder)
+    config, index = folder / MODEL_CONFIG_FILE, folder / MODEL_WEIGHTS_INDEX_FILE
+    generation = folder / GENERATION_CONFIG_FILE
+    try:
+        if config.exists():
+            read_model_config(config)
+        if generation.exists():
+            read_json_object(generation, fix=DOWNLOAD_AGAIN)
+        names = _read_index(index) if index.exists() else [MODEL_WEIGHTS_FILE]
+        for name in names:
+            if (folder / name).exists():
+                read_header(folder / name, ModelError)
+    except ModelError as error:
+        return error
+    return None
 
 
 def _find_files(location: str, revision: str | None) -> list[Path]:
     index = find_model_file(location, revision, MODEL_WEIGHTS_INDEX_FILE)
     if index is not None:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        found = {name: find_model_file(location, revision, name) for name in dict.fromkeys(names)}
+        names = _read_index(index)
+        found = {name: find_model_file(location, revision, name) for name in names}
         lost = [name for name, path in found.items() if path is None]
         if lost:
             raise ModelError(
@@ -104,6 +142,23 @@ def _find_files(location: str, revision: str | None) -> list[Path]:
             "convert it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)",
         )
     return [single]
+
+
+def read_model_config(path: Path) -> dict[str, Any]:
+    """Return the content of the `config.json` of a model.
+
+    Raises: ModelError if the file is damaged.
+    """
+    config: dict[str, Any] = read_json_object(path, CONFIG_KINDS, fix=DOWNLOAD_AGAIN)
+    return config
+
+
+def _read_index(index: Path) -> list[str]:
+    """Return the names of the files of weights in an index, each once."""
+    document = read_json_object(index, {"weight_map": dict[str, str]}, fix=DOWNLOAD_AGAIN)
+    if "weight_map" not in document:
+        raise ModelError(f"{index.name} has no weight_map", str(index), DOWNLOAD_AGAIN)
+    return list(dict.fromkeys(document["weight_map"].values()))
 
 
 def find_model_file(location: str, revision: str | None, name: str) -> Path | None:

@@ -7,7 +7,6 @@ have fields that a library drops when it saves them again.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from lora_sft.file_names import (
     MODEL_CONFIG_FILE,
     SENTENCEPIECE_FILE,
 )
+from lora_sft.model_files.json_files import read_json_object
 from lora_sft.recipe.fault_list import FaultList
 from lora_sft.recipe.yaml_reader import read_yaml_value
 
@@ -96,8 +96,9 @@ def _read_yaml_text(value: str) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object of a file; empty if the file does not exist."""
-    if not path.is_file():
-        return {}
-    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    """Return the JSON object of a file; empty if the file does not exist.
+
+    Raises: ModelError if the file is damaged.
+    """
+    document: dict[str, Any] = read_json_object(path) if path.is_file() else {}
     return document

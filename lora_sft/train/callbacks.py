@@ -54,7 +54,8 @@ class MetricsFile(TrainerCallback):
         if not state.is_world_process_zero:
             return
         is_resumed = state.global_step > 0
-        lines = self.path.read_text().splitlines() if is_resumed and self.path.exists() else []
+        text = _read_text(self.path) if is_resumed else ""
+        lines = text.splitlines()
         records = {line: _read_record(line) for line in lines}
         kept = [line for line in lines if records[line].get("step", math.inf) <= state.global_step]
         if not control.should_training_stop:
@@ -83,6 +84,11 @@ class MetricsFile(TrainerCallback):
 
 def _replace_non_finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _read_text(path: Path) -> str:
+    """Return the text of a file; empty if it does not exist. Damaged bytes spoil only their line."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
 def _read_record(line: str) -> dict[str, Any]:

@@ -10,7 +10,6 @@ An adapter is refused if its tensors do not describe every change that it makes 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from typing import Any
 
 from lora_sft.errors import ExportError
 from lora_sft.file_names import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
+from lora_sft.model_files.adapter_config import read_adapter_config
 from lora_sft.model_files.stored_tensors import StoredTensor, read_header
 
 PREFIX = "base_model.model."
@@ -160,23 +160,6 @@ def read_adapter(folder: Path) -> SavedAdapter:
         )
     found_modules = tuple(ModuleTensors(*key, roles) for key, roles in modules.items())
     return SavedAdapter(folder, config, found_modules, whole_parameters)
-
-
-def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """Return the content of `adapter_config.json` in a folder.
-
-    Raises: ExportError if the folder does not hold an adapter.
-    """
-    try:
-        config = json.loads((folder / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ExportError(
-            f"there is no adapter in this folder: {ADAPTER_CONFIG_FILE} is missing or not JSON",
-            str(folder),
-            "give a run directory, its adapter/ folder, or a PEFT adapter folder",
-        ) from error
-    assert isinstance(config, dict)
-    return config
 
 
 def _check_mergeable(config: Mapping[str, Any], folder: Path) -> None:

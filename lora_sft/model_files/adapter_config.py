@@ -1,0 +1,87 @@
+"""Read PEFT's config of a saved adapter, and check the fields that lora-sft and PEFT compute with.
+
+PEFT checks few types itself. It would fail late, or multiply with a number that is none.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lora_sft.errors import ExportError, ModelError
+from lora_sft.file_names import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
+from lora_sft.model_files.json_files import Kinds, read_json_object
+from lora_sft.model_files.stored_tensors import read_header
+
+COPY_AGAIN = "copy or download the adapter again, or correct the file"
+PEFT_RANK = 8  # the rank of a config without `r`
+# peft 0.21 `LoraConfig`.
+_NAMES = list[str] | str | None
+KINDS: Kinds = {
+    "alpha_pattern": dict[str, float] | None,
+    "base_model_name_or_path": str | None,
+    "bias": str,
+    "exclude_modules": _NAMES,
+    "fan_in_fan_out": bool,
+    "inference_mode": bool,
+    "init_lora_weights": bool | str,
+    "layers_pattern": _NAMES,
+    "layers_to_transform": list[int] | int | None,
+    "lora_alpha": float,
+    "lora_bias": bool,
+    "lora_dropout": float,
+    "modules_to_save": list[str] | None,
+    "peft_type": str | None,
+    "r": int,
+    "rank_pattern": dict[str, int] | None,
+    "revision": str | None,
+    "target_modules": _NAMES,
+    "target_parameters": list[str] | None,
+    "task_type": str | None,
+    "trainable_token_indices": list[int] | dict[str, list[int]] | None,
+    "use_dora": bool,
+    "use_rslora": bool,
+}
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """Return the content of `adapter_config.json` in a folder.
+
+    Raises:
+        ExportError: If the folder does not hold an adapter.
+        ModelError: If the file is damaged, or if a field has another type than PEFT's.
+    """
+    path = folder / ADAPTER_CONFIG_FILE
+    if not path.is_file():
+        raise ExportError(
+            f"there is no adapter in this folder: {ADAPTER_CONFIG_FILE} is missing",
+            str(folder),
+            "give a run directory, its adapter/ folder, or a PEFT adapter folder",
+        )
+    config: dict[str, Any] = read_json_object(path, KINDS, fix=COPY_AGAIN)
+    return config
+
+
+def check_adapter_files(folder: Path) -> None:
+    """Check the config of an adapter and the header of its weights, before PEFT reads them.
+
+    PEFT makes matrices of the config's ranks before it reads the weights, whatever memory they
+    need. So every rank must be one that the adapter's tensors can have.
+
+    Raises: ModelError that names the file.
+    """
+    path = folder / ADAPTER_CONFIG_FILE
+    config = read_adapter_config(folder)
+    tensors = read_header(folder / ADAPTER_WEIGHTS_FILE, ModelError).values()
+    largest = max((size for each in tensors for size in each.shape), default=0)
+    for name, rank in {
+        "r": config.get("r", PEFT_RANK),
+        **(config.get("rank_pattern") or {}),
+    }.items():
+        if not 0 < rank <= largest:
+            raise ModelError(
+                f"{path.name}: the rank {name} is {rank:,}, but the largest tensor of the adapter "
+                f"has {largest:,} rows or columns",
+                f"{path}  {name}",
+                COPY_AGAIN,
+            )
