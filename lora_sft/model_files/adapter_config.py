@@ -6,7 +6,7 @@ PEFT checks few types itself. It would fail late, or multiply with a number that
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lora_sft.errors import ExportError, ModelError
 from lora_sft.file_names import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
@@ -18,29 +18,48 @@ PEFT_RANK = 8  # the rank of a config without `r`
 # peft 0.21 `LoraConfig`.
 _NAMES = list[str] | str | None
 KINDS: Kinds = {
+    "alora_invocation_tokens": list[int] | None,
     "alpha_pattern": dict[str, float] | None,
+    "arrow_config": dict[str, Any] | None,
+    "auto_mapping": dict[str, Any] | None,
     "base_model_name_or_path": str | None,
-    "bias": str,
+    "bias": Literal["none", "all", "lora_only"],
+    "corda_config": dict[str, Any] | None,
+    "ensure_weight_tying": bool,
+    "eva_config": dict[str, Any] | None,
     "exclude_modules": _NAMES,
     "fan_in_fan_out": bool,
     "inference_mode": bool,
     "init_lora_weights": bool | str,
+    "kasa_config": dict[str, Any] | None,
+    "layer_replication": list[list[int]] | None,
     "layers_pattern": _NAMES,
     "layers_to_transform": list[int] | int | None,
+    "loftq_config": dict[str, Any] | None,
     "lora_alpha": float,
     "lora_bias": bool,
     "lora_dropout": float,
+    "lora_ga_config": dict[str, Any] | None,
+    "megatron_config": dict[str, Any] | None,
+    "megatron_core": str | None,
     "modules_to_save": list[str] | None,
+    "monteclora_config": dict[str, Any] | None,
     "peft_type": str | None,
+    "peft_version": str | None,
+    "qalora_group_size": int,
     "r": int,
     "rank_pattern": dict[str, int] | None,
     "revision": str | None,
+    "runtime_config": dict[str, Any] | None,
     "target_modules": _NAMES,
     "target_parameters": list[str] | None,
     "task_type": str | None,
     "trainable_token_indices": list[int] | dict[str, list[int]] | None,
+    "use_bdlora": dict[str, Any] | None,
     "use_dora": bool,
+    "use_qalora": bool,
     "use_rslora": bool,
+    "velora_config": dict[str, Any] | None,
 }
 
 

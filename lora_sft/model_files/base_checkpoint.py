@@ -155,9 +155,12 @@ def read_model_config(path: Path) -> dict[str, Any]:
 
 def _read_index(index: Path) -> list[str]:
     """Return the names of the files of weights in an index, each once."""
-    document = read_json_object(index, {"weight_map": dict[str, str]}, fix=DOWNLOAD_AGAIN)
-    if "weight_map" not in document:
-        raise ModelError(f"{index.name} has no weight_map", str(index), DOWNLOAD_AGAIN)
+    document = read_json_object(
+        index,
+        {"weight_map": dict[str, str], "metadata": dict[str, Any] | None},
+        required=("weight_map",),
+        fix=DOWNLOAD_AGAIN,
+    )
     return list(dict.fromkeys(document["weight_map"].values()))
 
 

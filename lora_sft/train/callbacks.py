@@ -87,7 +87,7 @@ def _replace_non_finite(value: Any) -> Any:
 
 
 def _read_text(path: Path) -> str:
-    """Return the text of a file; empty if it does not exist. Damaged bytes spoil only their line."""
+    """Return the text of a file; empty if it does not exist. A damaged byte spoils one line."""
     return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 

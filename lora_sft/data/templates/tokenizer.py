@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from jinja2.exceptions import TemplateSyntaxError
@@ -25,7 +25,7 @@ from lora_sft.file_names import (
 )
 from lora_sft.model_files import remote_code
 from lora_sft.model_files.base_checkpoint import find_model_file
-from lora_sft.model_files.json_files import REPLACE_IT, read_json_object
+from lora_sft.model_files.json_files import REPLACE_IT, Kinds, read_json_object
 from lora_sft.shown_text import make_one_line
 
 if TYPE_CHECKING:
@@ -47,6 +47,12 @@ JSON_FILES = (
     *("tokenizer.json", TOKENIZER_CONFIG_FILE, MODEL_CONFIG_FILE),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json"),
 )
+LARGEST_TOKEN_ID = 2**31 - 1  # tokenizers has 32 bits for an id, and the largest embeddings have 18
+# Fields of `tokenizer_config.json` that libraries read without a check.
+CONFIG_KINDS: Kinds = {
+    "chat_template": str | list[Any] | dict[str, Any] | None,
+    "model_max_length": float | None,
+}
 # Tokens that base models have for padding, or do not use. Padding is never learned, so any works.
 PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<pad>", "<|endoftext|>")
 
@@ -78,6 +84,9 @@ def load_tokenizer(
 
 def _load(location: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     _check_tokenizer_files(Path(location))
+    config = Path(location, TOKENIZER_CONFIG_FILE)
+    if config.exists():
+        read_json_object(config, CONFIG_KINDS)
     where = f"{location} @ {revision}" if revision else location
     if trust_remote_code:
         remote_code.check_remote_code(location, revision)
@@ -245,7 +254,12 @@ def _read_generation_eos(location: str, revision: str | None) -> list[int]:
     if path is None:
         return []
     eos = read_json_object(path, {"eos_token_id": int | list[int] | None}).get("eos_token_id")
-    return eos if isinstance(eos, list) else [] if eos is None else [eos]
+    ids: list[int] = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    for token in ids:
+        if not 0 <= token <= LARGEST_TOKEN_ID:
+            what = f"{path.name}: eos_token_id {token} cannot be the id of a token"
+            raise ModelError(what, f"{path}  eos_token_id", REPLACE_IT)
+    return ids
 
 
 def load_saved_tokenizer(
