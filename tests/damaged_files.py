@@ -156,8 +156,20 @@ def make_project(folder: Path) -> Path:
 Damage = Callable[[Path], None]
 
 
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def add_foreign_bytes(path: Path) -> None:
+    path.write_bytes(b"\xff\xfe\xfa" + path.read_bytes())
+
+
+def write_other_type(path: Path) -> None:
+    path.write_text("- 1\n" if path.suffix == ".yaml" else "[1]\n")
 
 
 def make_unreadable(path: Path) -> None:
@@ -166,36 +178,35 @@ def make_unreadable(path: Path) -> None:
     path.mkdir()
 
 
-def write_other_type(path: Path) -> None:
-    path.write_text("- 1\n" if path.suffix == ".yaml" else "[1]\n")
+def forbid_reading(path: Path) -> None:
+    path.chmod(0)
 
 
-DAMAGES: dict[str, Damage] = {
-    "empty": lambda path: path.write_bytes(b"") and None,
+WHOLE_FILE_DAMAGES: dict[str, Damage] = {
+    "empty": empty,
     "truncated": truncate,
-    "not UTF-8": lambda path: path.write_bytes(b"\xff\xfe\xfa" + path.read_bytes()) and None,
+    "not UTF-8": add_foreign_bytes,
     "wrong type": write_other_type,
-    "unreadable": make_unreadable,
-    "missing": lambda path: path.unlink(),
+    "a folder": make_unreadable,
+    "missing": Path.unlink,
 }
+if os.geteuid() != 0:
+    WHOLE_FILE_DAMAGES["no permission"] = forbid_reading
 OTHER_VALUES = ("text", 3, -1, 10**12, 0.5, True, [1], {"a": 1}, None)
 
 
-def list_damages(path: Path) -> dict[str, Damage]:
-    """Return every damage of a file, and for a JSON object also those of each of its fields."""
-    damages = dict(DAMAGES)
+def list_field_damages(path: Path) -> dict[str, Damage]:
+    """Return the damages of each field of a JSON object: it is lost, or has another value."""
     try:
         document = json.loads(path.read_bytes())
     except ValueError:
-        return damages
-    if isinstance(document, dict):
-        for label, changed in _list_changes(document):
-            text = json.dumps(changed)
-            damages[label] = lambda path, text=text: path.write_text(text) and None
-    return damages
+        return {}
+    if not isinstance(document, dict):
+        return {}
+    return {label: make_writer(changed) for label, changed in list_changes(document)}
 
 
-def _list_changes(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def list_changes(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, value in document.items():
         yield f"without {name}", {key: each for key, each in document.items() if key != name}
         for other in OTHER_VALUES:
@@ -203,10 +214,50 @@ def _list_changes(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any
                 yield f"{name}: {json.dumps(other)}", {**document, name: other}
 
 
+def make_writer(document: dict[str, Any]) -> Damage:
+    def write(path: Path) -> None:
+        path.write_text(json.dumps(document))
+
+    return write
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A command of `CASES`, and one damage of one of its files."""
+
+    command: str
+    file: str
+    label: str
+    damage: Damage
+
+
+def list_whole_file_damages(name: str) -> list[Damaged]:
+    """Return every damage of a whole file, for one command."""
+    return [
+        Damaged(name, file, label, damage)
+        for file in CASES[name].files
+        for label, damage in WHOLE_FILE_DAMAGES.items()
+    ]
+
+
+def list_shared_field_damages(project: Path, name: str) -> list[Damaged]:
+    """Return one command's share of the damages of fields.
+
+    The commands that read a file share the damages of its fields, so each damage is tried once.
+    """
+    found = []
+    for file in CASES[name].files:
+        readers = [reader for reader, case in CASES.items() if file in case.files]
+        damages = list(list_field_damages(project / file).items())
+        for label, damage in damages[readers.index(name) :: len(readers)]:
+            found.append(Damaged(name, file, label, damage))
+    return found
+
+
 @contextlib.contextmanager
 def damaged(path: Path, damage: Damage) -> Iterator[None]:
     """Damage a file inside the block, and restore it at the end."""
-    content = path.read_bytes()
+    content, mode = path.read_bytes(), path.stat().st_mode
     try:
         damage(path)
         yield
@@ -214,4 +265,6 @@ def damaged(path: Path, damage: Damage) -> Iterator[None]:
         if path.is_dir():
             shutil.rmtree(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
         path.write_bytes(content)
+        path.chmod(mode)

@@ -18,6 +18,7 @@ from lora_sft.file_names import (
     MODEL_WEIGHTS_FILE,
     MODEL_WEIGHTS_INDEX_FILE,
 )
+from lora_sft.model_files.generation_settings import read_generation_settings
 from lora_sft.model_files.json_files import Kinds, read_json_object
 from lora_sft.model_files.stored_tensors import StoredTensor, read_header
 
@@ -26,6 +27,7 @@ DOWNLOAD_AGAIN = "download or copy the base model again"
 CONFIG_KINDS: Kinds = {
     "auto_map": dict[str, Any] | None,
     "dtype": str | None,
+    "eos_token_id": int | list[int] | None,
     "quantization_config": dict[str, Any] | None,
     "text_config": dict[str, Any] | None,
     "torch_dtype": str | None,
@@ -101,16 +103,14 @@ def read_base_checkpoint(location: str, revision: str | None = None) -> BaseChec
 def find_damage(folder: str | Path) -> ModelError | None:
     """Return an error that names a damaged file of a model in a folder; None if there is none.
 
-    The config, the index and the headers of the weights are read. A missing file is not damage.
+    Both configs, the index and the headers of the weights are read. A missing file is not damage.
     """
     folder = Path(folder)
     config, index = folder / MODEL_CONFIG_FILE, folder / MODEL_WEIGHTS_INDEX_FILE
-    generation = folder / GENERATION_CONFIG_FILE
     try:
         if config.exists():
             read_model_config(config)
-        if generation.exists():
-            read_json_object(generation, fix=DOWNLOAD_AGAIN)
+        read_generation_settings(folder / GENERATION_CONFIG_FILE)
         names = _read_index(index) if index.exists() else [MODEL_WEIGHTS_FILE]
         for name in names:
             if (folder / name).exists():

@@ -23,6 +23,8 @@ from lora_sft.file_names import (
     MODEL_CONFIG_FILE,
     SENTENCEPIECE_FILE,
 )
+from lora_sft.model_files.base_checkpoint import CONFIG_KINDS
+from lora_sft.model_files.generation_settings import KINDS as GENERATION_KINDS
 from lora_sft.model_files.json_files import read_json_object
 from lora_sft.recipe.fault_list import FaultList
 from lora_sft.recipe.yaml_reader import read_yaml_value
@@ -31,6 +33,7 @@ CONFIGS = (MODEL_CONFIG_FILE, GENERATION_CONFIG_FILE)
 COPIED_PATTERNS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", SENTENCEPIECE_FILE)
 CODE_PATTERN = "*.py"  # classes of a model with remote code; its config names them in `auto_map`
 LICENCE_KEYS = ("license", "license_name", "license_link")
+KINDS_BY_FILE = {MODEL_CONFIG_FILE: CONFIG_KINDS, GENERATION_CONFIG_FILE: GENERATION_KINDS}
 _LICENCE_LINK = re.compile(r"https?://[^\s\"'<>`\\]+|[\w.-]+")  # a web page, or a file
 
 
@@ -100,5 +103,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises: ModelError if the file is damaged.
     """
-    document: dict[str, Any] = read_json_object(path) if path.is_file() else {}
+    document: dict[str, Any] = (
+        read_json_object(path, KINDS_BY_FILE.get(path.name)) if path.is_file() else {}
+    )
     return document

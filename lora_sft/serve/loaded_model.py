@@ -30,7 +30,8 @@ from lora_sft.model.base_model import (
     parse_dtype,
     read_stored_dtype,
 )
-from lora_sft.model_files.json_files import REPLACE_IT, read_json_object
+from lora_sft.model_files.generation_settings import read_generation_settings
+from lora_sft.model_files.json_files import REPLACE_IT
 from lora_sft.model_files.remote_code import check_remote_code
 from lora_sft.recipe import ModelSection
 from lora_sft.run_directory import RunDirectory, is_run
@@ -270,7 +271,7 @@ def _read_generation_config(
     """
     path = folder / GENERATION_CONFIG_FILE
     try:
-        config = GenerationConfig.from_dict(read_json_object(path) if path.exists() else {})
+        config = GenerationConfig.from_dict(read_generation_settings(path))
     except LoraSftError:
         raise
     except Exception as error:  # transformers refuses a value with many classes

@@ -25,6 +25,7 @@ from lora_sft.file_names import (
 )
 from lora_sft.model_files import remote_code
 from lora_sft.model_files.base_checkpoint import find_model_file
+from lora_sft.model_files.generation_settings import list_token_ids, read_generation_settings
 from lora_sft.model_files.json_files import REPLACE_IT, Kinds, read_json_object
 from lora_sft.shown_text import make_one_line
 
@@ -47,7 +48,6 @@ JSON_FILES = (
     *("tokenizer.json", TOKENIZER_CONFIG_FILE, MODEL_CONFIG_FILE),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json"),
 )
-LARGEST_TOKEN_ID = 2**31 - 1  # tokenizers has 32 bits for an id, and the largest embeddings have 18
 # Fields of `tokenizer_config.json` that libraries read without a check.
 CONFIG_KINDS: Kinds = {
     "chat_template": str | list[Any] | dict[str, Any] | None,
@@ -253,13 +253,7 @@ def _read_generation_eos(location: str, revision: str | None) -> list[int]:
     path = find_model_file(location, revision, GENERATION_CONFIG_FILE)
     if path is None:
         return []
-    eos = read_json_object(path, {"eos_token_id": int | list[int] | None}).get("eos_token_id")
-    ids: list[int] = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    for token in ids:
-        if not 0 <= token <= LARGEST_TOKEN_ID:
-            what = f"{path.name}: eos_token_id {token} cannot be the id of a token"
-            raise ModelError(what, f"{path}  eos_token_id", REPLACE_IT)
-    return ids
+    return list_token_ids(read_generation_settings(path).get("eos_token_id"))
 
 
 def load_saved_tokenizer(
