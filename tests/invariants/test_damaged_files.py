@@ -13,6 +13,7 @@ import os
 import resource
 import shutil
 from collections.abc import Iterable, Iterator
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,11 @@ FIELDS_IN_SAMPLE = 30
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory) -> Path:
-    return make_project(tmp_path_factory.mktemp("project"))
+def project(tmp_path_factory) -> Iterator[Path]:
+    """Return the project; its cache holds nothing else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORA_SFT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield make_project(tmp_path_factory.mktemp("project"))
 
 
 @pytest.fixture(autouse=True)
@@ -83,14 +87,11 @@ def check_all(command, project: Path, cases: Iterable[Damaged]) -> None:
 
 
 def test_a_damaged_file_gives_an_error_of_three_lines(command, project):
-    """A sample: every second pair of a command and a file, with one damage after the other."""
-    whole = [list_whole_file_damages(name) for name in CASES]
-    by_pair = [
-        [case for case in cases if case.file == file]
-        for cases in whole
-        for file in dict.fromkeys(case.file for case in cases)
+    """A sample: every second file of each command, with one damage after the other."""
+    damages = cycle(WHOLE_FILE_DAMAGES.items())
+    sample = [
+        Damaged(name, file, *next(damages)) for name in CASES for file in CASES[name].files[::2]
     ]
-    sample = [cases[index % len(cases)] for index, cases in enumerate(by_pair)][::2]
     fields = [case for name in CASES for case in list_shared_field_damages(project, name)]
     sample += fields[:: len(fields) // FIELDS_IN_SAMPLE]
     assert len({case.command for case in sample}) == len(CASES)
