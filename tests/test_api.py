@@ -88,6 +88,14 @@ def test_a_second_call_does_not_change_a_finished_run(write_recipe):
         )
 
 
+def test_training_reports_nothing_to_the_hub(write_recipe, monkeypatch):
+    sent = []
+    monkeypatch.delenv("HF_HUB_DISABLE_TELEMETRY")
+    monkeypatch.setattr("trl.trainer.base_trainer.send_telemetry", lambda **what: sent.append(what))
+    lora_sft.train_recipe(lora_sft.read_recipe(write_recipe(), ["train.max_steps=2"]))
+    assert sent == []
+
+
 def test_comparing_two_runs_is_refused(tmp_path):
     with pytest.raises(CapabilityError, match="compared"):
         lora_sft.evaluate_run(tmp_path, against=tmp_path)

@@ -71,6 +71,7 @@ PRIVATE_NAMES = (
     PrivateName("transformers.Trainer", "_tr_loss", USED),
     PrivateName("transformers.Trainer", "_total_loss_scalar", USED),
     PrivateName("transformers.Trainer", "_globalstep_last_logged", USED),
+    PrivateName("trl.SFTTrainer", "_send_telemetry", OVERRIDDEN),
     PrivateName("trl.SFTTrainer", "_metrics", USED),
     PrivateName("trl.SFTTrainer", "_total_train_tokens", USED),
     PrivateName("transformers.TrainingArguments", "_n_gpu", USED),

@@ -54,7 +54,7 @@ class StopRequest:
         ends_process: Whether the process ends after the run; the program sets it. Then signals stay
             ignored after the run: closing the libraries takes a while, and a second signal must
             not change the exit code.
-        received: The last signal, or None.
+        received: The first signal, or None. Later signals do not change the exit code.
     """
 
     ends_process: ClassVar[bool] = False
@@ -104,8 +104,9 @@ class StopRequest:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._is_over:
             return
-        is_second = self.received is not None and number == signal.SIGINT
-        self.received = signal.Signals(number)
+        received = signal.Signals(number)
+        is_second = self.received is not None and received == signal.SIGINT
+        self.received = self.received or received
         if not self._is_stepping or is_second:
-            raise Stopped(self.received)
-        say(f"{self.received.name} received: the run saves its state after this step and stops")
+            raise Stopped(received)
+        say(f"{received.name} received: the run saves its state after this step and stops")

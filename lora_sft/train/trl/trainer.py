@@ -78,6 +78,9 @@ class LoraTrainer(SFTTrainer):
         for callback in (SaveProbe(self), self.first_step, self.counters):
             self.add_callback(callback)
 
+    def _send_telemetry(self) -> None:
+        """Send nothing. TRL (1.16) would report the kinds of trainer, model and data to the hub."""
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Save adapter, tokenizer and origin, but not `training_args.bin` as the Trainer does.
 
