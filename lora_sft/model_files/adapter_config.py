@@ -5,6 +5,7 @@ PEFT checks few types itself. It would fail late, or multiply with a number that
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,7 +69,8 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
     Raises:
         ExportError: If the folder does not hold an adapter.
-        ModelError: If the file is damaged, or if a field has another type than PEFT's.
+        ModelError: If the file is damaged, if a field has another type than PEFT's, or if a rank is
+            not positive.
     """
     path = folder / ADAPTER_CONFIG_FILE
     if not path.is_file():
@@ -78,6 +80,11 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
             "give a run directory, its adapter/ folder, or a PEFT adapter folder",
         )
     config: dict[str, Any] = read_json_object(path, KINDS, fix=COPY_AGAIN)
+    for name, rank in _list_ranks(config).items():
+        if rank < 1:
+            raise ModelError(
+                f"{path.name}: the rank {name} is {rank:,}", f"{path}  {name}", COPY_AGAIN
+            )
     return config
 
 
@@ -93,14 +100,16 @@ def check_adapter_files(folder: Path) -> None:
     config = read_adapter_config(folder)
     tensors = read_header(folder / ADAPTER_WEIGHTS_FILE, ModelError).values()
     largest = max((size for each in tensors for size in each.shape), default=0)
-    for name, rank in {
-        "r": config.get("r", PEFT_RANK),
-        **(config.get("rank_pattern") or {}),
-    }.items():
-        if not 0 < rank <= largest:
+    for name, rank in _list_ranks(config).items():
+        if rank > largest:
             raise ModelError(
                 f"{path.name}: the rank {name} is {rank:,}, but the largest tensor of the adapter "
                 f"has {largest:,} rows or columns",
                 f"{path}  {name}",
                 COPY_AGAIN,
             )
+
+
+def _list_ranks(config: Mapping[str, Any]) -> dict[str, int]:
+    """Return the rank of the config, and those of the modules that have a rank of their own."""
+    return {"r": config.get("r", PEFT_RANK), **(config.get("rank_pattern") or {})}

@@ -28,6 +28,7 @@ CONFIG_KINDS: Kinds = {
     "auto_map": dict[str, Any] | None,
     "dtype": str | None,
     "eos_token_id": int | list[int] | None,
+    "model_type": str | None,
     "quantization_config": dict[str, Any] | None,
     "text_config": dict[str, Any] | None,
     "torch_dtype": str | None,

@@ -19,7 +19,7 @@ from typing import Any
 
 from lora_sft.errors import ExportError
 from lora_sft.file_names import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
-from lora_sft.model_files.adapter_config import read_adapter_config
+from lora_sft.model_files.adapter_config import PEFT_RANK, read_adapter_config
 from lora_sft.model_files.stored_tensors import StoredTensor, read_header
 
 PREFIX = "base_model.model."
@@ -107,7 +107,9 @@ class SavedAdapter:
 
         Source: peft `get_pattern_key`.
         """
-        return int(_find_in_pattern(self.config.get("rank_pattern"), key, self.config["r"]))
+        return int(
+            _find_in_pattern(self.config.get("rank_pattern"), key, self.config.get("r", PEFT_RANK))
+        )
 
     def find_scale(self, key: str) -> float:
         """Return the scale of B A: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA.
