@@ -11,13 +11,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
 from lora_sft.errors import CapabilityError, LoraSftError, ModelError
-from lora_sft.file_names import MODEL_CONFIG_FILE
+from lora_sft.file_names import GENERATION_CONFIG_FILE, MODEL_CONFIG_FILE
+from lora_sft.model.described_size import check_described_layers, check_described_parameters
 from lora_sft.model.model_kind import find_model_kind
 from lora_sft.model.partitioning import find_shape, is_partitioned, partitioning_in
 from lora_sft.model.quantization import (
@@ -27,13 +28,11 @@ from lora_sft.model.quantization import (
 )
 from lora_sft.model_files import remote_code
 from lora_sft.model_files.base_checkpoint import find_damage, read_base_checkpoint
+from lora_sft.model_files.generation_settings import read_generation_settings
 from lora_sft.recipe import ModelSection
 
 # A transformers model, or PEFT's wrapper around it, which has the model's attributes too.
 CausalModel: TypeAlias = Any
-
-MOST_PARAMETERS_PER_BYTE = 8  # of a stored quantisation: one bit per parameter
-SIZE_MARGIN = 2  # tied weights are stored once, and some buffers are not stored
 
 
 def parse_dtype(name: str) -> torch.dtype:
@@ -172,46 +171,28 @@ def _build_without_weights(
             del loaded.quantization_config
         if num_tokens is not None:
             loaded.get_text_config().vocab_size = num_tokens
+        attention = section.attn_implementation
+        chosen = {} if attention is None else {"attn_implementation": attention}
         with torch.device("meta"):
             return find_model_kind().auto_class.from_config(
-                loaded, trust_remote_code=section.trust_remote_code
+                loaded, trust_remote_code=section.trust_remote_code, **chosen
             )
 
 
 def _check_described_size(section: ModelSection, where: str) -> None:
-    """Check that the config of a local model does not describe a much larger model than its files.
+    """Check that the config of a local model describes a model of about the size of its files.
 
-    transformers makes every weight that the files lack, before it reports that. With a damaged
-    number in the config this would take all memory.
-
-    Raises: ModelError if a file is damaged, or if the config does not fit the files.
+    Raises: ModelError if a file is damaged, or if the model is much larger.
     """
-    if not Path(section.location, MODEL_CONFIG_FILE).exists():
-        return  # the load refuses this folder, or checks a hub id by its hashes
-    damage = find_damage(section.location)
-    if damage is not None:
-        raise damage
-    checkpoint = read_base_checkpoint(section.location)
-    layers = getattr(_load_config(section, where).get_text_config(), "num_hidden_layers", None)
-    if isinstance(layers, int) and layers > len(checkpoint.tensors):
-        _refuse_size(section, where, f"{layers:,} layers", f"{len(checkpoint.tensors):,} tensors")
-    model = _build_without_weights(section, where)
-    described = sum(each.numel() for each in (*model.parameters(), *model.buffers()))
-    most = (
-        MOST_PARAMETERS_PER_BYTE * checkpoint.num_bytes
-        if checkpoint.stored_quantization
-        else sum(each.num_elements for each in checkpoint.tensors.values())
-    )
-    if described > SIZE_MARGIN * most:
-        _refuse_size(section, where, f"{described:,} parameters", f"at most {most:,}")
-
-
-def _refuse_size(section: ModelSection, where: str, described: str, stored: str) -> NoReturn:
-    raise ModelError(
-        f"{MODEL_CONFIG_FILE} describes a model with {described}, and its files hold {stored}",
-        f"{where} ({Path(section.location, MODEL_CONFIG_FILE)})",
-        "download the model again",
-    )
+    folder = Path(section.location)
+    if not (folder / MODEL_CONFIG_FILE).exists():
+        return  # the load refuses this folder, or finds a hub id
+    config = _load_config(section, where)
+    read_generation_settings(folder / GENERATION_CONFIG_FILE)
+    stored = read_base_checkpoint(section.location)
+    check_described_layers(config, stored)
+    if not is_partitioned():  # ZeRO-3 would partition this model too
+        check_described_parameters(lambda: _build_without_weights(section, where), stored)
 
 
 def map_checkpoint_names(

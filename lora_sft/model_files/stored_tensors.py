@@ -124,6 +124,8 @@ def _parse_header(path: Path) -> dict[str, StoredTensor]:
         if begin + stop > size:
             raise ValueError(f"it ends before the end of {name}")
         shape = tuple(entry["shape"])
+        if not all(isinstance(size, int) and size >= 0 for size in shape):
+            raise ValueError(f"{name} has the shape {list(shape)}")
         tensors.append(StoredTensor(name, entry["dtype"], shape, path, begin + start, stop - start))
     return {tensor.name: tensor for tensor in sorted(tensors, key=lambda each: each.offset)}
 
