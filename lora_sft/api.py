@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lora_sft.errors import CapabilityError
+from lora_sft.hub_kernels import without_hub_kernels
 
 if TYPE_CHECKING:
     from lora_sft.data.preview.shown_rows import Preview
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 Split = Literal["train", "validation", "test"]
 
 
+@without_hub_kernels()
 def train_recipe(
     recipe: Recipe, *, resume: str | Path = "auto", overwrite: bool = False
 ) -> TrainResult:
@@ -59,6 +61,7 @@ def train_recipe(
     )
 
 
+@without_hub_kernels()
 def evaluate_run(
     run: str | Path, *, split: Split | None = None, against: str | Path | None = None
 ) -> Evaluation:
@@ -85,6 +88,7 @@ def evaluate_run(
     return run_evaluation(Path(run), None, split)
 
 
+@without_hub_kernels()
 def merge_adapter(
     adapter: str | Path,
     out: str | Path,

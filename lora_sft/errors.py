@@ -53,9 +53,13 @@ class LoraSftError(Exception):
 
     An error has one or more faults, usually one. The recipe reader collects all faults of a file
     in one error, so that a user can fix them all at once.
+
+    Attributes:
+        state_saved: Whether the work of this start is on disk although it ends with this error.
     """
 
     exit_code = EXIT_UNEXPECTED
+    state_saved = False
 
     def __init__(self, what: str, where: str = "", fix: str = "") -> None:
         self.faults: tuple[Fault, ...] = (Fault(what, where, fix),)

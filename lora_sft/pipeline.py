@@ -18,11 +18,13 @@ from transformers import set_seed
 
 from lora_sft.data.corpus.account_table import show_accounts
 from lora_sft.data.corpus.loading import load_data
+from lora_sft.data.templates.tokenizer import hash_tokenizer
 from lora_sft.export.adapter_files import write_adapter_folder, write_validation_sample
 from lora_sft.export.adapter_origin import AdapterOrigin, make_adapter_origin
 from lora_sft.export.run_exports import check_exports, export_run
 from lora_sft.log import say
 from lora_sft.model.building import build_model
+from lora_sft.model_files.base_record import record_base
 from lora_sft.plan.batch import make_batch_plan
 from lora_sft.processes.failed_files import explain_failed_files
 from lora_sft.processes.meeting import check_same_data
@@ -30,7 +32,8 @@ from lora_sft.processes.output_lock import locked
 from lora_sft.processes.report import Report, status_written
 from lora_sft.processes.stop_signal import StopRequest
 from lora_sft.processes.this_process import Processes, check_devices, leave_process_group
-from lora_sft.recipe import Recipe
+from lora_sft.recipe import ModelSection, Recipe
+from lora_sft.recipe.optional_packages import check_packages
 from lora_sft.run_directory import RunDirectory
 from lora_sft.train import zero
 from lora_sft.train.beginning import begin_run
@@ -65,6 +68,7 @@ def run_training(
         request: Notes the signals that ask the run to stop. A caller that handled signals before
             torch was imported passes its own.
     """
+    check_packages(recipe)
     check_devices(os.environ, torch.cuda.device_count())
     check_output_folder(recipe, overwrite=overwrite)
     run = RunDirectory(Path(recipe.output_dir)).create()
@@ -80,10 +84,14 @@ def run_training(
             run.check_writable()
         check_exports(recipe, run, start.run_id, processes)
         with status_written(run, processes, request) as report:
-            with explain_failed_files(run.path):
-                job = prepare_training(recipe, run, start, processes, report)
-                result = fit(job, request, report.watch)
-                save_adapter(job, result, processes)
+            if start.only_exports_left:
+                result = report_trained(run)
+            else:
+                with explain_failed_files(run.path):
+                    job = prepare_training(recipe, run, start, processes, report)
+                    result = fit(job, request, report.watch)
+                    save_adapter(job, result, processes)
+            report.note_saved(result.step)
             leave_process_group()
             if processes.is_main:
                 if result.is_complete:
@@ -116,14 +124,23 @@ def prepare_training(
     tokenizer, corpus = load_data(recipe, start.template_date)
     show_accounts(corpus)
     origin = make_adapter_origin(recipe, corpus)
-    identity = replace(identity, rows=corpus.fingerprint, base=origin.base_sha256)
+    identity = replace(
+        identity,
+        rows=corpus.fingerprint,
+        validation=corpus.fingerprints.get("validation"),
+        template=corpus.template_sha256,
+        tokenizer=hash_tokenizer(tokenizer),
+        base=origin.base_sha256,
+    )
     check_same_run(start, identity)
+    if processes.is_main:  # reads all weights
+        identity = check_same_run(start, add_base(identity, recipe.model))
     check_same_data(watch, corpus.fingerprints)
     set_seed(recipe.train["seed"])  # for the random A matrices of the adapter
     model, census = build_model(recipe)
     check_vocabulary(recipe, model, tokenizer, corpus)
     rows = pack_rows(recipe, batch, corpus.train, model, tokenizer, arguments)
-    check_same_run(start, replace(identity, packing=rows.identity))
+    identity = check_same_run(start, replace(identity, packing=rows.identity))
     job = TrainingJob(
         recipe=recipe,
         run=run,
@@ -136,9 +153,17 @@ def prepare_training(
         checkpoint=start.checkpoint,
         trust_checkpoint=start.trust_checkpoint,
     )
-    manifest = make_manifest(recipe, batch, corpus, census, rows)
+    manifest = make_manifest(recipe, batch, corpus, census, rows, identity)
     begin_run(job, start, manifest, watch, processes)
     return job
+
+
+def add_base(identity: RunIdentity, model: ModelSection) -> RunIdentity:
+    """Return the identity with the content of the base model, if it has safetensors files."""
+    base = record_base(model.location, model.revision, runs_own_code=model.trust_remote_code)
+    if base is None:
+        return identity
+    return replace(identity, config=base.config, weights=base.weights, code=base.code)
 
 
 def save_adapter(job: TrainingJob, result: TrainResult, processes: Processes) -> None:
@@ -156,6 +181,13 @@ def report_finished(run: RunDirectory) -> TrainResult:
     """Log that the run is finished, and return the result with its last step."""
     step = (run.read_status() or {}).get("step", 0)
     say(f"{run.path}: this run is finished (step {step}); nothing to do")
+    return TrainResult(step)
+
+
+def report_trained(run: RunDirectory) -> TrainResult:
+    """Log that only the exports are left, and return the result with the last step."""
+    step = (run.read_status() or {}).get("step", 0)
+    say(f"{run.adapter} is complete (step {step}); repeating the exports of the recipe")
     return TrainResult(step)
 
 

@@ -212,8 +212,9 @@ class RunDirectory:
             step: The last optimizer step whose state is on disk; the same command continues from
                 there. 0 if there is no intact checkpoint.
             state_saved: Whether this start saved its state at its end. True if the run is finished,
-                or if a signal stopped it at a saved step. False after an error, and after a signal
-                outside the training loop. Then `step` is that of the last intact checkpoint, and
+                if a signal stopped it at a saved step, or if an evaluation or an export failed
+                after the state was saved. False after another error, and after a signal outside the
+                training loop. Then `step` is that of the last intact checkpoint, and
                 the training after it is lost. `launch` reads this field: a launcher may have
                 stopped a run that saved nothing.
         """

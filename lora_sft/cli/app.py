@@ -38,6 +38,7 @@ from lora_sft.errors import (
     Fault,
     LoraSftError,
 )
+from lora_sft.hub_kernels import without_hub_kernels
 from lora_sft.log import format_traceback, ignore_stderr_failures, is_main_process
 from lora_sft.processes.stop_signal import Stopped, StopRequest
 from lora_sft.versions import __version__
@@ -126,6 +127,7 @@ def run(arguments: list[str], *, ends_process: bool = False) -> int:
         return EXIT_UNEXPECTED
 
 
+@without_hub_kernels()
 def _run_command(parsed: argparse.Namespace) -> int:
     if not _prints_result(parsed):  # libraries may print to stdout during training
         with redirect_stdout(sys.stderr):

@@ -19,6 +19,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from lora_sft.errors import CapabilityError, ExportError
 from lora_sft.export.public_text import make_public
 from lora_sft.file_names import ADAPTER_CONFIG_FILE, MERGE_REPORT_FILE, ORIGIN_FILE
+from lora_sft.folder_links import leads_outside
 from lora_sft.log import say
 
 FILES_WITH_LOCAL_PATHS = (ORIGIN_FILE, MERGE_REPORT_FILE, ADAPTER_CONFIG_FILE)
@@ -83,6 +84,9 @@ def _list_uploads(folder: Path) -> Iterator[CommitOperationAdd]:
         name = path.relative_to(folder).as_posix()
         if not path.is_file() or name.startswith("."):
             continue
+        if leads_outside(path, folder):
+            say(f"warning: {path} is not uploaded: it is a link to a file elsewhere")
+            continue
         content: Path | bytes = path
         if name in FILES_WITH_LOCAL_PATHS:
             document = make_public(json.loads(path.read_text(encoding="utf-8")))
@@ -94,9 +98,13 @@ def _list_uploads(folder: Path) -> Iterator[CommitOperationAdd]:
 def _convert_errors(
     kind: type[CapabilityError] | type[ExportError], where: str, fix: str
 ) -> Iterator[None]:
-    """Raise an error of the hub or of the network as `kind`."""
+    """Raise an error of the hub or of the network as `kind`.
+
+    The uploader of large files raises RuntimeError (hf_xet). An answer that is not JSON, for
+    example of a proxy, is a ValueError.
+    """
     try:
         yield
-    except (HTTPError, OSError) as error:
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise kind(f"the request to the hub failed: {first_line}", where, fix) from error

@@ -67,7 +67,7 @@ def supervise(command: Sequence[str], environment: Mapping[str, str], run: RunDi
     with _note_signals() as received, tempfile.TemporaryDirectory(prefix="lora-sft-") as folder:
         outcome = Path(folder) / "exit_code"
         ends = EndReader(run)
-        started = time.time()
+        status_before = _identify(run.status)
         own = {name: value for name, value in environment.items() if name not in RANK_VARIABLES}
         process = subprocess.Popen(
             list(command),
@@ -87,7 +87,7 @@ def supervise(command: Sequence[str], environment: Mapping[str, str], run: RunDi
         return (
             _read_outcome(outcome, was_signalled)
             or ends.read_code()
-            or _read_status(run.status, started, was_signalled)
+            or _read_status(run.status, status_before, was_signalled)
             or launcher.stopped_with
             or EXIT_UNEXPECTED
         )
@@ -248,16 +248,25 @@ def _read_outcome(outcome: Path, was_signalled: bool) -> int:
     return _read_code(document) if was_signalled or not document.get("was_told") else EXIT_DONE
 
 
-def _read_status(status: Path, started: float, was_signalled: bool) -> int:
+def _identify(file: Path) -> tuple[int, int] | None:
+    """Return what differs after a file was written again; None if there is no file.
+
+    Its date alone is not enough: the clock of this machine, or of a file server, may be set back.
+    """
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _read_status(status: Path, before: tuple[int, int] | None, was_signalled: bool) -> int:
     """Return the exit code in `status.json`; 0 if this start did not write it.
 
     The code of a stopped run (75 or 130) counts only if `launch` received a signal, or if the run
     saved its state. Rank 0 writes the same code if the launcher ends it while the model loads.
     """
-    try:
-        is_ours = status.stat().st_mtime >= started
-    except OSError:
-        return EXIT_DONE
+    is_ours = _identify(status) not in (None, before)
     document = _read_document(status)
     code = _read_code(document)
     if code in (EXIT_RESUME_ME, EXIT_INTERRUPTED) and not was_signalled:

@@ -20,11 +20,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
-from lora_sft.errors import LoraSftError, ModelError
+from lora_sft.errors import LoraSftError, ModelError, RecipeError
 from lora_sft.file_names import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from lora_sft.model.model_kind import find_model_kind
 from lora_sft.model.partitioning import find_shape
 from lora_sft.model_files.adapter_config import check_adapter_files
+from lora_sft.model_files.module_patterns import check_saved_patterns, find_pattern_fault
 from lora_sft.recipe import Recipe
 
 ALL_LINEAR = "all-linear"
@@ -36,11 +37,16 @@ def add_adapter(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
     The adapter's weights are float32 even if the base has another dtype (PEFT's
     `autocast_adapter_dtype`). Updates of an adapter are too small for bfloat16.
 
-    Raises: ModelError if a target matches no module, or if the adapter in `init_from` does not fit.
+    Raises:
+        ModelError: If a target matches no module, or if the adapter in `init_from` does not fit.
+        RecipeError: If a pattern of the recipe needs too much time.
     """
     if recipe.adapter.init_from is not None:
         return _continue_adapter(model, recipe)
     fields = dict(recipe.adapter.lora)
+    fault = find_pattern_fault(fields, _list_names(model))
+    if fault is not None:
+        raise RecipeError(fault.what, recipe.where(f"adapter.{fault.field}"), fault.fix)
     for name in ("target_modules", "modules_to_save"):
         check_targets(model, fields.get(name), recipe, f"adapter.{name}")
     _sort_targets(fields)
@@ -81,6 +87,20 @@ def check_targets(
         if count == 0:
             share = f" ({sum(n > 0 for n in matched)} of {len(targets)} targets matched)"
             _refuse_target(target, f"{field}.{index}", names, share, model, recipe)
+
+
+def _list_names(model: torch.nn.Module) -> list[str]:
+    """Return the names that PEFT matches with patterns: of the modules and of the parameters."""
+    modules = [name for name, _ in model.named_modules() if name]
+    return [*modules, *(name for name, _ in model.named_parameters())]
+
+
+def _check_saved_adapter(model: torch.nn.Module, folder: Path) -> None:
+    """Check the files of a saved adapter, and its patterns, before PEFT reads them.
+
+    Raises: ModelError if a file is damaged, or if a pattern needs too much time.
+    """
+    check_saved_patterns(folder, check_adapter_files(folder), _list_names(model))
 
 
 def _count_matches(target: str, names: Sequence[str]) -> int:
@@ -131,8 +151,8 @@ def load_adapter(
     PEFT only warns or reports nothing: it loads an adapter of a two-layer model on a three-layer
     one.
 
-    Raises: ModelError if the folder has no safetensors adapter, if a tensor has a wrong shape, or
-    if a saved tensor is missing or unknown.
+    Raises: ModelError if the folder has no safetensors adapter, if a pattern of its config needs
+    too much time, if a tensor has a wrong shape, or if a saved tensor is missing or unknown.
     """
     where = where or str(folder)
     path = Path(folder) / ADAPTER_WEIGHTS_FILE
@@ -142,7 +162,7 @@ def load_adapter(
             where,
             "name the folder of a PEFT adapter; adapter_model.bin is a pickle and is not loaded",
         )
-    check_adapter_files(path.parent)
+    _check_saved_adapter(model, path.parent)
     with _attaching_errors(where):
         adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
     _check_all_tensors_used(adapted, path, where)
@@ -175,10 +195,12 @@ def attach_adapters(model: PreTrainedModel, folders: Sequence[str | Path]) -> Pe
     for folder in folders:
         check_adapter_files(Path(folder))
         _resize_for(model, Path(folder))
+    _check_saved_adapter(model, Path(folders[0]))
     names = [f"adapter_{index}" for index in range(len(folders))]
     with _attaching_errors(str(folders[0])):
         adapted = PeftModel.from_pretrained(model, str(folders[0]), adapter_name=names[0])
     for name, folder in zip(names[1:], folders[1:], strict=True):
+        _check_saved_adapter(adapted, Path(folder))
         with _attaching_errors(str(folder)):
             adapted.load_adapter(str(folder), adapter_name=name)
     tuner: Any = adapted.base_model
@@ -195,7 +217,7 @@ def attach_adapters_to_layers(model: PreTrainedModel, folders: Sequence[str | Pa
     adapted: Any = None
     names = [f"adapter_{index}" for index in range(len(folders))]
     for name, folder in zip(names, folders, strict=True):
-        check_adapter_files(Path(folder))
+        _check_saved_adapter(model if adapted is None else adapted, Path(folder))
         with _attaching_errors(str(folder)):
             config = LoraConfig.from_pretrained(str(folder))
             if adapted is None:

@@ -18,6 +18,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from lora_sft.errors import CapabilityError, LoraSftError, ModelError
 from lora_sft.file_names import GENERATION_CONFIG_FILE, MODEL_CONFIG_FILE
+from lora_sft.model.attention import check_attention, set_attention
 from lora_sft.model.described_size import check_described_layers, check_described_parameters
 from lora_sft.model.model_kind import find_model_kind
 from lora_sft.model.partitioning import find_shape, is_partitioned, partitioning_in
@@ -27,7 +28,12 @@ from lora_sft.model.quantization import (
     make_quantization_config,
 )
 from lora_sft.model_files import remote_code
-from lora_sft.model_files.base_checkpoint import find_damage, read_base_checkpoint
+from lora_sft.model_files.base_checkpoint import (
+    NAMED_WEIGHTS,
+    check_indexes,
+    find_damage,
+    read_base_checkpoint,
+)
 from lora_sft.model_files.generation_settings import read_generation_settings
 from lora_sft.recipe import ModelSection
 
@@ -81,10 +87,7 @@ def load_base_model(
     """
     dtype = dtype or parse_dtype(section.dtype)
     device = device or find_device()
-    arguments: dict[str, Any] = {
-        "dtype": dtype,
-        "attn_implementation": section.attn_implementation,
-    }
+    arguments: dict[str, Any] = {"dtype": dtype}
     if not is_partitioned():
         arguments["device_map"] = {"": device}
     if quantization is not None:
@@ -123,9 +126,12 @@ def load_in_float32(
     section = ModelSection(
         model_name_or_path=str(location), revision=revision, trust_remote_code=trust_remote_code
     )
+    config = _load_config(section, "model")
+    check_indexes(str(location), revision, getattr(config, NAMED_WEIGHTS, None))
     with _loading_errors(section, "model"):
         model: PreTrainedModel = find_model_kind().auto_class.from_pretrained(
             location,
+            config=config,
             revision=revision,
             dtype=torch.float32,
             trust_remote_code=trust_remote_code,
@@ -171,11 +177,9 @@ def _build_without_weights(
             del loaded.quantization_config
         if num_tokens is not None:
             loaded.get_text_config().vocab_size = num_tokens
-        attention = section.attn_implementation
-        chosen = {} if attention is None else {"attn_implementation": attention}
         with torch.device("meta"):
             return find_model_kind().auto_class.from_config(
-                loaded, trust_remote_code=section.trust_remote_code, **chosen
+                loaded, trust_remote_code=section.trust_remote_code
             )
 
 
@@ -263,16 +267,19 @@ def read_stored_dtype(section: ModelSection, where: str) -> str | None:
 
 
 def _load(section: ModelSection, arguments: dict[str, Any], where: str) -> PreTrainedModel:
-    stored = getattr(_load_config(section, where), "quantization_config", None)
+    config = _load_config(section, where)
+    stored = getattr(config, "quantization_config", None)
     if stored is not None and "quantization_config" in arguments:
         raise ModelError(  # transformers would only warn and use the stored quantisation
             "the recipe sets a quantization, but the base is already stored quantised",
             f"{where} ({section.model_name_or_path})",
             "write quantization: null to use the stored quantisation",
         )
+    check_indexes(section.location, section.revision, getattr(config, NAMED_WEIGHTS, None))
     with _loading_errors(section, where):
         loaded: Any = find_model_kind().auto_class.from_pretrained(
             section.location,
+            config=config,
             revision=section.revision,
             trust_remote_code=section.trust_remote_code,
             use_safetensors=True,
@@ -280,6 +287,7 @@ def _load(section: ModelSection, arguments: dict[str, Any], where: str) -> PreTr
             **arguments,
         )
     model, loading = loaded
+    check_attention(model, section.attn_implementation, f"{where} ({section.model_name_or_path})")
     lost = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
     if lost:
         raise ModelError(  # transformers would fill them with random numbers
@@ -294,11 +302,13 @@ def _load_config(section: ModelSection, where: str) -> Any:
     if section.trust_remote_code:
         remote_code.check_remote_code(section.location, section.revision)
     with _loading_errors(section, where):
-        return AutoConfig.from_pretrained(
+        config = AutoConfig.from_pretrained(
             section.location,
             revision=section.revision,
             trust_remote_code=section.trust_remote_code,
         )
+        set_attention(config, section.attn_implementation, section.location)
+    return config
 
 
 @contextmanager

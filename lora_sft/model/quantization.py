@@ -7,7 +7,6 @@ section 3). The settings have the names of transformers' `BitsAndBytesConfig`.
 from __future__ import annotations
 
 import copy
-import importlib.util
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +14,10 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from lora_sft.errors import CapabilityError
+from lora_sft.errors import ModelError
 from lora_sft.model.partitioning import count_elements
+from lora_sft.model_files.module_patterns import is_plain
+from lora_sft.recipe.optional_packages import BITSANDBYTES, check_package
 
 CPU_REPACKING_SWITCH = "support_avx512bf16_for_cpu"  # an attribute of bitsandbytes' Linear4bit
 
@@ -33,14 +34,19 @@ def make_quantization_config(
         store_in_dtype: Store 4-bit codes in tensors of `dtype`. The bits are the same. ZeRO-3 needs
             this, because it gathers all weights of a layer in one dtype.
 
-    Raises: CapabilityError with the install command if bitsandbytes is missing.
+    Raises:
+        CapabilityError: With the install command, if bitsandbytes is missing.
+        ModelError: If `llm_int8_skip_modules` holds more than names: transformers matches each of
+            them as a regular expression, and has no limit on the time.
     """
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise CapabilityError(
-            "quantization needs bitsandbytes, which is not installed",
-            where,
-            "pip install 'lora-sft[qlora]'",
-        )
+    for name in fields.get("llm_int8_skip_modules") or ():
+        if not is_plain(str(name)):
+            raise ModelError(
+                f'llm_int8_skip_modules: "{name}" is not the name of a module',
+                where,
+                "write the names of the modules, without * + ? ( ) [ ] { }",
+            )
+    check_package(BITSANDBYTES, "quantization", where)
     settings = dict(fields)
     if settings.get("load_in_4bit"):
         settings.setdefault("bnb_4bit_compute_dtype", dtype)

@@ -88,8 +88,8 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def check_adapter_files(folder: Path) -> None:
-    """Check the config of an adapter and the header of its weights, before PEFT reads them.
+def check_adapter_files(folder: Path) -> dict[str, Any]:
+    """Return the config of an adapter, after a check of it and of the header of its weights.
 
     PEFT makes matrices of the config's ranks before it reads the weights, whatever memory they
     need. So every rank must be one that the adapter's tensors can have.
@@ -108,6 +108,7 @@ def check_adapter_files(folder: Path) -> None:
                 f"{path}  {name}",
                 COPY_AGAIN,
             )
+    return config
 
 
 def _list_ranks(config: Mapping[str, Any]) -> dict[str, int]:

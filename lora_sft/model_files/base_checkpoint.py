@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from lora_sft.errors import ModelError
@@ -22,6 +22,8 @@ from lora_sft.model_files.generation_settings import read_generation_settings
 from lora_sft.model_files.json_files import Kinds, read_json_object
 from lora_sft.model_files.stored_tensors import StoredTensor, read_header
 
+INDEX_SUFFIX = ".safetensors.index.json"
+NAMED_WEIGHTS = "transformers_weights"  # a field of the config that names another file of weights
 DOWNLOAD_AGAIN = "download or copy the base model again"
 # The fields of a config that lora-sft itself reads.
 CONFIG_KINDS: Kinds = {
@@ -32,6 +34,7 @@ CONFIG_KINDS: Kinds = {
     "quantization_config": dict[str, Any] | None,
     "text_config": dict[str, Any] | None,
     "torch_dtype": str | None,
+    NAMED_WEIGHTS: str | None,
     "vocab_size": int | None,
 }
 
@@ -94,7 +97,7 @@ def read_base_checkpoint(location: str, revision: str | None = None) -> BaseChec
             "give its folder with --base PATH, or a hub id that this machine can reach",
         )
     config = read_model_config(config_path)
-    files = tuple(_find_files(location, revision))
+    files = tuple(_find_files(location, revision, _find_named_weights(config, config_path)))
     tensors: dict[str, StoredTensor] = {}
     for file in files:
         tensors.update(read_header(file, ModelError))
@@ -107,42 +110,114 @@ def find_damage(folder: str | Path) -> ModelError | None:
     Both configs, the index and the headers of the weights are read. A missing file is not damage.
     """
     folder = Path(folder)
-    config, index = folder / MODEL_CONFIG_FILE, folder / MODEL_WEIGHTS_INDEX_FILE
+    path = folder / MODEL_CONFIG_FILE
     try:
-        if config.exists():
-            read_model_config(config)
+        config = read_model_config(path) if path.exists() else {}
         read_generation_settings(folder / GENERATION_CONFIG_FILE)
-        names = _read_index(index) if index.exists() else [MODEL_WEIGHTS_FILE]
-        for name in names:
+        named = _find_named_weights(config, path)
+        for name in (named,) if named else (MODEL_WEIGHTS_FILE, MODEL_WEIGHTS_INDEX_FILE):
             if (folder / name).exists():
-                read_header(folder / name, ModelError)
+                _read_headers(folder, name)
     except ModelError as error:
         return error
     return None
 
 
-def _find_files(location: str, revision: str | None) -> list[Path]:
-    index = find_model_file(location, revision, MODEL_WEIGHTS_INDEX_FILE)
-    if index is not None:
-        names = _read_index(index)
-        found = {name: find_model_file(location, revision, name) for name in names}
-        lost = [name for name, path in found.items() if path is None]
-        if lost:
-            raise ModelError(
-                f"{len(lost)} files of the base model are missing (first: {lost[0]})",
-                location,
-                "download the model again",
-            )
-        return [path for path in found.values() if path is not None]
-    single = find_model_file(location, revision, MODEL_WEIGHTS_FILE)
-    if single is None:
+def _read_headers(folder: Path, name: str) -> None:
+    """Read the header of a file of weights, or those of the existing files that an index names."""
+    names = _read_shard_names(folder / name) if name.endswith(INDEX_SUFFIX) else [name]
+    for path in (folder / each for each in names):
+        if path.exists():
+            read_header(path, ModelError)
+
+
+def _find_named_weights(config: Mapping[str, Any], path: Path) -> str | None:
+    """Return the file of weights that a config names, if any."""
+    named: str | None = config.get(NAMED_WEIGHTS)
+    if named is not None:
+        _check_inside(named, path)
+    return named
+
+
+def _find_files(location: str, revision: str | None, named: str | None) -> list[Path]:
+    """Return the files that transformers loads: those that the config names, else the usual ones.
+
+    Source: transformers 5.23 `_get_resolved_checkpoint_files`.
+    """
+    for name in (named,) if named else (MODEL_WEIGHTS_FILE, MODEL_WEIGHTS_INDEX_FILE):
+        path = find_model_file(location, revision, name)
+        if path is not None and name.endswith(INDEX_SUFFIX):
+            return _find_shards(location, revision, path)
+        if path is not None:
+            return [path]
+    raise ModelError(
+        f"the base model has no weights in safetensors format ({MODEL_WEIGHTS_FILE} or its index)",
+        location,
+        "convert it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)",
+    )
+
+
+def _find_shards(location: str, revision: str | None, index: Path) -> list[Path]:
+    names = _read_shard_names(index)
+    found = {name: find_model_file(location, revision, name) for name in names}
+    lost = [name for name, path in found.items() if path is None]
+    if lost:
         raise ModelError(
-            "the base model has no weights in safetensors format "
-            f"({MODEL_WEIGHTS_FILE} or its index)",
+            f"{len(lost)} files of the base model are missing (first: {lost[0]})",
             location,
-            "convert it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)",
+            "download the model again",
         )
-    return [single]
+    return [path for path in found.values() if path is not None]
+
+
+def check_indexes(location: str, revision: str | None, named: str | None = None) -> None:
+    """Check the indexes of a model's weights before a load.
+
+    transformers would follow a name such as `../other.safetensors`.
+
+    Args:
+        location: A folder, or a hub id.
+        revision: The revision of the hub id.
+        named: The file of weights that the config names, if any.
+
+    Raises: ModelError if an index names a file outside of the folder.
+    """
+    for name in (MODEL_WEIGHTS_INDEX_FILE, named):
+        if name is not None and name.endswith(INDEX_SUFFIX):
+            index = find_model_file(location, revision, name)
+            if index is not None:
+                _read_shard_names(index)
+
+
+def _read_shard_names(index: Path) -> list[str]:
+    """Return the file names in an index, each once.
+
+    Raises: ModelError if the index cannot be read, or names a file outside of its folder.
+    """
+    document = read_json_object(
+        index,
+        {"weight_map": dict[str, str], "metadata": dict[str, Any] | None},
+        required=("weight_map",),
+        fix=DOWNLOAD_AGAIN,
+    )
+    names = list(dict.fromkeys(document["weight_map"].values()))
+    for name in names:
+        _check_inside(name, index)
+    return names
+
+
+def _check_inside(name: Any, where: Path) -> None:
+    """Check that a name in an index or a config is the name of a file in the same folder.
+
+    Raises: ModelError if it is not.
+    """
+    is_name = isinstance(name, str)
+    if not is_name or PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+        raise ModelError(
+            f"{where.name} names a file of weights outside of its folder: {name}",
+            str(where),
+            "download the model again, and do not trust who made this folder",
+        )
 
 
 def read_model_config(path: Path) -> dict[str, Any]:
@@ -152,17 +227,6 @@ def read_model_config(path: Path) -> dict[str, Any]:
     """
     config: dict[str, Any] = read_json_object(path, CONFIG_KINDS, fix=DOWNLOAD_AGAIN)
     return config
-
-
-def _read_index(index: Path) -> list[str]:
-    """Return the names of the files of weights in an index, each once."""
-    document = read_json_object(
-        index,
-        {"weight_map": dict[str, str], "metadata": dict[str, Any] | None},
-        required=("weight_map",),
-        fix=DOWNLOAD_AGAIN,
-    )
-    return list(dict.fromkeys(document["weight_map"].values()))
 
 
 def find_model_file(location: str, revision: str | None, name: str) -> Path | None:

@@ -3,6 +3,8 @@
 A derived model must carry the licence of its base model. Converters need `tokenizer.model`, which
 transformers 5 no longer writes. The base model's own `config.json` and `generation_config.json`
 have fields that a library drops when it saves them again.
+
+No link that leads out of the model's folder is followed, because the files are for publication.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from lora_sft.file_names import (
     MODEL_CONFIG_FILE,
     SENTENCEPIECE_FILE,
 )
+from lora_sft.folder_links import leads_outside
+from lora_sft.log import say
 from lora_sft.model_files.base_checkpoint import CONFIG_KINDS
 from lora_sft.model_files.generation_settings import KINDS as GENERATION_KINDS
 from lora_sft.model_files.json_files import read_json_object
@@ -60,7 +64,8 @@ class BaseFiles:
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Return the content of a JSON file; empty if the file does not exist."""
-        return read_json(self.folder / name) if self.folder is not None else {}
+        path = self._find(name)
+        return read_json(path) if path is not None else {}
 
     def copy_to(self, folder: Path) -> list[str]:
         """Copy licence, notices, sentencepiece model and own code. Return the sorted file names."""
@@ -68,8 +73,8 @@ class BaseFiles:
             return []
         has_code = "auto_map" in self.read_json(MODEL_CONFIG_FILE)
         patterns = (*COPIED_PATTERNS, CODE_PATTERN) if has_code else COPIED_PATTERNS
-        found = sorted({path for each in patterns for path in self.folder.glob(each)})
-        found = [path for path in found if path.is_file()]
+        names = sorted({path.name for each in patterns for path in self.folder.glob(each)})
+        found = [path for name in names if (path := self._find(name)) is not None]
         for path in found:
             shutil.copyfile(path, folder / path.name)
         return [path.name for path in found]
@@ -80,8 +85,8 @@ class BaseFiles:
         Only texts in one line are read. A list of licences is ignored, and so is a link that leads
         neither to a file of the model nor to a web page.
         """
-        card = self.folder / CARD_FILE if self.folder is not None else None
-        if card is None or not card.is_file():
+        card = self._find(CARD_FILE)
+        if card is None:
             return {}
         text = card.read_text(encoding="utf-8", errors="replace")
         head = re.match(r"---[ \t]*\n(.*?)\n---[ \t]*\n", text, re.DOTALL)
@@ -90,6 +95,15 @@ class BaseFiles:
         if not _LICENCE_LINK.fullmatch(found.get("license_link", "")):
             found.pop("license_link", None)
         return {key: value for key, value in found.items() if value}
+
+    def _find(self, name: str) -> Path | None:
+        """Return a file of the folder; None if it is missing, or a link to a file elsewhere."""
+        if self.folder is None or not (self.folder / name).is_file():
+            return None
+        if leads_outside(self.folder / name, self.folder):
+            say(f"warning: {self.folder / name} is not used: it is a link to a file elsewhere")
+            return None
+        return self.folder / name
 
 
 def _read_yaml_text(value: str) -> str:

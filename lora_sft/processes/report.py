@@ -38,6 +38,8 @@ class Report:
         self.run = run
         self.processes = processes
         self.watch: Watch | None = None
+        self._state_saved = False
+        self._saved_step: int | None = None
 
     def start_watch(self, collective_seconds: float) -> Watch | None:
         """Start to watch the other processes; the process group must be open.
@@ -85,6 +87,10 @@ class Report:
                 "set output_dir to a folder on a file system that all machines share",
             )
 
+    def note_saved(self, step: int) -> None:
+        """Note that the work up to `step` is on disk, so that a later failure loses nothing."""
+        self._state_saved, self._saved_step = True, step
+
     def leave(self) -> None:
         """Wait until rank 0 has finished its work, then stop the watch."""
         leave_after_main(self.watch)
@@ -101,6 +107,7 @@ class Report:
         """Write why the start failed, and return the error to show, which names the cause."""
         shown = self.watch.explain(error) if self.watch is not None else error
         code, reason = _describe(shown)
+        self._state_saved |= isinstance(shown, LoraSftError) and shown.state_saved
         if self.watch is not None:
             self.watch.end(code, reason)
             self.stop_watching()
@@ -126,7 +133,9 @@ class Report:
             each for each in self.run.list_checkpoints() if (each / MANIFEST_FILE).exists()
         ]
         step = int(checkpoints[-1].name.removeprefix(CHECKPOINT_PREFIX)) if checkpoints else 0
-        self.run.write_status(exit_code, reason, step, state_saved=False)
+        if self._saved_step is not None:
+            step = self._saved_step
+        self.run.write_status(exit_code, reason, step, state_saved=self._state_saved)
 
     def _remove_unfinished(self) -> None:
         """Delete unfinished checkpoints to free space: they cannot be loaded."""

@@ -21,8 +21,10 @@ from typing import Any
 
 from lora_sft.errors import CapabilityError
 from lora_sft.export.adapter_origin import AdapterOrigin
-from lora_sft.file_names import CHAT_TEMPLATE_FILE
+from lora_sft.file_names import ADAPTER_WEIGHTS_FILE, CHAT_TEMPLATE_FILE
 from lora_sft.model_files.adapter_config import PEFT_RANK, read_adapter_config
+from lora_sft.model_files.module_patterns import check_saved_patterns
+from lora_sft.model_files.stored_tensors import read_header
 from lora_sft.serve.loaded_model import ModelFolder
 
 # The values that vLLM accepts for `--max-lora-rank`.
@@ -72,9 +74,13 @@ def make_vllm_command(model: ModelFolder, host: str, port: int) -> list[str]:
 def find_rank_limit(adapter: Path) -> int:
     """Return the smallest of vLLM's rank limits that is not below the adapter's rank.
 
-    Raises: CapabilityError if the rank is too large or the adapter is not plain LoRA.
+    Raises:
+        CapabilityError: If the rank is too large or the adapter is not plain LoRA.
+        ModelError: If a pattern of its config needs too much time.
     """
     config = read_adapter_config(adapter)
+    weights = adapter / ADAPTER_WEIGHTS_FILE
+    check_saved_patterns(adapter, config, read_header(weights) if weights.exists() else ())
     unsupported = [
         name for name, plain in PLAIN_LORA_FIELDS if config.get(name) not in (plain, None)
     ]

@@ -10,6 +10,7 @@ from lora_sft.processes.meeting import meet
 from lora_sft.processes.this_process import Processes
 from lora_sft.processes.watch import Watch
 from lora_sft.train import zero
+from lora_sft.train.checkpoints.conditions import list_other_conditions
 from lora_sft.train.checkpoints.resume import StartingPoint
 from lora_sft.train.checkpoints.signing import identify_key, prepare_key, warn_of_other_keys
 from lora_sft.train.training_job import TrainingJob
@@ -49,6 +50,9 @@ def begin_run(
         warn_of_other_keys(keys)
     if start.checkpoint is not None:
         say(f"continuing from {start.checkpoint}")
+        others = list_other_conditions(start.recorded, manifest)
+        if others:
+            say(f"this start differs from the one before (rounding may too): {', '.join(others)}")
     if processes.is_main:
         job.run.write_manifest({"id": start.run_id, **manifest})
         job.run.write_recipe(job.recipe.resolved_text())

@@ -19,6 +19,7 @@ from lora_sft.errors import EXIT_DONE, TrainingError
 from lora_sft.model.computing import computing_errors
 from lora_sft.processes.stop_signal import StopRequest, exit_code_of
 from lora_sft.processes.watch import Watch
+from lora_sft.recipe.optional_packages import explain_import_errors
 from lora_sft.train.callbacks import (
     BestCheckpoint,
     MetricsFile,
@@ -29,6 +30,7 @@ from lora_sft.train.callbacks import (
     StopOnSignal,
 )
 from lora_sft.train.checkpoints.resume import find_best_checkpoint
+from lora_sft.train.intervals import Intervals
 from lora_sft.train.training_job import TrainingJob
 from lora_sft.train.trl.trainer import build_trainer
 
@@ -64,13 +66,18 @@ def fit(job: TrainingJob, request: StopRequest, watch: Watch | None = None) -> T
         watch: Counts each step, so that a stalled run ends; None in a run of one process.
 
     Raises:
+        CapabilityError: If a package that the recipe needs cannot be imported.
         NonFiniteLoss: If a loss or a gradient is not finite; raised before the optimizer step.
         TrainingError: If a saved adapter differs from the one in memory, or if the checkpoint holds
             code.
         ModelError: If the model fails when it computes.
     """
     location = job.recipe.model.model_name_or_path
-    with _refusing_code(job.checkpoint), computing_errors(location):
+    with (
+        _refusing_code(job.checkpoint),
+        explain_import_errors(job.recipe),
+        computing_errors(location),
+    ):
         return _fit(job, request, watch)
 
 
@@ -106,7 +113,7 @@ def make_callbacks(job: TrainingJob, watch: Watch | None) -> list[TrainerCallbac
     callbacks: list[TrainerCallback] = []
     if job.checkpoint is not None:
         best = find_best_checkpoint(job.run, job.checkpoint, trust_checkpoint=job.trust_checkpoint)
-        callbacks += [StopAtLastStep(), BestCheckpoint(best)]
+        callbacks += [Intervals(), StopAtLastStep(), BestCheckpoint(best)]
     callbacks += [MetricsFile(job.run), ProgressDisplay()]
     if watch is not None:
         callbacks.append(ProgressForWatch(watch))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import importlib.util
 import logging
 import os
 import shutil
@@ -23,7 +22,7 @@ from typing import Any
 
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from lora_sft.errors import CapabilityError, RecipeError
+from lora_sft.errors import RecipeError
 from lora_sft.model.base_model import CausalModel, find_device
 from lora_sft.recipe import Recipe
 from lora_sft.recipe.deepspeed_policy import AUTO, OWNED_NUMBERS, OWNED_SECTIONS, read_policy
@@ -45,18 +44,10 @@ def make_deepspeed_config(
         autocast_bfloat16: Whether the model computes in bfloat16.
         universal: Whether the run continues from a checkpoint that was converted for another number
             of processes.
-
-    Raises: CapabilityError if DeepSpeed is not installed.
     """
     policy = read_policy(recipe)
     if policy is None:
         return None
-    if importlib.util.find_spec("deepspeed") is None:
-        raise CapabilityError(
-            "train.deepspeed needs DeepSpeed, which is not installed",
-            recipe.where("train.deepspeed"),
-            "install it: DS_BUILD_OPS=0 pip install 'lora-sft[deepspeed]'",
-        )
     settings = copy.deepcopy(policy.settings)
     for section in OWNED_SECTIONS:
         settings.pop(section, None)

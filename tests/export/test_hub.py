@@ -106,3 +106,21 @@ def test_a_new_repository_is_private_and_the_token_is_not_shown_or_saved(tmp_pat
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) >= 5
     assert not [path for path in files if TOKEN.encode() in path.read_bytes()]
+
+
+def test_a_link_out_of_the_folder_is_not_uploaded(tmp_path, hub):
+    folder = make_tiny_llama(tmp_path / "merged")
+    (tmp_path / "private").write_text("PRIVATE TEXT")
+    (folder / "NOTICE").symlink_to("../private")
+    (folder / "LICENSE").symlink_to("config.json")
+    settings = {
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_TOKEN": TOKEN,
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+    }
+    outcome = run_process(sys.executable, "-c", PUSH, folder, **settings)
+    assert "NOTICE is not uploaded: it is a link to a file elsewhere" in outcome.stderr
+    bodies = [body for _path, body in hub.seen]
+    assert any(b"LICENSE" in body for body in bodies)
+    assert all(b"NOTICE" not in body and b"PRIVATE" not in body for body in bodies)

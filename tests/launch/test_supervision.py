@@ -362,3 +362,13 @@ def test_the_code_of_the_first_failed_worker_counts(tmp_path):
 
 def test_a_process_without_children_has_no_workers():
     assert find_workers(2**22 + 1) == []
+
+
+def test_the_status_of_this_start_counts_though_the_clock_was_set_back(tmp_path):
+    (tmp_path / "status.json").write_text('{"exit_code": 75}')
+    write = (
+        "import os, pathlib; new = pathlib.Path('new.json'); "
+        "new.write_text('{\"exit_code\": 6}'); os.utime(new, (1, 1)); "
+        f"os.replace(new, {str(tmp_path / 'status.json')!r}); raise SystemExit(9)"
+    )
+    assert run(write, tmp_path) == 6

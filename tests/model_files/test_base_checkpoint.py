@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -61,3 +64,51 @@ def test_a_missing_base_model_or_one_without_safetensors_is_a_model_error(tmp_pa
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(ModelError, match="no weights in safetensors"):
         read_base_checkpoint(str(tmp_path))
+
+
+def move_weights_out(base, place, name, index="model.safetensors.index.json"):
+    """Move the weights of a base model to `place`. Its index then names them by `name`."""
+    with safe_open(base / "model.safetensors", "pt") as file:
+        weight_map = dict.fromkeys(file.keys(), name)
+    (base / "model.safetensors").rename(place)
+    (base / index).parent.mkdir(exist_ok=True)
+    (base / index).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+@pytest.mark.parametrize("kind", ["parent", "hidden parent", "absolute"])
+def test_weights_outside_of_the_base_models_folder_are_refused(
+    command, write_recipe, tmp_path, kind
+):
+    base, outside = make_tiny_llama(tmp_path / "base"), tmp_path / "outside.safetensors"
+    parents = {"parent": "../", "hidden parent": "sub/../../", "absolute": f"{tmp_path}/"}
+    name = f"{parents[kind]}outside.safetensors"
+    (base / "sub").mkdir()
+    move_weights_out(base, outside, name)
+    outcome = command("train", write_recipe(model={"model_name_or_path": str(base)}))
+    assert outcome.code == 4
+    assert f"names a file of weights outside of its folder: {name}" in outcome.stderr
+    assert f"where: {base / 'model.safetensors.index.json'}" in outcome.stderr
+    make_adapter(make_tiny_llama(tmp_path / "other"), tmp_path / "adapter", {})
+    merged = command("merge", tmp_path / "adapter", tmp_path / "merged", "--base", base)
+    assert merged.code == 4
+    assert "outside of its folder" in merged.stderr
+
+
+def test_an_index_that_the_config_names_is_checked_too(command, write_recipe, tmp_path):
+    base = make_tiny_llama(tmp_path / "base")
+    index = "sub/model.safetensors.index.json"
+    move_weights_out(base, tmp_path / "outside.safetensors", "../outside.safetensors", index)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "transformers_weights": index}))
+    outcome = command("train", write_recipe(model={"model_name_or_path": str(base)}))
+    assert outcome.code == 4
+    assert "outside of its folder" in outcome.stderr
+
+
+def test_an_index_that_is_no_index_is_a_model_error(command, write_recipe, tmp_path):
+    base = make_tiny_llama(tmp_path / "base")
+    (base / "model.safetensors").unlink()
+    (base / "model.safetensors.index.json").write_text('{"weight_map": [1]}')
+    outcome = command("train", write_recipe(model={"model_name_or_path": str(base)}))
+    assert outcome.code == 4
+    assert "error: model.safetensors.index.json " in outcome.stderr

@@ -9,6 +9,7 @@ the reading.
 from __future__ import annotations
 
 import bz2
+import glob
 import gzip
 import http.client
 import io
@@ -17,15 +18,17 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import BinaryIO, cast
 
 import pyarrow as pa
 
 from lora_sft.errors import DataError
+from lora_sft.folder_links import leads_outside
 from lora_sft.shown_text import hide_secrets, make_one_line
 
 KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
@@ -161,6 +164,26 @@ def check_is_readable(file: DataFile) -> None:
         f'files that end in "{suffix}" cannot be read' if suffix else "the file name has no ending"
     )
     raise DataError(what, file.source, fix)
+
+
+def find_fixed_base(pattern: str) -> Path:
+    """Return the part of a glob before its first wildcard; all of it if it has none."""
+    return Path(*takewhile(lambda part: not glob.has_magic(part), PurePath(pattern).parts))
+
+
+def check_links(paths: Iterable[Path], named: Path) -> None:
+    """Check that no path is a link to a file outside of the folder or file that the recipe names.
+
+    Raises: DataError if one is.
+    """
+    for path in paths:
+        if leads_outside(path, named):
+            target = name_source(str(path.resolve()))
+            raise DataError(
+                f"a file of the data set is a link to a file elsewhere ({target})",
+                name_source(str(path)),
+                "replace the link by the file, or name the link itself in path or data_files",
+            )
 
 
 def make_read_error(file: DataFile, error: Exception, where: str | None = None) -> DataError:

@@ -3,6 +3,9 @@
 A folder that `datasets.save_to_disk` wrote is recognised. Its metadata files hold no rows. If it
 holds several splits, the recipe's `split` chooses one. A path that does not exist here, and does
 not look like a file name, is a URL or a Hub id: `find_local_files` returns None for it.
+
+A link that leads out of a folder is refused, unless the recipe itself names the link. Somebody else
+may have made the folder, and the link may lead to a private file.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from lora_sft.data.rows.data_files import (
     KINDS,
     DataFile,
     check_is_readable,
+    check_links,
+    find_fixed_base,
     has_data_name,
     make_local_file,
     name_source,
@@ -82,9 +87,11 @@ def check_files(dataset: DatasetSection, files: list[DataFile]) -> None:
 def _find_saved_split(dataset: DatasetSection, folder: Path) -> list[DataFile]:
     """Return the Arrow files of one split in a folder that `DatasetDict.save_to_disk` wrote."""
     split = dataset.split or DEFAULT_SPLIT
+    found = sorted((folder / split).glob("*.arrow"))
+    check_links(found, folder)
     files = [
         make_local_file(path, (PurePath(dataset.path) / split / path.name).as_posix())
-        for path in sorted((folder / split).glob("*.arrow"))
+        for path in found
     ]
     if not files:
         raise DataError(
@@ -112,9 +119,11 @@ def _find_in_folder(dataset: DatasetSection, folder: Path) -> list[DataFile]:
             where = f"{make_one_line(str(folder))}  data_files"
             fix = "name files in this folder"
             raise DataError(f'data_files: "{pattern}" matches no file', where, fix)
+        check_links((folder / path for path in matches), folder / find_fixed_base(pattern))
         found.update(matches)
     if not patterns:
         found.update(path for path in _match(folder, "**/*") if _is_visible_data(folder, path))
+        check_links((folder / path for path in sorted(found)), folder)
     ordered = sorted(found, key=PurePath.as_posix)
     return [
         make_local_file(folder / path, (PurePath(dataset.path) / path).as_posix())
@@ -165,16 +174,13 @@ def _find_by_glob(dataset: DatasetSection) -> list[DataFile]:
     """Return the matching files. The source of each begins as the recipe writes the path."""
     found = sorted(glob.glob(str(dataset.location), recursive=True))  # noqa: PTH207, absolute
     files = [Path(path) for path in found if Path(path).is_file()]
-    location_base, written_base = _fixed_base(str(dataset.location)), _fixed_base(dataset.path)
+    location_base, written_base = (
+        find_fixed_base(str(dataset.location)),
+        find_fixed_base(dataset.path),
+    )
+    check_links(files, location_base)
     sources = [(written_base / path.relative_to(location_base)).as_posix() for path in files]
     return [make_local_file(path, source) for path, source in zip(files, sources, strict=True)]
-
-
-def _fixed_base(pattern: str) -> PurePath:
-    """Return the part of a glob before its first wildcard."""
-    parts = PurePath(pattern).parts
-    fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
-    return PurePath(*parts[:fixed])
 
 
 def _check_is_hub_id(dataset: DatasetSection) -> None:

@@ -10,11 +10,17 @@ import http.client
 import io
 import urllib.request
 from functools import partial
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from lora_sft.data.rows.data_files import DataFile, has_data_name, name_source
+from lora_sft.data.rows.data_files import (
+    DataFile,
+    check_links,
+    find_fixed_base,
+    has_data_name,
+    name_source,
+)
 from lora_sft.errors import CapabilityError, DataError
 from lora_sft.shown_text import make_one_line
 
@@ -47,6 +53,8 @@ def find_remote_files(dataset: DatasetSection) -> list[DataFile]:
         paths = _list_paths(system, path)
     except Exception as error:  # each protocol raises its own exceptions
         raise _make_remote_error(url, error) from error
+    if "file" in system.protocol:  # a folder of this machine, written as a URL
+        check_links(map(Path, paths), find_fixed_base(path))
     return [_make_file(dataset, system, found, is_named=found == path) for found in paths]
 
 

@@ -6,6 +6,8 @@ vocabulary is never resized here.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +20,13 @@ from lora_sft.data.templates.rendering import list_templates
 from lora_sft.data.templates.template_environment import compile_template
 from lora_sft.errors import DataError, LoraSftError, ModelError
 from lora_sft.file_names import (
+    CHAT_TEMPLATE_FILE,
     GENERATION_CONFIG_FILE,
     MODEL_CONFIG_FILE,
     SENTENCEPIECE_FILE,
     TOKENIZER_CONFIG_FILE,
 )
+from lora_sft.folder_links import leads_outside
 from lora_sft.model_files import remote_code
 from lora_sft.model_files.base_checkpoint import find_model_file
 from lora_sft.model_files.generation_settings import list_token_ids, read_generation_settings
@@ -53,6 +57,11 @@ CONFIG_KINDS: Kinds = {
     "chat_template": str | list[Any] | dict[str, Any] | None,
     "model_max_length": float | None,
 }
+# Loading reads these too, and saving writes their content again.
+FILES_BESIDE_TOKENIZER = (
+    *("tokenizer*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
+    *(CHAT_TEMPLATE_FILE, "chat_template.json", "additional_chat_templates/*"),
+)
 # Tokens that base models have for padding, or do not use. Padding is never learned, so any works.
 PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<pad>", "<|endoftext|>")
 
@@ -130,12 +139,29 @@ def _find_damage(folder: Path) -> ModelError | None:
 
 
 def _check_tokenizer_files(folder: Path) -> None:
-    if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    """Check the files of a local tokenizer before it is loaded.
+
+    Raises: ModelError if there are none, or if one is a link to a file elsewhere. Its content would
+        be saved beside the adapter, and published with it.
+    """
+    if not folder.is_dir():
+        return
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ModelError(
             f"the folder holds no tokenizer (looked for {', '.join(TOKENIZER_FILES)})",
             str(folder),
             "copy the tokenizer's files there, or name another folder in tokenizer.path",
         )
+    for pattern in (*TOKENIZER_FILES, *FILES_BESIDE_TOKENIZER):
+        for path in folder.glob(pattern):
+            if leads_outside(path, folder):
+                raise ModelError(
+                    "a file of the tokenizer is a link to a file outside of its folder "
+                    f"({path.resolve()})",
+                    str(path),
+                    "if you may publish this file with the adapter, replace the link by a copy of "
+                    "the file, or name the folder of the original in tokenizer.path",
+                )
 
 
 def _apply_token(tokenizer: PreTrainedTokenizerBase, field: str, token: str | None) -> None:
@@ -254,6 +280,19 @@ def _read_generation_eos(location: str, revision: str | None) -> list[int]:
     if path is None:
         return []
     return list_token_ids(read_generation_settings(path).get("eos_token_id"))
+
+
+def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a hash of everything in the tokenizer that decides ids.
+
+    Another version of the library `tokenizers` may write the same tokenizer in another form, and
+    give another hash. Truncation and padding are not hashed, because each call sets them anew.
+    """
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    decides = {name: backend[name] for name in backend if name not in ("truncation", "padding")}
+    special = {name: str(value) for name, value in tokenizer.special_tokens_map.items()}
+    text = json.dumps([decides, special], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def load_saved_tokenizer(

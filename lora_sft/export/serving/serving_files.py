@@ -38,14 +38,20 @@ if TYPE_CHECKING:
     from lora_sft.export.adapter_origin import AdapterOrigin
 
 MODELFILE = "Modelfile"
+# A base model's wish for an attention or a kernel. The program that loads the export decides it.
+ATTENTION_KEYS = (
+    *("_attn_implementation", "attn_implementation"),
+    *("_experts_implementation", "experts_implementation"),
+)
 # Loading and training leave these fields. They are wrong or have no meaning in an export. The value
 # of `use_cache` then comes from the base model's own config.
-STALE_CONFIG_KEYS = ("quantization_config", "_name_or_path", "use_cache")
+STALE_CONFIG_KEYS = ("quantization_config", "_name_or_path", "use_cache", *ATTENTION_KEYS)
 # Never copied from the base model's own config. A library does not write a field that equals its
 # default, so a field that is missing in the export is no reason to copy it.
 DECIDED_BY_THE_WEIGHTS = (
     *("quantization_config", "_name_or_path", "dtype", "torch_dtype"),
     *("tie_word_embeddings", "vocab_size", "transformers_version"),
+    *ATTENTION_KEYS,
 )
 STALE_TOKENIZER_KEYS = ("is_local", "local_files_only", "name_or_path", "chat_template")
 # Name in transformers 5 -> name of the same class in transformers 4.x.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 from lora_sft.errors import ExportError
 from lora_sft.file_names import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from lora_sft.model_files.adapter_config import PEFT_RANK, read_adapter_config
+from lora_sft.model_files.module_patterns import check_saved_patterns
 from lora_sft.model_files.stored_tensors import StoredTensor, read_header
 
 PREFIX = "base_model.model."
@@ -133,8 +134,10 @@ def _find_in_pattern(pattern: Mapping[str, Any] | None, key: str, default: Any) 
 def read_adapter(folder: Path) -> SavedAdapter:
     """Read the config of an adapter and the header of its weights.
 
-    Raises: ExportError if a file is missing or broken, or if a field of the config makes a merge
-    impossible.
+    Raises:
+        ExportError: If a file is missing or broken, or if a field of the config makes a merge
+            impossible.
+        ModelError: If a pattern of the config needs too much time.
     """
     config = read_adapter_config(folder)
     _check_mergeable(config, folder)
@@ -160,8 +163,17 @@ def read_adapter(folder: Path) -> SavedAdapter:
         raise ExportError(
             "the adapter holds no tensors", str(weights), "save it again, or give another adapter"
         )
+    check_saved_patterns(folder, config, _list_names(config, modules))
     found_modules = tuple(ModuleTensors(*key, roles) for key, roles in modules.items())
     return SavedAdapter(folder, config, found_modules, whole_parameters)
+
+
+def _list_names(config: Mapping[str, Any], modules: Iterable[tuple[str, int]]) -> Iterator[str]:
+    """Yield the names that patterns are matched with: of adapted modules and their parameters."""
+    parameters = {str(each).rpartition(".")[2] for each in config.get("target_parameters") or ()}
+    for module, _ in modules:
+        yield module
+        yield from (f"{module}.{parameter}" for parameter in parameters)
 
 
 def _check_mergeable(config: Mapping[str, Any], folder: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from lora_sft.errors import RecipeError, ResumeMismatch, TrainingError
 from lora_sft.file_names import (
     ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHTS_FILE,
     CHECKPOINT_PREFIX,
     MANIFEST_FILE,
     TRAINER_STATE_FILE,
@@ -43,6 +44,7 @@ class StartingPoint:
     Attributes:
         checkpoint: The checkpoint to continue from; None to begin at step 0.
         finished: Whether the run is finished, so that there is nothing to do.
+        only_exports_left: Whether the adapter is complete, and only the exports failed.
         discard: Whether the old run in the directory must be removed first (`--overwrite`).
         recorded: The manifest of the checkpoint's run. With `--resume PATH` that may be a run in
             another directory.
@@ -52,6 +54,7 @@ class StartingPoint:
 
     checkpoint: Path | None = None
     finished: bool = False
+    only_exports_left: bool = False
     discard: bool = False
     recorded: Mapping[str, Any] = field(default_factory=dict)
     run_id: str = ""
@@ -141,6 +144,8 @@ def _decide(run: RunDirectory, recipe: Recipe, resume: str, overwrite: bool) -> 
         )
     if run.is_finished and not _is_longer(run, recipe):
         return StartingPoint(finished=True)
+    if _has_only_exports_left(run) and not _is_longer(run, recipe):
+        return StartingPoint(only_exports_left=True)
     return StartingPoint(_find_checkpoint(run))
 
 
@@ -162,14 +167,21 @@ def _find_checkpoint(run: RunDirectory) -> Path:
     )
 
 
+def _has_only_exports_left(run: RunDirectory) -> bool:
+    """Return whether a run without checkpoints failed after it had written its adapter."""
+    is_saved = (run.read_status() or {}).get("state_saved") is True
+    adapter = run.adapter / ADAPTER_WEIGHTS_FILE
+    return is_saved and adapter.exists() and not run.list_checkpoints()
+
+
 def _refuse_damaged_manifest(run: RunDirectory, resume: str) -> None:
     """Refuse to continue a run whose manifest is lost, unless the user names the checkpoint."""
     if read_run_manifest(run) is not None:
         return
     if resume not in ("auto", "never"):
         say(
-            f"warning: {run.manifest} is missing or damaged: the rows and the number of rows per "
-            "step are not compared with those of the run"
+            f"warning: {run.manifest} is missing or damaged: only the recipe and a sample of the "
+            "base model's weights are compared with those of the run"
         )
         return
     checkpoint = find_last_intact(run)
@@ -303,7 +315,7 @@ def _check_complete(checkpoint: Path) -> None:
 
 def find_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return the dotted fields whose difference makes two resolved recipes two runs."""
-    before, after = dict(_flatten(old)), dict(_flatten(new))
+    before, after = dict(flatten(old)), dict(flatten(new))
     return [
         field
         for field in sorted(before.keys() | after.keys())
@@ -319,8 +331,8 @@ def _grew(old: Any, new: Any) -> bool:
 
 
 def _is_longer(run: RunDirectory, recipe: Recipe) -> bool:
-    before = dict(_flatten(read_recorded_recipe(run)))
-    after = dict(_flatten(recipe.to_dict(absolute_paths=True)))
+    before = dict(flatten(read_recorded_recipe(run)))
+    after = dict(flatten(recipe.to_dict(absolute_paths=True)))
     return any(before.get(field) != after.get(field) for field in BUDGET_FIELDS)
 
 
@@ -346,7 +358,7 @@ def _refuse_other_run(run: RunDirectory, recipe: Recipe) -> None:
     fields = find_differences(before, after) if before else []
     if not fields:
         return
-    old, new = dict(_flatten(before)), dict(_flatten(after))
+    old, new = dict(flatten(before)), dict(flatten(after))
     shown = "; ".join(f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in fields[:8])
     raise RecipeError(
         f"the output directory holds another run; {len(fields)} fields differ: {shown}",
@@ -356,12 +368,13 @@ def _refuse_other_run(run: RunDirectory, recipe: Recipe) -> None:
     )
 
 
-def _flatten(document: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(document: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted name and the value of each leaf of a JSON document."""
     if isinstance(document, Mapping) and document:
         for key, value in document.items():
-            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
     elif isinstance(document, list) and document:
         for index, value in enumerate(document):
-            yield from _flatten(value, f"{prefix}.{index}")
+            yield from flatten(value, f"{prefix}.{index}")
     else:
         yield prefix, document

@@ -1,7 +1,7 @@
 """Read what a run recorded about itself, and notice if the record is damaged.
 
 A start compares itself with the manifest of the run that it continues. If the manifest is lost,
-`recipe.yaml` beside it still has the recipe. The rows and the batch are then not compared.
+`recipe.yaml` beside it still has the recipe. Rows, batch, tokenizer and config are not compared.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from lora_sft.errors import RecipeError
 from lora_sft.recipe.fault_list import FaultList
 from lora_sft.recipe.yaml_reader import read_yaml_file
 from lora_sft.run_directory import RunDirectory
+
+# Records that an earlier version of lora-sft did not write, or not all of them.
+SECTIONS = ("versions", "machine", "base", "tokenizer")
 
 
 def read_run_manifest(run: RunDirectory) -> dict[str, Any] | None:
@@ -52,5 +55,10 @@ def _is_whole(manifest: dict[str, Any]) -> bool:
         and isinstance(packing.get("on"), bool)
         and isinstance(packing.get("rows"), int)
         and isinstance(data.get("fingerprint", ""), str)
+        and isinstance(data.get("fingerprints", {}), dict)
+        and isinstance(data.get("template_sha256", ""), str)
         and isinstance(data.get("template_date") or "", str)
+        and all(isinstance(manifest.get(name, {}), dict) for name in SECTIONS)
+        and all(isinstance(part or {}, dict) for part in manifest.get("base", {}).values())
+        and isinstance(manifest.get("tokenizer", {}).get("sha256", ""), str)
     )

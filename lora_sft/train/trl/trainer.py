@@ -21,7 +21,7 @@ from transformers import (
 from transformers.trainer_callback import ExportableState
 from trl import SFTTrainer
 
-from lora_sft.errors import CapabilityError, NonFiniteLoss, TrainingError
+from lora_sft.errors import CapabilityError, LoraSftError, NonFiniteLoss, TrainingError
 from lora_sft.file_names import ADAPTER_WEIGHTS_FILE, CARD_FILE, CHECKPOINT_PREFIX, ORIGIN_FILE
 from lora_sft.model.adapter import list_adapter_shapes, restore_adapter_dtype
 from lora_sft.model.base_model import CausalModel
@@ -33,7 +33,10 @@ from lora_sft.train.checkpoints.rotation import rotate_checkpoints
 from lora_sft.train.checkpoints.sealing import seal
 from lora_sft.train.even_shares import FilledSampler, add_filler_rows
 from lora_sft.train.first_step import FirstStepRecord
+from lora_sft.train.run_clock import RunClock
+from lora_sft.train.trackers import make_trackers
 from lora_sft.train.training_job import TrainingJob
+from lora_sft.train.trl.failed_evaluation import save_and_explain
 from lora_sft.train.trl.log_counters import LogCounters
 from lora_sft.train.trl.row_collator import make_collator
 from lora_sft.written_files import remove_checkpoint
@@ -56,6 +59,8 @@ class LoraTrainer(SFTTrainer):
         if arguments.world_size > 1:
             rows_per_round = arguments.world_size * arguments.per_device_train_batch_size
             rows = add_filler_rows(rows, rows_per_round)
+        trackers = make_trackers(arguments.report_to, job.run.metrics)
+        report_to, arguments.report_to = arguments.report_to, []  # else the Trainer makes its own
         evaluates = arguments.eval_strategy != "no" or arguments.eval_on_start
         arguments.eval_on_start &= job.checkpoint is None  # the first start has done it
         super().__init__(
@@ -64,8 +69,9 @@ class LoraTrainer(SFTTrainer):
             train_dataset=rows,
             eval_dataset=job.validation if evaluates else None,
             processing_class=job.tokenizer,
-            callbacks=list(callbacks),
+            callbacks=[*trackers, *callbacks],
         )
+        arguments.report_to = report_to
         # Set only now: if TRL is given a collator, it does not set the model's padding token.
         self.data_collator = make_collator(
             job.tokenizer, arguments, keeps_rows_apart=job.rows.keeps_rows_apart
@@ -74,8 +80,9 @@ class LoraTrainer(SFTTrainer):
         check_trained_dtype(job.model)
         self.adapter_shapes = list_adapter_shapes(job.model)  # of a saved adapter
         self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results only
+        self.clock = RunClock()
         self.counters = LogCounters(self)
-        for callback in (SaveProbe(self), self.first_step, self.counters):
+        for callback in (self.clock, SaveProbe(self), self.first_step, self.counters):
             self.add_callback(callback)
 
     def _send_telemetry(self) -> None:
@@ -145,15 +152,23 @@ class LoraTrainer(SFTTrainer):
             super()._run_epoch(*args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate without a change of the random state.
+        """Evaluate without a change of the random state; if that fails, save the present step.
 
         Otherwise an evaluation that is added, or that a stop skips, would change the dropout masks
         of all later steps.
+
+        Raises: TrainingError with the reason of the failure.
         """
+        self.clock.start("eval")
         self._count_all_tokens()
         gpus = [self.args.device] if self.args.device.type == "cuda" else []
-        with torch.random.fork_rng(gpus):
-            return super().evaluate(*args, **kwargs)
+        try:
+            with torch.random.fork_rng(gpus):
+                return super().evaluate(*args, **kwargs)
+        except LoraSftError:
+            raise
+        except Exception as error:  # of a library, of the device, or of the rows
+            raise save_and_explain(self, error) from error
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         """End training, but keep the last checkpoint.
@@ -258,7 +273,8 @@ class LoraTrainer(SFTTrainer):
             logs[LAST_RECORD_FIELD] = self._total_loss_scalar / max(self.state.global_step, 1)
         if model.training:
             self._count_all_tokens()
-        super().log(logs, start_time)
+        self.clock.correct(logs)
+        super().log(logs, start_time and self.clock.find_start_time("train"))
 
     def _count_all_tokens(self) -> None:
         """Add the tokens that TRL has not counted to its count, over all processes."""

@@ -14,6 +14,7 @@ from decimal import Decimal
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset, DatasetDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -280,6 +281,58 @@ def test_folders_without_rows_are_refused(tmp_path):
     assert "no data files" in build_or_refuse(tmp_path / "*.jsonl").what
     (tmp_path / "gone.jsonl").symlink_to(tmp_path / "nothing.jsonl")
     assert "no file or folder" in build_or_refuse(tmp_path / "gone.jsonl").what
+
+
+@pytest.fixture
+def folder_with_a_link(tmp_path):
+    """Return a folder with a file of rows and a link to such a file outside of it."""
+    (tmp_path / "private.jsonl").write_bytes(GOOD_LINE)
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    (folder / "a.jsonl").write_bytes(GOOD_LINE)
+    (folder / "link.jsonl").symlink_to("../private.jsonl")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["folder", "glob", "data_files", "linked folder", "file URL"])
+def test_a_link_out_of_a_data_folder_is_refused(folder_with_a_link, tmp_path, kind):
+    folder, fields = folder_with_a_link, {}
+    path = {"glob": folder / "*.jsonl", "file URL": f"file://{folder}"}.get(kind, folder)
+    if kind == "data_files":
+        fields = {"data_files": ["a.jsonl", "li*.jsonl"]}
+    if kind == "linked folder":
+        (folder / "link.jsonl").unlink()
+        (tmp_path / "home").mkdir()
+        (tmp_path / "private.jsonl").rename(tmp_path / "home" / "private.jsonl")
+        (folder / "more").symlink_to(tmp_path / "home", target_is_directory=True)
+    refused = build_or_refuse(path, **fields)
+    assert isinstance(refused, DataError), refused
+    assert "a link to a file elsewhere" in refused.what
+    assert "private.jsonl" in refused.what
+    assert str(folder) in refused.where
+
+
+def test_a_link_out_of_a_saved_data_set_is_refused(tmp_path):
+    Dataset.from_list([GOOD]).save_to_disk(tmp_path / "private")
+    DatasetDict({"train": Dataset.from_list([GOOD])}).save_to_disk(tmp_path / "saved")
+    (private,) = (tmp_path / "private").glob("*.arrow")
+    (tmp_path / "saved" / "train" / "more.arrow").symlink_to(private)
+    assert "a link to a file elsewhere" in build_or_refuse(tmp_path / "saved").what
+
+
+def test_a_link_that_the_recipe_names_is_read(folder_with_a_link, tmp_path):
+    folder = folder_with_a_link
+    alias = tmp_path / "alias"
+    alias.symlink_to(folder, target_is_directory=True)
+    (folder / "inner.jsonl").symlink_to("a.jsonl")
+    for path, fields in (
+        (folder / "link.jsonl", {}),
+        (folder, {"data_files": "link.jsonl"}),
+        (alias / "a*.jsonl", {}),
+        (alias / "inner*", {}),
+        (alias, {"data_files": ["inn*"]}),
+    ):
+        assert isinstance(build_or_refuse(path, **fields), Corpus), path
 
 
 @pytest.mark.skipif(os.name != "posix", reason="only on POSIX can a file name be invalid Unicode")

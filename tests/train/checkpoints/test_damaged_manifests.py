@@ -100,6 +100,12 @@ DAMAGES = {
     "its data are text": lambda run: change(run, data="rows"),
     "its date is a number": lambda run: change(run, data={"template_date": 1}),
     "its id is a list": lambda run: change(run, id=[]),
+    "its versions are a list": lambda run: change(run, versions=["torch"]),
+    "its base is text": lambda run: change(run, base="mine"),
+    "the config of its base is text": lambda run: change(run, base={"config": "mine"}),
+    "its tokenizer's hash is a number": lambda run: change(run, tokenizer={"sha256": 1}),
+    "the hash of its template is a number": lambda run: change(run, data={"template_sha256": 1}),
+    "the hashes of its splits are a list": lambda run: change(run, data={"fingerprints": [1]}),
 }
 
 
@@ -131,7 +137,7 @@ def test_a_run_with_a_damaged_manifest_continues_from_a_named_checkpoint(train, 
     assert "train.learning_rate: 0.001 -> 0.01" in other.stderr
     outcome = train(*named)
     assert outcome.code == 0, outcome.stderr
-    assert "the rows and the number of rows per step are not compared" in outcome.stderr
+    assert "only the recipe and a sample of the base model's weights are compared" in outcome.stderr
     assert list(read_metrics(run, "loss")) == [1, 2, 3, 4, 5]
     assert train().code == 0
 
