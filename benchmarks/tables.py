@@ -74,6 +74,11 @@ CPU_MEASURES = {
             "other_share",
         ),
     ),
+    "template_budget": Presentation(
+        "Data preparation with and without the budget of the chat template",
+        "ratio_to_no_budget",
+        ("cpu_seconds",),
+    ),
     "data_scale": Presentation(
         "Data preparation by number of rows",
         "peak_rss_bytes",

@@ -22,6 +22,7 @@ from benchmarks.cpu import (
     start_up,
     step_overhead,
     step_traffic,
+    template_budget,
 )
 from benchmarks.record import RESULTS, Record, name_device, read_environment
 
@@ -31,6 +32,7 @@ MEASURES = {
         start_up,
         data_preparation,
         data_stages,
+        template_budget,
         packing,
         merge,
         step_overhead,

@@ -1,8 +1,9 @@
 """Prepare the source rows of all subjects with one contestant, and measure it in this process.
 
-`python -m benchmarks.cpu.data_preparation_worker lora-sft|stages|trl TOKENIZER TEMPLATE
+`python -m benchmarks.cpu.data_preparation_worker lora-sft|stages|budget|trl TOKENIZER TEMPLATE
 SUBJECT=ROWS...` prints `{subject: {"values": ..., "facts": ...}}`. `stages` measures lora-sft
-between two runs of the tokenizer, with the share of each stage. The facts hold digests of the rows
+between two runs of the tokenizer, with the share of each stage. `budget` measures it with and
+without the budget of the chat template. The facts hold digests of the rows
 that do not depend on their order, so the contestants can be compared without keeping their rows.
 """
 
@@ -15,7 +16,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from importlib import import_module
 from pathlib import Path
+from statistics import median
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -28,6 +32,7 @@ from benchmarks.cpu.stages import OTHER, StageClock
 from benchmarks.documents import IGNORED_LABEL
 
 NUM_WARM_UP_ROWS = 8
+BUDGET_PAIRS = 5  # preparations with the budget, and as many without
 STOP, NEWLINE = "<|im_end|>", "\n"
 
 # The stage to which the CPU time of each file belongs. The file of the stage "tokenise" is in
@@ -42,6 +47,9 @@ STAGE_OF_FILE = {
     "messages.py": "convert",
     "rendering.py": "render",
     "template_environment.py": "render",
+    "plain_data.py": "render",
+    "render_budget.py": "render",
+    "limited_functions.py": "render",
     "tokenization_utils_tokenizers.py": "tokenise",
     "chat_label_rule.py": "check",
     "content_survival.py": "check",
@@ -65,6 +73,7 @@ def main(kind: str, tokenizer: str, template: str, *subjects: str) -> None:
         makers: dict[str, Callable[[Path, Path, Path, Path], Prepare]] = {
             "lora-sft": make_lora_sft_prepare,
             "stages": make_lora_sft_stages,
+            "budget": make_lora_sft_budget,
             "trl": make_trl_prepare,
         }
         pairs = [subject.split("=", 1) for subject in subjects]
@@ -141,6 +150,54 @@ def make_lora_sft_stages(
         return Sample(values, {"same_rows_and_tokens_as_the_tokenizer": is_same})
 
     return prepare
+
+
+def make_lora_sft_budget(
+    tokenizer: Path, template: Path, folder: Path, warm_up_rows: Path
+) -> Prepare:
+    """Return a function that prepares rows with lora-sft, in turns with the budget and without."""
+    rendering: Any = import_module("lora_sft.data.templates.rendering")
+    with_budget = rendering.compile_template
+    whole = make_lora_sft_prepare(tokenizer, template, folder, warm_up_rows)
+    compilers: dict[str, Any] = {"with": with_budget, "without": compile_without_budget}
+
+    def prepare(rows: Path, own_template: bool) -> Sample:
+        samples: dict[str, list[Sample]] = {name: [] for name in compilers}
+        for turn in range(BUDGET_PAIRS):
+            for name in sorted(compilers, reverse=bool(turn % 2)):
+                rendering.compile_template = compilers[name]
+                samples[name].append(whole(rows, own_template))
+        rendering.compile_template = with_budget
+        ratios = [
+            one.values["cpu_seconds"] / other.values["cpu_seconds"]
+            for one, other in zip(samples["with"], samples["without"], strict=True)
+        ]
+        labels = {each.facts["labels_sha256"] for each in samples["with"] + samples["without"]}
+        values = {**samples["with"][0].values, "ratio_to_no_budget": median(ratios)}
+        return Sample(values, {"same_labels_without_budget": len(labels) == 1})
+
+    return prepare
+
+
+@cache
+def compile_without_budget(text: str) -> Any:
+    """Return a template that renders without a budget."""
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    from lora_sft.data.templates.plain_data import PlainDataEnvironment
+    from lora_sft.data.templates.template_environment import compile_template
+
+    reference = _compile_jinja_template("").environment
+    environment = PlainDataEnvironment(
+        trim_blocks=reference.trim_blocks,
+        lstrip_blocks=reference.lstrip_blocks,
+        extensions=list(map(type, compile_template(text).environment.extensions.values())),
+    )
+    environment.filters.update(reference.filters)
+    environment.globals.update(reference.globals)
+    template = environment.from_string(text)
+    template.globals = dict(template.globals)
+    return template
 
 
 def make_trl_prepare(

@@ -37,6 +37,7 @@ QUANTITIES: Mapping[str, tuple[str, Literal["lower", "higher"]]] = {
     "second_preparation_seconds": ("s", "lower"),
     "packing_seconds": ("s", "lower"),
     "rate_of_bare_tokenizer": ("share", "higher"),
+    "ratio_to_no_budget": ("share", "lower"),
     "read_share": ("share", "lower"),
     "hash_share": ("share", "lower"),
     "convert_share": ("share", "lower"),

@@ -187,7 +187,7 @@ class Watch:
         to the remaining processes. The missing process has usually written its own reason. If it
         has died without one, the returned error names that process.
         """
-        if isinstance(error, TrainingError) or not _is_about_others(error):
+        if isinstance(error, TrainingError) or not is_about_others(error):
             return error
         is_signal = isinstance(error, Stopped)
         deadline = time.monotonic() + GONE_BEATS * BEAT_SECONDS
@@ -328,7 +328,7 @@ def _is_gone(record: dict[str, Any]) -> bool:
     return state in ("Z", "X")
 
 
-def _is_about_others(error: BaseException) -> bool:
+def is_about_others(error: BaseException) -> bool:
     """Return whether another process may have caused the error: a signal or a collective."""
     name, text = type(error).__name__, str(error).lower()
     words = ("gloo", "nccl", "connection", "timed out", "tcpstore", "broken pipe", "rendezvous")

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from lora_sft.data.templates.prompt_text import render_prompt
 from lora_sft.data.templates.tokenizer import find_saved_stop_token_ids, load_saved_tokenizer
 from lora_sft.errors import LoraSftError, ModelError
 from lora_sft.evaluate.generation import AnswerStream, make_generation_config
@@ -35,7 +36,6 @@ from lora_sft.model_files.json_files import REPLACE_IT
 from lora_sft.model_files.remote_code import check_remote_code
 from lora_sft.recipe import ModelSection
 from lora_sft.run_directory import RunDirectory, is_run
-from lora_sft.serve.prompt_text import render_prompt
 
 # Tokens have 3 to 6 characters on average. Only a text of repeated characters has more.
 MOST_CHARACTERS_PER_TOKEN = 32

@@ -7,8 +7,11 @@ from typing import Any
 
 from fastapi import HTTPException
 
+from lora_sft.data.templates.prompt_text import render_prompt
+from lora_sft.data.templates.rendering import TemplateRefusal
+from lora_sft.errors import LoraSftError
 from lora_sft.serve.loaded_model import LoadedModel
-from lora_sft.serve.prompt_text import find_settable_variables, render_prompt
+from lora_sft.serve.prompt_text import find_settable_variables
 from lora_sft.serve.request_fields import SHOWN_NAME_CHARACTERS, parse_arguments
 
 
@@ -22,6 +25,7 @@ def make_request_prompt(
 
     Raises: HTTPException (400) if the template refuses the messages, or if the request sets a
         variable that the template does not read. ModelError if the prompt is too long.
+        TemplateOverBudget if the template asks for too much work.
     """
     if not loaded.tokenizer.chat_template:
         raise HTTPException(400, "the model has no chat template; use /v1/completions")
@@ -31,8 +35,10 @@ def make_request_prompt(
     try:
         _check_variables(template_kwargs, find_settable_variables(loaded.tokenizer, tools))
         text = render_prompt(loaded.tokenizer, chat, template_kwargs, tools)
-    except HTTPException:
+    except (HTTPException, LoraSftError):
         raise
+    except TemplateRefusal as error:
+        raise HTTPException(400, f"the chat template refuses the request: {error}") from error
     except Exception as error:  # a template is a program, and may raise any error
         message = f"the chat template refuses the request: {type(error).__name__}: {error}"
         raise HTTPException(400, message) from error

@@ -6,15 +6,18 @@ import errno
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError
 
+from lora_sft.errors import TrainingError
 from lora_sft.export import run_exports
 from lora_sft.train.callbacks import MetricsFile
 from lora_sft.train.trl import trainer as trainer_file
+from lora_sft.train.trl.failed_evaluation import save_and_explain
 from tests.commands import read_metrics
 
 DAY_SECONDS = 24 * 3600
@@ -60,6 +63,19 @@ def test_an_evaluation_that_throws_saves_the_step_and_the_run_goes_on(
     assert again.code == 0, again.stderr
     assert "checkpoint-3" in again.stderr
     assert list(read_metrics(tmp_path / "run", "loss")) == [1, 2, 3, 4]
+
+
+def test_with_several_processes_only_the_other_process_explains_a_broken_connection(tmp_path):
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(world_size=2, output_dir=str(tmp_path)),
+        state=SimpleNamespace(global_step=3),
+    )
+    broken = RuntimeError("gloo: Connection reset by peer")
+    assert save_and_explain(trainer, broken) is broken
+    explained = save_and_explain(trainer, ValueError("a bad row"))
+    assert isinstance(explained, TrainingError)
+    assert explained.state_saved is False
+    assert "from the last checkpoint" in explained.fix
 
 
 def test_an_evaluation_before_the_first_step_has_nothing_to_save(

@@ -62,7 +62,9 @@ class Labeller:
         self._data = data
         self._tokenizer = tokenizer
         today = find_template_date(data)
-        self._renderer = ChatRenderer(tokenizer, data.chat_template_kwargs, today)
+        self._renderer = ChatRenderer(
+            tokenizer, data.chat_template_kwargs, today, data.chat_template
+        )
         self._special = make_token_pattern(find_special_names(tokenizer))
         self._stop_token_ids = frozenset(stop_token_ids)
         self._stop_token_ids |= self._find_template_stop()

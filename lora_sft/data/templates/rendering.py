@@ -31,6 +31,7 @@ from lora_sft.data.examples.thinking import (
     split_thinking_block,
     without_reasoning_fields,
 )
+from lora_sft.data.templates.render_budget import TemplateOverBudget
 from lora_sft.data.templates.template_environment import compile_template
 
 # Misspelled on purpose, so that no template contains these words itself.
@@ -76,8 +77,18 @@ class ChatRenderer:
         tokenizer: PreTrainedTokenizerBase,
         template_kwargs: Mapping[str, Any],
         today: date | None = None,
+        chat_template: str | None = None,
     ) -> None:
+        """Take the tokenizer and the settings.
+
+        Args:
+            tokenizer: Its template is rendered.
+            template_kwargs: The recipe's variables for the template.
+            today: The date that the template reads; None for the current date.
+            chat_template: The recipe's `data.chat_template`, to name the template in errors.
+        """
         self._tokenizer = tokenizer
+        self._place = name_template(tokenizer, chat_template)
         self._template_kwargs = dict(template_kwargs)
         self.today = today or date.today()
 
@@ -116,6 +127,7 @@ class ChatRenderer:
                 DATE_FUNCTION: self.today.strftime,
             },
             dialect,
+            self._place,
         )
 
     @cached_property
@@ -221,11 +233,13 @@ class OpenedChat:
         messages: list[dict[str, Any]],
         variables: Mapping[str, Any],
         dialect: Dialect,
+        place: str,
     ) -> None:
         self._template = template
         self._messages = messages
         self._variables = variables
         self._dialect = dialect
+        self._place = place
 
     @property
     def num_messages(self) -> int:
@@ -253,7 +267,9 @@ class OpenedChat:
             instead: Messages by index. Their fields replace those of the message at the index. The
                 role stays.
 
-        Raises: TemplateRefusal if the template fails.
+        Raises:
+            TemplateRefusal: If the template fails.
+            TemplateOverBudget: If the template asks for too much work.
         """
         messages = self._messages[:num_messages]
         if then:
@@ -261,13 +277,28 @@ class OpenedChat:
         for index, other in instead.items():
             (fields,) = self._dialect.write_messages([other])
             messages[index] = {**messages[index], **fields, "role": messages[index]["role"]}
-        try:
-            rendered = self._template.render(
-                messages=messages, add_generation_prompt=served, **self._variables
-            )
-        except TEMPLATE_FAULTS as error:
-            raise TemplateRefusal(f"{type(error).__name__}: {error}") from error
-        return str(rendered)
+        variables = {"messages": messages, "add_generation_prompt": served, **self._variables}
+        return render_template(self._template, variables, self._place)
+
+
+def render_template(template: jinja2.Template, variables: Mapping[str, Any], place: str) -> str:
+    """Return the text of a compiled template.
+
+    Args:
+        template: The template.
+        variables: All variables that it may read, as plain data.
+        place: The words that name the template in an error.
+
+    Raises:
+        TemplateRefusal: If the template fails.
+        TemplateOverBudget: If the template asks for too much work.
+    """
+    try:
+        return str(template.render(variables))
+    except TemplateOverBudget as error:  # a DataError is a ValueError, so this comes first
+        raise error.at(place) from None
+    except TEMPLATE_FAULTS as error:
+        raise TemplateRefusal(f"{type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -307,6 +338,18 @@ class Dialect:
         if self.reads_block_only and block[0].strip():
             return without_reasoning_fields(message)
         return move_thinking_to_field(message)
+
+
+def name_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> str:
+    """Return the words that name a template in an error.
+
+    Args:
+        tokenizer: The tokenizer that has the template.
+        chat_template: The recipe's `data.chat_template`, if it names one.
+    """
+    if chat_template:
+        return f"data.chat_template: {chat_template}"
+    return f"the tokenizer's own template: {tokenizer.name_or_path}"
 
 
 def list_templates(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:

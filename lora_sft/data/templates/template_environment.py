@@ -1,131 +1,182 @@
-"""Compile chat templates as transformers does, but let them read plain data faster.
+"""Compile chat templates as transformers does, with faster reads of plain data and with a budget.
 
-Every prefix of every conversation is rendered, so rendering takes as long as tokenising. Most of
-this time is spent in the sandbox. It checks each value before a template may read it: whether it is
-a function, a frame, a coroutine and so on. But templates get only plain data (transformers 5.23
-`_plain_template_data`). Three kinds of it always pass the checks: an item of a dictionary, a number
-of a loop, and a method of a string. So a template reads these without the checks, and the most
-frequent of them without a function call. All other values go through the sandbox. A template sees
-exactly the same values as in the sandbox.
+A template cannot render without end or fill the memory: each render has a budget (`render_budget`).
+A template sees the same values as in the sandbox of transformers.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
-from types import BuiltinMethodType
+from collections.abc import Callable, Iterable
+from functools import lru_cache, update_wrapper
+from traceback import walk_tb
+from types import BuiltinMethodType, MethodType
 from typing import Any
 
 import jinja2
 from jinja2 import nodes
-from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.runtime import Context, LoopContext
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
+from jinja2.runtime import Context, LoopContext, Macro
+from markupsafe import Markup
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-PLAIN_TYPES = frozenset({str, int, float, bool})
-DICT_ATTRIBUTES = frozenset(dir(dict))
-LOOP_NUMBERS = frozenset({"index", "index0", "revindex", "revindex0", "first", "last", "length"})
-# Without `format` and `format_map`: the sandbox wraps them, because they can reach into objects.
-TEXT_METHODS = frozenset(
-    name for name in dir(str) if not name.startswith("_") and name not in ("format", "format_map")
+from lora_sft.data.templates.limited_functions import (
+    LimitedEscapeFormatter,
+    LimitedFormatter,
+    limit_filters,
+    limit_tests,
+    make_range,
+    spend_for_call,
+    write_lipsum,
+    write_now,
 )
+from lora_sft.data.templates.plain_data import PlainDataEnvironment
+from lora_sft.data.templates.render_budget import (
+    CURRENT_BUDGET,
+    FORMAT_WORK,
+    OPERATION_WORK,
+    RenderBudget,
+    TemplateOverBudget,
+    get_budget,
+)
+from lora_sft.data.templates.template_code import CONDITION, LimitedCodeGenerator
+
+DICT_READS = frozenset({"get", "items", "keys", "values"})
+# Python raises these for work that it cannot do.
+PYTHON_LIMITS = (MemoryError, OverflowError, RecursionError)
+REASONS = dict(
+    zip(
+        PYTHON_LIMITS,
+        (
+            "it needs more memory than there is",
+            "it computes with numbers that are too large",
+            "its blocks, its calls or its values are nested too deeply",
+        ),
+        strict=True,
+    )
+)
+# A real template has at most 20,000 characters. Compiling this many takes up to 2 seconds.
+LONGEST_TEMPLATE_CHARACTERS = 100_000
 
 
-class PlainDataCodeGenerator(CodeGenerator):
-    """Writes faster code for the two most frequent expressions of chat templates.
+class LimitedTemplate(jinja2.Template):
+    """A template that renders within a budget, and in no other way."""
 
-    These are an item of a dictionary (`message.role`), and a method of a string with constant
-    arguments (`content.strip('\\n')`). They need no call of the environment. If the value turns out
-    to have another type, the code calls the environment, as jinja's own code does.
-    """
+    def render(self, *args: Any, **kwargs: Any) -> str:
+        """Return the text.
 
-    def visit_Getattr(  # noqa: N802 (jinja's name)
-        self, node: nodes.Getattr, frame: Frame
-    ) -> None:
-        """Write `value['role']` for a dictionary with this key, else `environment.getattr`."""
-        if node.attr in DICT_ATTRIBUTES:
-            super().visit_Getattr(node, frame)
-            return
-        value, name = self.temporary_identifier(), repr(node.attr)
-        self.write(f"({value}[{name}] if type({value} := ")
-        self.visit(node.node, frame)
-        self.write(f") is dict and {name} in {value} else environment.getattr({value}, {name}))")
-
-    def visit_Call(  # noqa: N802 (jinja's name)
-        self, node: nodes.Call, frame: Frame, forward_caller: bool = False
-    ) -> None:
-        """Write `value.strip(...)` for a string, else `environment.call`."""
-        method = node.node
-        if (
-            forward_caller
-            or not isinstance(method, nodes.Getattr)
-            or not _is_constant_string_call(node, method)
-        ):
-            super().visit_Call(node, frame, forward_caller=forward_caller)
-            return
-        text, arguments = self.temporary_identifier(), ", ".join(map(_write_constant, node.args))
-        self.write(f"({text}.{method.attr}({arguments}) if type({text} := ")
-        self.visit(method.node, frame)
-        self.write(f") is str else environment.call(context, environment.getattr({text}, ")
-        self.write(repr(method.attr) + ")")
-        scopes = {"_loop_vars": frame.loop_frame, "_block_vars": frame.block_frame}
-        self.signature(node, frame, {name: name for name, is_there in scopes.items() if is_there})
-        self.write("))")
-
-
-def _is_constant_string_call(call: nodes.Call, method: nodes.Getattr) -> bool:
-    """Return whether the call uses a method of strings, and all its arguments are constants."""
-    is_constant = all(isinstance(argument, nodes.Const) for argument in call.args)
-    is_more = call.kwargs or call.dyn_args is not None or call.dyn_kwargs is not None
-    return is_constant and not is_more and method.attr in TEXT_METHODS
-
-
-def _write_constant(argument: nodes.Expr) -> str:
-    return repr(argument.as_const())
-
-
-class PlainDataEnvironment(ImmutableSandboxedEnvironment):
-    """The immutable sandbox, but faster for dictionaries, namespaces, loops and strings."""
-
-    code_generator_class = PlainDataCodeGenerator
-
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        """Return `obj.attribute`, as the sandbox does.
-
-        A dictionary's own attributes (`items`, `get`) come before its keys, so any other name can
-        only be a key.
+        Raises: TemplateOverBudget if the render passes its budget.
         """
-        kind = type(obj)
-        if kind is dict and attribute not in DICT_ATTRIBUTES:
+        variables = dict(*args, **kwargs)
+        budget = RenderBudget(variables)
+        token = CURRENT_BUDGET.set(budget)
+        names = {**self.globals, **variables}
+        context = Context(self.environment, names, self.name, self.blocks)
+        try:
+            return budget.check_size(budget.concat(self.root_render_func(context)))
+        except (TemplateOverBudget, *PYTHON_LIMITS) as error:
+            raise TemplateOverBudget(find_reason(error), self._find_line(error)) from None
+        finally:
+            CURRENT_BUDGET.reset(token)
+
+    def _find_line(self, error: BaseException) -> int | None:
+        """Return the line of the template at which an error was raised."""
+        line = None
+        for frame, code_line in walk_tb(error.__traceback__):
+            if frame.f_globals.get("__jinja_template__") is self:
+                line = self.get_corresponding_lineno(code_line)
+        return line
+
+
+def find_reason(error: BaseException) -> str:
+    """Return what a template does too much of, for an error that its work raised."""
+    if isinstance(error, TemplateOverBudget):
+        return error.reason
+    return next(reason for kind, reason in REASONS.items() if isinstance(error, kind))
+
+
+class LimitedEnvironment(PlainDataEnvironment):
+    """The environment of all chat templates. It spends the budget of the render that runs."""
+
+    code_generator_class = LimitedCodeGenerator
+    template_class = LimitedTemplate
+    # An operator that is listed here is not computed when the template is compiled.
+    intercepted_binops = frozenset({"*", "/", "//", "%", "**"})
+    get_budget = staticmethod(get_budget)
+
+    @staticmethod
+    def concat(pieces: Iterable[str]) -> str:
+        """Return the pieces as one text."""
+        return get_budget().concat(pieces)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """Return `obj[argument]`, as the sandbox does."""
+        if type(argument) is str or type(argument) is int:
             try:
-                return obj[attribute]
-            except KeyError:
-                return self.undefined(obj=obj, name=attribute)
-        if kind is str and attribute in TEXT_METHODS:
-            return getattr(obj, attribute)
-        if kind is LoopContext and attribute in LOOP_NUMBERS:
-            return getattr(obj, attribute)
-        if issubclass(kind, Namespace) and not attribute.startswith("_"):
-            value = getattr(obj, attribute, None)
-            if type(value) in PLAIN_TYPES:
-                return value
-        return super().getattr(obj, attribute)
+                return obj[argument]
+            except (TypeError, LookupError):
+                pass
+        else:  # the hash or the text of the argument may be large work
+            get_budget().read(argument)
+        return super().getitem(obj, argument)
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call a function for a template.
 
-        A method of a string and `namespace` do not need the context, and have no flags that the
-        sandbox would check.
+        A method of a string, a read of a dictionary and `namespace` do not need the context, and
+        have no flags that the sandbox would check. The body of a macro or of a recursive loop
+        spends its own work.
         """
-        is_text_method = type(obj) is BuiltinMethodType and type(obj.__self__) is str
-        if is_text_method or obj is self.globals["namespace"]:
-            kwargs.pop("_loop_vars", None)
-            kwargs.pop("_block_vars", None)
+        budget, kind = get_budget(), type(obj)
+        if kind is Macro or kind is LoopContext:
+            budget.spend(OPERATION_WORK * (1 + len(args) + len(kwargs)))
+            return super().call(context, obj, *args, **kwargs)
+        loop_variables = kwargs.pop("_loop_vars", None)
+        block_variables = kwargs.pop("_block_vars", None)
+        namespace: Any = self.globals["namespace"]
+        if obj is namespace:
+            budget.spend(OPERATION_WORK * (1 + len(kwargs)) + sum(map(budget.look_at, args)))
             return obj(*args, **kwargs)
-        return super().call(context, obj, *args, **kwargs)
+        if kind is not BuiltinMethodType and kind is not MethodType:
+            name = "dict" if obj is self.globals["dict"] else ""
+            given, named = spend_for_call(budget, name, args, kwargs)
+        else:
+            owner = obj.__self__
+            if type(owner) is dict and obj.__name__ in DICT_READS:
+                if args and type(args[0]) is not str:
+                    budget.read(args)
+                return obj(*args, **kwargs)
+            # A constructor (`dict.fromkeys`) does not read its owner.
+            own = () if isinstance(owner, (type, type(self.globals["dict"]))) else (owner,)
+            read, named = spend_for_call(budget, obj.__name__, (*own, *args), kwargs)
+            given = read[len(own) :]
+            if type(owner) is str:
+                return budget.wrote(obj(*given, **named))
+        scopes = {"_loop_vars": loop_variables, "_block_vars": block_variables}
+        return budget.wrote(super().call(context, obj, *given, **named, **scopes))
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """Return `str.format` or `str.format_map` for a template; None for any other value."""
+        of_sandbox = super().wrap_str_format(value)
+        if of_sandbox is None:
+            return None
+        budget = CURRENT_BUDGET.get(None)  # None while a constant expression is compiled
+        if budget is not None:
+            budget.spend(FORMAT_WORK)
+        text = value.__self__
+        if isinstance(text, Markup):
+            formatter: LimitedFormatter = LimitedEscapeFormatter(self, escape=text.escape)
+        else:
+            formatter = LimitedFormatter(self)
+
+        def format_text(*args: Any, **kwargs: Any) -> str:
+            if value.__name__ != "format_map":
+                return type(text)(formatter.vformat(text, args, kwargs))
+            if kwargs or len(args) != 1:
+                return of_sandbox(*args, **kwargs)  # raises the error
+            return type(text)(formatter.vformat(text, (), *args))
+
+        return update_wrapper(format_text, value)
 
 
 class UnmarkedGeneration(Extension):
@@ -148,10 +199,25 @@ class UnmarkedGeneration(Extension):
 def compile_template(chat_template: str) -> jinja2.Template:
     """Return the template, compiled in a copy of transformers' own environment.
 
-    Raises: jinja2.TemplateError if the text is not a valid template.
+    Raises:
+        jinja2.TemplateError: If the text is not a valid template.
+        TemplateOverBudget: If the text is too long, or nested too deeply.
     """
-    reference = _compile_jinja_template(chat_template).environment
-    environment = PlainDataEnvironment(
+    if len(chat_template) > LONGEST_TEMPLATE_CHARACTERS:
+        raise TemplateOverBudget(f"it has over {LONGEST_TEMPLATE_CHARACTERS:,} characters")
+    try:
+        template = _make_environment().from_string(chat_template)
+    except PYTHON_LIMITS as error:
+        raise TemplateOverBudget(find_reason(error)) from None
+    # Each render copies the globals, and a ChainMap is slow to copy.
+    template.globals = dict(template.globals)
+    return template
+
+
+def _make_environment() -> LimitedEnvironment:
+    # Transformers computes constant expressions when it compiles, so it gets no real template.
+    reference = _compile_jinja_template("").environment
+    environment = LimitedEnvironment(
         trim_blocks=reference.trim_blocks,
         lstrip_blocks=reference.lstrip_blocks,
         extensions=[
@@ -159,9 +225,15 @@ def compile_template(chat_template: str) -> jinja2.Template:
             for extension in reference.extensions.values()
         ],
     )
-    environment.filters.update(reference.filters)
+    environment.filters = dict(limit_filters(reference.filters))
+    environment.filters[CONDITION] = spend_condition
+    environment.tests = limit_tests(reference.tests)
     environment.globals.update(reference.globals)
-    template = environment.from_string(chat_template)
-    # Each render copies the globals, and a ChainMap is slow to copy.
-    template.globals = dict(template.globals)
-    return template
+    environment.globals.update(range=make_range, lipsum=write_lipsum, strftime_now=write_now)
+    return environment
+
+
+def spend_condition(value: Any, work: int) -> Any:
+    """Spend the work of the condition of a loop, and return the condition's value."""
+    get_budget().spend(work)
+    return value

@@ -16,8 +16,12 @@ import jinja2
 from jinja2.exceptions import TemplateSyntaxError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lora_sft.data.templates.rendering import list_templates
-from lora_sft.data.templates.template_environment import compile_template
+from lora_sft.data.templates.render_budget import TemplateOverBudget
+from lora_sft.data.templates.rendering import list_templates, name_template
+from lora_sft.data.templates.template_environment import (
+    LONGEST_TEMPLATE_CHARACTERS,
+    compile_template,
+)
 from lora_sft.errors import DataError, LoraSftError, ModelError
 from lora_sft.file_names import (
     CHAT_TEMPLATE_FILE,
@@ -216,17 +220,24 @@ def _check_templates_compile(
     Jinja turns a template into Python code. Python's compiler then has its own limits, for example
     on the depth of nested blocks.
 
-    Raises: DataError if a template does not compile.
+    Raises: DataError if a template does not compile. TemplateOverBudget if it is too long.
     """
-    for name, text in list_templates(tokenizer).items():
+    templates = list_templates(tokenizer)
+    if sum(map(len, templates.values())) > LONGEST_TEMPLATE_CHARACTERS:
+        reason = f"the templates have over {LONGEST_TEMPLATE_CHARACTERS:,} characters"
+        raise TemplateOverBudget(reason, place=name_template(tokenizer, chat_template))
+    for name, text in templates.items():
+        own = f"the tokenizer's own template {name}: {location}"
+        place = f"data.chat_template: {chat_template}" if chat_template else own
         try:
             compile_template(text)
-        except (jinja2.TemplateError, SyntaxError, RecursionError) as error:
+        except TemplateOverBudget as error:
+            raise error.at(place) from None
+        except (jinja2.TemplateError, SyntaxError, ValueError) as error:
             line = f" (line {error.lineno})" if isinstance(error, TemplateSyntaxError) else ""
-            own = f"the tokenizer's own template {name}: {location}"
             raise DataError(
                 f"the chat template does not compile: {make_one_line(str(error))}{line}",
-                f"data.chat_template: {chat_template}" if chat_template else own,
+                place,
                 "correct the template"
                 if chat_template
                 else f"name a .jinja file in data.chat_template, or write {PLAIN_TEMPLATE} for the "
@@ -300,11 +311,15 @@ def load_saved_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a run, an adapter, a merged model or a base model, as saved.
 
-    Raises: ModelError if it cannot be loaded, or if its chat template does not compile.
+    Raises:
+        ModelError: If it cannot be loaded, or if its chat template does not compile.
+        TemplateOverBudget: If its chat template is too long.
     """
     loaded = _load(str(location), revision, trust_remote_code)
     try:
         _check_templates_compile(loaded, None, str(location))
+    except TemplateOverBudget:
+        raise
     except DataError as error:
         raise ModelError(error.what, error.where, REPLACE_IT) from error
     return loaded

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from lora_sft.data.labelled_row import IGNORED_LABEL
+from lora_sft.data.templates.prompt_text import tokenize_prompt
 from lora_sft.model.base_model import CausalModel
 
 # How much rounding the merged weights to the dtype may change the answers, with a margin of a
@@ -77,13 +78,8 @@ def make_prompts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     plain = [list(tokenizer(text)["input_ids"]) for text in PROMPTS]
     if not tokenizer.chat_template:
         return plain
-    chats = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
-        )
-        for text in PROMPTS
-    ]
-    return [*map(list, chats), *plain]
+    chats = [tokenize_prompt(tokenizer, [{"role": "user", "content": text}]) for text in PROMPTS]
+    return [*chats, *plain]
 
 
 @torch.inference_mode()

@@ -22,7 +22,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from lora_sft.data.templates.rendering import TEMPLATE_FAULTS, depends_on_date
+from lora_sft.data.templates.prompt_text import render_prompt
+from lora_sft.data.templates.rendering import TemplateRefusal, depends_on_date
 from lora_sft.shown_text import make_one_line
 
 Chat = Sequence[tuple[str, str]]
@@ -161,7 +162,7 @@ def find_chat_pieces(tokenizer: PreTrainedTokenizerBase) -> ChatPieces | None:
     try:
         pieces = _guess_pieces(tokenizer)
         proved = all(pieces.render(chat) == _render(tokenizer, chat) for chat in PROOF_CHATS)
-    except (*TEMPLATE_FAULTS, NotALoopOfTurns):
+    except (TemplateRefusal, NotALoopOfTurns):
         return None
     return pieces if proved else None
 
@@ -209,8 +210,8 @@ def _render(tokenizer: PreTrainedTokenizerBase, chat: Chat, *, served: bool = Tr
         served: Whether the start of the answer is rendered too.
     """
     messages = [{"role": role, "content": text} for role, text in chat]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=served)
-    return str(text).removeprefix(tokenizer.bos_token or "")
+    text = render_prompt(tokenizer, messages, {}, served=served)
+    return text.removeprefix(tokenizer.bos_token or "")
 
 
 def _cut(text: str, *marks: str) -> list[str]:

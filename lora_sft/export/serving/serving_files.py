@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
-from lora_sft.data.templates.rendering import TEMPLATE_FAULTS, depends_on_date
+from lora_sft.data.templates.prompt_text import tokenize_prompt
+from lora_sft.data.templates.rendering import TemplateRefusal, depends_on_date
 from lora_sft.data.templates.tokenizer import load_saved_tokenizer
 from lora_sft.errors import ExportError
 from lora_sft.export.serving.model_card import make_adapter_card, make_merged_card
@@ -268,12 +269,9 @@ def make_prompt(
     """Return the ids of the prompt before an answer, or the error if the template refuses it."""
     messages = [{"role": role, "content": text} for role, text in chat]
     try:
-        ids = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=False, **template_kwargs
-        )
-    except TEMPLATE_FAULTS as error:
-        return f"{type(error).__name__}: {error}"
-    return list(ids)
+        return tokenize_prompt(tokenizer, messages, template_kwargs)
+    except TemplateRefusal as error:
+        return str(error)
 
 
 # --- Modelfile ------------------------------------------------------------------------------------

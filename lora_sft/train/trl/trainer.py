@@ -157,7 +157,8 @@ class LoraTrainer(SFTTrainer):
         Otherwise an evaluation that is added, or that a stop skips, would change the dropout masks
         of all later steps.
 
-        Raises: TrainingError with the reason of the failure.
+        Raises: TrainingError with the reason of the failure. If the connection to another process
+        broke, the error of the library.
         """
         self.clock.start("eval")
         self._count_all_tokens()
@@ -168,7 +169,10 @@ class LoraTrainer(SFTTrainer):
         except LoraSftError:
             raise
         except Exception as error:  # of a library, of the device, or of the rows
-            raise save_and_explain(self, error) from error
+            explained = save_and_explain(self, error)
+            if explained is error:
+                raise
+            raise explained from error
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         """End training, but keep the last checkpoint.

@@ -8,7 +8,7 @@ from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from lora_sft.data.templates.template_environment import PlainDataEnvironment, compile_template
+from lora_sft.data.templates.template_environment import LimitedEnvironment, compile_template
 
 NAMESPACE = _compile_jinja_template("").globals["namespace"]
 
@@ -48,7 +48,7 @@ def describe(environment, obj, attribute):
 
 @pytest.mark.parametrize("name", OBJECTS)
 def test_every_attribute_is_the_same_as_in_the_sandbox(name):
-    reference, ours = ImmutableSandboxedEnvironment(), PlainDataEnvironment()
+    reference, ours = ImmutableSandboxedEnvironment(), LimitedEnvironment()
     for attribute in ATTRIBUTES:
         expected = describe(reference, OBJECTS[name](), attribute)
         assert describe(ours, OBJECTS[name](), attribute) == expected, attribute
