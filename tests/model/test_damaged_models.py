@@ -78,3 +78,12 @@ def test_an_error_inside_the_computation_names_the_model_and_the_line(base):
 def test_an_error_outside_of_the_model_is_not_changed():
     with pytest.raises(ValueError, match="mine"), computing_errors("some/model"):
         raise ValueError("mine")
+
+
+def test_a_small_model_may_have_more_buffers_than_parameters(tmp_path):
+    """Each layer of GPT-2 has a mask of all pairs of positions, which is not stored."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(n_embd=64, n_layer=2, n_head=4, n_positions=1024, vocab_size=64)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    assert load(tmp_path).config.n_positions == 1024
