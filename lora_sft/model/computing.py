@@ -24,8 +24,8 @@ MODULE_CALL = torch.nn.Module._call_impl.__code__.co_filename
 def computing_errors(location: str) -> Iterator[None]:
     """Raise a ModelError in place of an error inside the call of a module in the block.
 
-    Other errors pass, and so do those about memory, packages and other processes. The place of the error stays
-    in the message, because it may also be a defect of lora-sft or of a library.
+    Other errors pass, and so do those about memory, packages and other processes. The place of the
+    error stays in the message, because it may also be a defect of lora-sft or of a library.
 
     Args:
         location: The base model, or the folder of the model.
