@@ -37,6 +37,7 @@ from lora_sft.recipe.optional_packages import check_packages
 from lora_sft.run_directory import RunDirectory
 from lora_sft.train import zero
 from lora_sft.train.beginning import begin_run
+from lora_sft.train.checkpoints.finished_adapter import record_adapter
 from lora_sft.train.checkpoints.output_folder import check_output_folder
 from lora_sft.train.checkpoints.resume import StartingPoint, find_starting_point
 from lora_sft.train.checkpoints.run_identity import RunIdentity, check_same_run
@@ -173,7 +174,7 @@ def save_adapter(job: TrainingJob, result: TrainResult, processes: Processes) ->
             origin = AdapterOrigin(**job.origin)
             write_adapter_folder(job.model, job.tokenizer, job.run.adapter, origin)
             write_validation_sample(job.run, job.validation)
-            job.run.check_not_removed()
+            record_adapter(job.run)
     zero.stop_sharding_models()
 
 

@@ -114,8 +114,9 @@ class RunDirectory:
     def is_finished(self) -> bool:
         """Whether the last start of this run succeeded and wrote an adapter."""
         status = self.read_status()
-        adapter = self.adapter / ADAPTER_WEIGHTS_FILE
-        return status is not None and status.get("exit_code") == 0 and adapter.exists()
+        names = (ADAPTER_WEIGHTS_FILE, ADAPTER_CONFIG_FILE)
+        has_adapter = all((self.adapter / name).exists() for name in names)
+        return status is not None and status.get("exit_code") == 0 and has_adapter
 
     def list_checkpoints(self) -> list[Path]:
         """Return the checkpoint folders, oldest step first."""

@@ -14,6 +14,7 @@ from lora_sft.evaluate.scoring import Evaluation, evaluate_split
 from lora_sft.evaluate.task_scores import collect_labels
 from lora_sft.model.adapter import load_adapter
 from lora_sft.model.base_model import CausalModel, load_base_model
+from lora_sft.model.computing import computing_errors
 from lora_sft.recipe import Recipe, TaskSection, read_recipe
 from lora_sft.run_directory import RunDirectory, is_run
 
@@ -45,7 +46,8 @@ def run_evaluation(
     model = _load_scored_model(recipe, path)
     stops = sorted(corpus.stop_token_ids)
     task = _complete_task(recipe, corpus, rows)
-    return evaluate_split(model, tokenizer, rows.to_list(), split, recipe.evaluate, stops, task)
+    with computing_errors(recipe.model.model_name_or_path):
+        return evaluate_split(model, tokenizer, rows.to_list(), split, recipe.evaluate, stops, task)
 
 
 def _complete_task(recipe: Recipe, corpus: Corpus, rows: Dataset) -> TaskSection | None:

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,28 +40,21 @@ LAST_RECORD_FIELD = "train_loss"  # only the last record of a start has it
 class MetricsFile(TrainerCallback):
     """A callback that appends every log record to `metrics.jsonl`, with the Trainer's own keys.
 
-    The file must be that of a run in one start. So a resumed run first removes the records of steps
-    after its checkpoint, which are trained again, and the last record of a start that was stopped.
+    The file must be that of a run in one start. So a resumed run first writes the records up to its
+    checkpoint, which the checkpoint stores too. Later records are made again. A file that was
+    damaged or deleted is then whole again.
     """
 
     def __init__(self, run: RunDirectory) -> None:
         self.path = run.metrics
-        self._is_complete = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Keep only the records up to the step of the checkpoint."""
-        if not state.is_world_process_zero:
-            return
-        is_resumed = state.global_step > 0
-        lines = self.path.read_text().splitlines() if is_resumed and self.path.exists() else []
-        records = {line: _read_record(line) for line in lines}
-        kept = [line for line in lines if records[line].get("step", math.inf) <= state.global_step]
-        if not control.should_training_stop:
-            kept = [line for line in kept if LAST_RECORD_FIELD not in records[line]]
-        self._is_complete = bool(kept) and LAST_RECORD_FIELD in records[kept[-1]]
-        write_text_atomically(self.path, "".join(f"{line}\n" for line in kept))
+        """Write the records up to the step of the checkpoint."""
+        if state.is_world_process_zero:
+            lines = [_make_line(record["step"], record) for record in state.log_history]
+            write_text_atomically(self.path, "".join(lines))
 
     def on_log(
         self,
@@ -70,28 +64,27 @@ class MetricsFile(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Append one record; the file is closed each time, so that a killed run keeps it.
-
-        NaN and infinity become null, because JSON cannot express them. Under float16 a gradient
-        norm may be infinite.
-        """
-        if state.is_world_process_zero and logs and not self._is_complete:
-            record = {name: _replace_non_finite(value) for name, value in logs.items()}
+        """Append one record; the file is closed each time, so that a killed run keeps it."""
+        if state.is_world_process_zero and logs:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **record}) + "\n")
+                file.write(_make_line(state.global_step, logs))
+
+
+def _make_line(step: float, record: Mapping[str, Any]) -> str:
+    """Return a record as a line of JSON: the step, the shown metrics, then the other names sorted.
+
+    A checkpoint sorts the names of its records, so their order must not depend on the Trainer's.
+
+    NaN and infinity become null, because JSON cannot express them. Under float16 a gradient norm
+    may be infinite.
+    """
+    others = sorted(record.keys() - {"step", *SHOWN_METRICS})
+    names = [name for name in (*SHOWN_METRICS, *others) if name in record]
+    return json.dumps({"step": step, **{n: _replace_non_finite(record[n]) for n in names}}) + "\n"
 
 
 def _replace_non_finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _read_record(line: str) -> dict[str, Any]:
-    """Return the record of a line; empty for an incomplete line."""
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 class ProgressDisplay(TrainerCallback):

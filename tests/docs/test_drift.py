@@ -25,7 +25,14 @@ from lora_sft.recipe.schema import TRAIN_DEFAULTS
 from tests.recipe.recipes import SMALLEST, write
 
 REPOSITORY = Path(__file__).parents[2]
-PAGE_PATTERNS = ("README.md", "CONTRIBUTING.md", "docs/**/*.md", "recipes/*.md", "ds_configs/*.md")
+PAGE_PATTERNS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "docs/**/*.md",
+    "recipes/*.md",
+    "ds_configs/*.md",
+)
 SEPARATORS = frozenset(("|", "||", "&&", "&", ";"))
 REDIRECT = re.compile(r"\d?>>?.*|<")
 FENCE = re.compile(r"^\s*(```|~~~)\s*(\w*)")

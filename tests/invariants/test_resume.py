@@ -168,3 +168,23 @@ def make_signal_at(step: int):
         return call(self, args, state, control)
 
     return call_and_signal
+
+
+@pytest.mark.parametrize("damage", ["deleted", "not text", "other numbers"])
+def test_a_damaged_metrics_file_is_written_again_from_the_checkpoint(
+    command, write, tmp_path, damage
+):
+    recipe = write(train={"logging_steps": 1, "max_steps": 4})
+    straight, broken = (f"output_dir={tmp_path / name}" for name in ("straight", "broken"))
+    assert command("train", recipe, straight).code == 0
+    run_until_killed("on_step_begin", 3, "train", recipe, broken)
+    metrics = tmp_path / "broken" / "metrics.jsonl"
+    if damage == "deleted":
+        metrics.unlink()
+    elif damage == "not text":
+        metrics.write_bytes(b"\xff" + metrics.read_bytes())
+    else:
+        metrics.write_text(metrics.read_text().replace('"loss": ', '"loss": 1'))
+    again = command("train", recipe, broken)
+    assert again.code == 0, again.stderr
+    assert read_outcome(tmp_path / "broken") == read_outcome(tmp_path / "straight")

@@ -24,6 +24,7 @@ from lora_sft.file_names import (
 from lora_sft.log import say
 from lora_sft.recipe import Recipe
 from lora_sft.run_directory import RunDirectory
+from lora_sft.train.checkpoints.finished_adapter import check_adapter_unchanged
 from lora_sft.train.checkpoints.output_folder import check_output_files
 from lora_sft.train.checkpoints.run_manifest import read_recorded_recipe, read_run_manifest
 from lora_sft.train.checkpoints.sealing import find_damage, is_unfinished, read_manifest
@@ -142,10 +143,10 @@ def _decide(run: RunDirectory, recipe: Recipe, resume: str, overwrite: bool) -> 
             f"{run.path}  output_dir",
             "add --overwrite to train again from step 0, or remove --resume never to continue",
         )
-    if run.is_finished and not _is_longer(run, recipe):
-        return StartingPoint(finished=True)
-    if _has_only_exports_left(run) and not _is_longer(run, recipe):
-        return StartingPoint(only_exports_left=True)
+    is_trained = run.is_finished or _has_only_exports_left(run)
+    if is_trained and not _is_longer(run, recipe):
+        check_adapter_unchanged(run, lambda: find_last_intact(run))
+        return StartingPoint(finished=run.is_finished, only_exports_left=not run.is_finished)
     return StartingPoint(_find_checkpoint(run))
 
 

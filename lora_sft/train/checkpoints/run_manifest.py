@@ -12,6 +12,7 @@ from lora_sft.errors import RecipeError
 from lora_sft.recipe.fault_list import FaultList
 from lora_sft.recipe.yaml_reader import read_yaml_file
 from lora_sft.run_directory import RunDirectory
+from lora_sft.train.checkpoints.sealing import is_whole_record
 
 # Records that an earlier version of lora-sft did not write, or not all of them.
 SECTIONS = ("versions", "machine", "base", "tokenizer")
@@ -58,6 +59,7 @@ def _is_whole(manifest: dict[str, Any]) -> bool:
         and isinstance(data.get("fingerprints", {}), dict)
         and isinstance(data.get("template_sha256", ""), str)
         and isinstance(data.get("template_date") or "", str)
+        and is_whole_record(manifest.get("adapter", {}))
         and all(isinstance(manifest.get(name, {}), dict) for name in SECTIONS)
         and all(isinstance(part or {}, dict) for part in manifest.get("base", {}).values())
         and isinstance(manifest.get("tokenizer", {}).get("sha256", ""), str)

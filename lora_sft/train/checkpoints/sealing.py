@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,7 @@ def seal(checkpoint: Path, world_size: int) -> None:
     files = {}
     for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
         _flush(path)
-        name = path.relative_to(checkpoint).as_posix()
-        files[name] = {"bytes": path.stat().st_size, "sha256": _hash(path)}
+        files[path.relative_to(checkpoint).as_posix()] = describe_file(path)
     manifest = {"world_size": world_size, "files": files}
     write_json(checkpoint / MANIFEST_FILE, sign(manifest) if has_shards(checkpoint) else manifest)
     _flush(checkpoint)
@@ -40,8 +40,18 @@ def find_damage(checkpoint: Path) -> str:
     manifest = read_manifest(checkpoint)
     if manifest is None:
         return f"{MANIFEST_FILE} is damaged"
-    for name, written in manifest["files"].items():
-        path = checkpoint / name
+    return find_changed_file(checkpoint, manifest["files"])
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Return the size and the hash of a file, as a manifest records them."""
+    return {"bytes": path.stat().st_size, "sha256": _hash(path)}
+
+
+def find_changed_file(folder: Path, files: Mapping[str, Any]) -> str:
+    """Return which file differs from its record, and how; empty if all are unchanged."""
+    for name, written in files.items():
+        path = folder / name
         try:
             if not path.is_file():
                 return f"{name} is missing"
@@ -70,10 +80,14 @@ def read_manifest(checkpoint: Path) -> dict[str, Any] | None:
 
 
 def _is_whole(manifest: Any) -> bool:
-    files = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(files, dict) or not isinstance(manifest.get("world_size"), int):
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("world_size"), int):
         return False
-    return bool(files) and all(
+    return bool(manifest.get("files")) and is_whole_record(manifest["files"])
+
+
+def is_whole_record(files: Any) -> bool:
+    """Return whether a record of files has a size and a hash for each file."""
+    return isinstance(files, dict) and all(
         isinstance(each, dict)
         and isinstance(each.get("bytes"), int)
         and isinstance(each.get("sha256"), str)

@@ -192,7 +192,7 @@ def test_a_difference_is_found_in_a_new_output_directory_too(command, write_reci
     manifest.write_text(json.dumps(document))
     outcome = command(*again)
     assert outcome.code == 0, outcome.stderr
-    assert list(read_metrics(tmp_path / "new", "loss")) == [5, 6, 7, 8]
+    assert list(read_metrics(tmp_path / "new", "loss")) == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
 def test_a_run_does_not_continue_with_another_base_model_at_the_same_path(
