@@ -44,9 +44,9 @@ from lora_sft.recipe.schema import (
     AdapterSection,
     adapter_fields,
     quantization_fields,
-    section_fields,
     train_fields,
 )
+from lora_sft.recipe.sections.settings import section_fields
 from lora_sft.recipe.yaml_reader import write_yaml_inline
 
 ROOT = Path(__file__).parents[1]

@@ -5,16 +5,13 @@ from lora_sft.recipe.reader import read_recipe
 from lora_sft.recipe.resolved import Recipe
 from lora_sft.recipe.schema import (
     AdapterSection,
-    DataSection,
-    DatasetSection,
     EvaluateSection,
     ExportSection,
     ModelSection,
-    PromptSection,
-    SplitSection,
-    TaskSection,
     TokenizerSection,
 )
+from lora_sft.recipe.sections.data import DataSection, DatasetSection, SplitSection
+from lora_sft.recipe.sections.task import PromptSection, TaskSection
 
 __all__ = [
     "AdapterSection",

@@ -9,12 +9,12 @@ from lora_sft.recipe.fields import REQUIRED, Field, Section
 from lora_sft.recipe.schema import (
     QUANTIZATION_PRESETS,
     SECTIONS,
-    TaskSection,
     adapter_fields,
     quantization_fields,
-    section_fields,
     train_fields,
 )
+from lora_sft.recipe.sections.settings import section_fields
+from lora_sft.recipe.sections.task import TaskSection
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

@@ -12,14 +12,14 @@ from lora_sft.recipe.fields import Section
 from lora_sft.recipe.locations import make_absolute
 from lora_sft.recipe.schema import (
     AdapterSection,
-    DataSection,
     EvaluateSection,
     ExportSection,
     ModelSection,
-    TaskSection,
     TokenizerSection,
-    section_fields,
 )
+from lora_sft.recipe.sections.data import DataSection
+from lora_sft.recipe.sections.settings import section_fields
+from lora_sft.recipe.sections.task import TaskSection
 from lora_sft.recipe.shipped import PREFIX, find_shipped_policy
 from lora_sft.recipe.written import Origin, join
 from lora_sft.recipe.yaml_reader import write_yaml, write_yaml_inline

@@ -1,7 +1,7 @@
 """Every section of the recipe: its settings with their defaults, bounds and descriptions.
 
-The sections `model`, `tokenizer`, `data`, `evaluate` and `export` are defined completely in this
-file. The settings of `adapter`, `quantization` and `train` come from the libraries (see
+The sections `data` and `task` are in the folder `sections`, and all others are in this file. The
+settings of `adapter`, `quantization` and `train` come from the libraries (see
 `library_fields`). For these three sections this file holds only our defaults, additions and bounds.
 """
 
@@ -12,66 +12,19 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
-from lora_sft.recipe.fields import REQUIRED, Field, Section, make_field
+from lora_sft.recipe.fields import Field, Section
 from lora_sft.recipe.library_fields import library_fields
 from lora_sft.recipe.other_names import ADAPTER_SET_BY_RUN, TRAIN_OWNED_ELSEWHERE
+from lora_sft.recipe.sections.data import DataSection
+from lora_sft.recipe.sections.settings import (
+    RecipeSection,
+    location_field,
+    section_fields,
+    setting,
+)
+from lora_sft.recipe.sections.task import TaskSection
 
 Dtype = Literal["bfloat16", "float16", "float32"]
-RowFormat = Literal[
-    "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text", "tokenized", "table",
-    "squad",
-]  # fmt: skip
-
-TaskName = Literal[
-    "chat", "text-classification", "question-answering", "translation", "summarization",
-    "extraction",
-]  # fmt: skip
-
-
-def setting(default: Any = REQUIRED, **details: Any) -> Any:
-    """Return a dataclass field that is also a setting of the recipe.
-
-    Args:
-        default: The default value. Without it, the setting is required.
-        details: Passed on to the setting's `Field`.
-    """
-    metadata = {"setting": {"default": default, **details}}
-    if default is REQUIRED:
-        return dataclasses.field(metadata=metadata)
-    if isinstance(default, (list, dict)):
-        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-def location_field() -> Any:
-    """Return a field for the resolved location of a path. A recipe cannot set it."""
-    return dataclasses.field(default="", repr=False, compare=False)
-
-
-def section_fields(section: type[Section]) -> dict[str, Field]:
-    """Return the settings of one of our sections, by name."""
-    if section not in _FIELDS_BY_SECTION:
-        _FIELDS_BY_SECTION[section] = {
-            field.name: make_field(field.type, **field.metadata["setting"])
-            for field in dataclasses.fields(section)  # type: ignore[arg-type]
-            if "setting" in field.metadata
-        }
-    return _FIELDS_BY_SECTION[section]
-
-
-_FIELDS_BY_SECTION: dict[type[Section], dict[str, Field]] = {}
-
-
-class RecipeSection(Section):
-    """A section that this file defines.
-
-    If Python code creates a section without a location, the location is the path as given.
-    """
-
-    def __post_init__(self) -> None:
-        for name, field in section_fields(type(self)).items():
-            if field.located_as and not getattr(self, field.located_as):
-                object.__setattr__(self, field.located_as, getattr(self, name) or "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,172 +87,6 @@ class AdapterSection(RecipeSection):
         help="Continue training this saved adapter, with its own rank and target modules.",
     )
     init_from_location: str = location_field()
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptSection(RecipeSection):
-    """The turns of a conversation, as Jinja texts over the columns of a row."""
-
-    user: str = setting(example="Classify: {{ text }}", help="The user's turn.")
-    system: str | None = setting(None, help="The system message. Null: none.")
-    assistant: str | None = setting(
-        None,
-        example="{{ category }}",
-        help="The answer. Null: under a task, the task's own answer.",
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskSection(RecipeSection):
-    """The task. `task: KIND` is short for `task: {kind: KIND}`. Null: the rows are chats."""
-
-    kind: TaskName = setting(example="text-classification", help="The kind of task.")
-    form: Literal["auto", "generate"] = setting(
-        "auto", help="How the model answers. Generate: it writes the answer. Auto: generate."
-    )
-    labels: list[Any] | None = setting(
-        None,
-        help="All labels, in their order. Null: those of the rows, sorted (numbers as numbers).",
-    )
-    prompt: PromptSection | str | None = setting(
-        None,
-        help="The prompt, or only the user's turn, as Jinja over the columns of a row. Null: the "
-        "prompt of the kind. The `prompt` of a data set has priority.",
-    )
-    multi_label: bool = setting(False, help="A row may have several labels, or none.")
-    label_separator: str | None = setting(
-        None,
-        help="The text between several labels in one cell, and between the labels that the model "
-        'writes. Null: a cell is not split, and the model writes ", ".',
-    )
-    label_columns: list[str] | None = setting(
-        None, help="The columns that hold 0 or 1, one for each label. Only with `multi_label`."
-    )
-    none_label: str = setting("none", help="The text for a row without labels.")
-    source_lang: str | None = setting(None, help="The language of the source text.")
-    target_lang: str | None = setting(
-        None, help="The language of the translation. It also chooses the tokenizer of BLEU."
-    )
-    no_answer: str = setting("unanswerable", help="The text for a question without an answer.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetSection(RecipeSection):
-    """One data set: where its rows are, and how to read them."""
-
-    path: str = setting(
-        path_kind="data",
-        located_as="location",
-        example="train.jsonl",
-        help="A local file, folder or glob (relative to this file) if it exists, else a URL "
-        "(https, s3, gs, ...), else a data set of the Hub.",
-    )
-    name: str | None = setting(None, help="Configuration of a Hub data set.")
-    split: str | None = setting(
-        None, help="Split of a Hub data set. Null: `train` for a Hub data set, all rows for files."
-    )
-    revision: str | None = setting(None, help="Branch, tag or commit on the Hub.")
-    data_files: str | list[str] | dict[str, Any] | None = setting(
-        None, help="Files inside a Hub data set or folder, as for load_dataset."
-    )
-    format: RowFormat = setting("auto", help="Layout of a row. Auto: found from its columns.")
-    rename_columns: dict[str, str] = setting({}, help="New column names, as `old: new`.")
-    prompt: PromptSection | None = setting(
-        None, help="Make a conversation from the columns of each row. Only with `format: auto`."
-    )
-    repeat: float = setting(
-        1.0, above=0, help="Uses of each row per epoch. 0.5 uses the same half in every run."
-    )
-    location: str = location_field()
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitSection(RecipeSection):
-    """Held-out rows: either a fraction of the training rows, or separate data sets."""
-
-    fraction: float | None = setting(
-        None,
-        above=0,
-        below=1,
-        example=0.05,
-        help="Share of the training rows to hold out. A hash of its content decides where a row "
-        "goes. So equal rows stay together, no row moves when you add others, and the share is "
-        "approximate.",
-    )
-    group_by: str | None = setting(
-        None,
-        example="conversation_id",
-        help="A column, by its new name if it is renamed. Rows with equal values in this column "
-        "share a split, so that no document is divided. Only with `fraction`.",
-    )
-    datasets: list[DatasetSection] | None = setting(None, help="Separate data sets.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataSection(RecipeSection):
-    """The rows, and which part of each row the model learns."""
-
-    datasets: list[DatasetSection] = setting(
-        example=[{"path": "train.jsonl"}], help="The training rows: one data set or several."
-    )
-    validation: SplitSection | None = setting(None, help="Rows to evaluate on during training.")
-    test: SplitSection | None = setting(None, help="Rows that only `lora-sft evaluate` uses.")
-    duplicates: Literal["keep", "drop"] = setting(
-        "keep",
-        help="What to do if one split contains an example more than once, in any format or data "
-        "set. Drop: keep the first and count the others as `duplicate`.",
-    )
-    overlap: Literal["error", "drop"] = setting(
-        "error",
-        help="What to do if a held-out split and another split contain the same example. This can "
-        "happen with separate data sets or `group_by`. Drop: keep it in test, or else in "
-        "validation, and count it as `overlap` in the other split.",
-    )
-    chat_template: str | None = setting(
-        None,
-        path_kind="template",
-        located_as="chat_template_location",
-        help="A .jinja file, or `plain` for base models. Null: the tokenizer's own template.",
-    )
-    chat_template_kwargs: dict[str, Any] = setting(
-        {}, help="Arguments of the template. A column of this name in a row overrides it."
-    )
-    template_date: str | None = setting(
-        None,
-        help="The date, as YYYY-MM-DD, for templates that print the current date. "
-        "Null: the date of the first `prepare` or `train`, which later starts reuse.",
-    )
-    loss_on: Literal["auto", "assistant", "last_assistant", "completion", "all"] = setting(
-        "auto",
-        help="Which part of a row is learned. Auto: completion for prompt_completion, all for "
-        "text, else assistant.",
-    )
-    rewritten_history: Literal["expand", "last", "in_place", "error"] = setting(
-        "expand", help="What to do if a template changes earlier turns when later turns follow."
-    )
-    special_tokens_in_content: Literal["drop", "error", "escape", "allow"] = setting(
-        "drop", help="What to do if a row's text contains control tokens of the template."
-    )
-    stop_tokens: list[str] = setting(
-        [],
-        help="More tokens that end an answer, in addition to those of the tokenizer, the "
-        "generation config and the template.",
-    )
-    max_length: int = setting(
-        at_least=2, example=2048, help="Maximum length of a row, in tokens. It has no default."
-    )
-    overlong: Literal["drop", "keep_start", "split", "error", "shorten"] = setting(
-        "drop",
-        help="What to do with a row that is longer than max_length. Shorten (the default under a "
-        "task): cut the longest input of the task until prompt and answer fit.",
-    )
-    packing: Literal["auto"] | bool = setting(
-        "auto",
-        help="Put several rows into one sequence of at most max_length tokens. Auto: on if the "
-        "rows stay isolated from each other and at least 32 steps per epoch remain. "
-        "True: an error if the rows do not stay isolated.",
-    )
-    chat_template_location: str = location_field()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from lora_sft.recipe.fields import (
 )
 from lora_sft.recipe.locations import describe_missing, locate
 from lora_sft.recipe.other_names import write_line
-from lora_sft.recipe.schema import section_fields
+from lora_sft.recipe.sections.settings import section_fields
 from lora_sft.recipe.written import Written, join
 
 SEE_SCHEMA = "see `lora-sft show --schema`"  # the fix where none is searched

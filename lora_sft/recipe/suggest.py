@@ -11,6 +11,8 @@ from lora_sft.recipe import schema
 from lora_sft.recipe.fields import Field, check_value, suggest_value
 from lora_sft.recipe.library_fields import read_snapshot
 from lora_sft.recipe.other_names import Advice, find_advice, write_line
+from lora_sft.recipe.sections.data import DatasetSection, SplitSection
+from lora_sft.recipe.sections.settings import section_fields
 
 LIBRARY_SECTIONS = {
     "train": ("SFTConfig", "trl"),
@@ -49,12 +51,12 @@ def all_settings() -> dict[str, Field]:
     A list of data sets is represented by its first entry.
     """
     groups = {
-        **{name: schema.section_fields(section) for name, section in schema.SECTIONS.items()},
+        **{name: section_fields(section) for name, section in schema.SECTIONS.items()},
         "train": schema.train_fields(),
         "adapter": schema.adapter_fields(),
         "quantization": schema.quantization_fields(),
-        "data.datasets.0": schema.section_fields(schema.DatasetSection),
-        "data.validation": schema.section_fields(schema.SplitSection),
+        "data.datasets.0": section_fields(DatasetSection),
+        "data.validation": section_fields(SplitSection),
     }
     return {
         f"{group}.{name}": field

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 from lora_sft.recipe import recipe_json_schema
-from lora_sft.recipe.schema import SECTIONS, TOP_LEVEL, section_fields
+from lora_sft.recipe.schema import SECTIONS, TOP_LEVEL
+from lora_sft.recipe.sections.settings import section_fields
 
 
 def test_the_schema_is_json_and_names_every_section():

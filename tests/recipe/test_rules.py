@@ -260,6 +260,32 @@ CASES = [
         ["train.deepspeed=zero2", "train.fsdp=full_shard"],
         "delete train.fsdp",
     ),
+    (
+        "settings_belong_to_the_kind",
+        ["task.kind=summarization", "task.labels=[a, b]"],
+        "delete the line, or write task.kind: text-classification",
+    ),
+    (
+        "label_columns_are_multi_label",
+        ["task.kind=text-classification", "task.label_columns=[a, b]"],
+        "write task.multi_label: true",
+    ),
+    (
+        "labels_are_different",
+        ["task.kind=text-classification", "task.labels=[a, a]"],
+        "write each label once",
+    ),
+    (
+        "prompts_have_an_answer",
+        ["data.datasets.0.prompt={user: a}"],
+        'write data.datasets.0.prompt.assistant: "{{ answer }}", or set a task',
+    ),
+    (
+        "formats_fit_the_task",
+        ["task=translation", "data.datasets.0.format=messages"],
+        "write data.datasets.0.format: table",
+    ),
+    ("only_tasks_shorten", ["data.overlong=shorten"], "write data.overlong: drop"),
 ]
 # These rules have their own tests, because they need a file on disk.
 WITH_A_FILE = {"policy_is_json", "remote_code_is_not_trusted_by_a_run"}

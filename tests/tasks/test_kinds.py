@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from lora_sft.recipe import TaskSection
-from lora_sft.recipe.schema import TaskName
+from lora_sft.recipe.sections.task import TaskName
 from lora_sft.tasks.kind import ForbiddenRow, UnusableRow
 from lora_sft.tasks.table import KINDS
 

@@ -9,7 +9,7 @@ from typing import Any
 from lora_sft.recipe.locations import is_hub_id
 from lora_sft.recipe.resolved import Recipe
 from lora_sft.recipe.rules.finding import Finding
-from lora_sft.recipe.schema import DatasetSection, SplitSection
+from lora_sft.recipe.sections.data import DatasetSection, SplitSection
 
 LOAD_DATASET_BUILDERS = frozenset(("json", "csv", "parquet", "arrow", "text"))
 CONVERSATION_FORMATS = frozenset(("messages", "sharegpt"))

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 from lora_sft.recipe.resolved import Recipe
 from lora_sft.recipe.rules.finding import Finding
-from lora_sft.recipe.schema import DatasetSection, TaskSection, section_fields
+from lora_sft.recipe.sections.data import DatasetSection
+from lora_sft.recipe.sections.settings import section_fields
+from lora_sft.recipe.sections.task import TaskSection
 
 CLASSIFICATION = "text-classification"
 # The settings that only one kind of task reads.
