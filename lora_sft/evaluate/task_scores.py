@@ -84,7 +84,7 @@ def _compute(
     answers: Sequence[Answer | None],
     references: Sequence[Any],
 ) -> float:
-    family = importlib.import_module(f"lora_sft.evaluate.metrics.{kind.metrics[name]}")
+    family = importlib.import_module(f"lora_sft.evaluate.metrics.{kind.list_metrics(task)[name]}")
     metric = getattr(family, name)
     wanted = inspect.signature(metric).parameters.keys()
     facts = {fact: getattr(task, fact) for fact in ("labels", "no_answer", "target_lang")}

@@ -99,7 +99,7 @@ class _RecipeBuilder:
         written = dict(self._tree.places())
         defaults = {
             "data.overlong": "shorten",
-            "evaluate.metrics": list(kind.metrics),
+            "evaluate.metrics": list(kind.list_metrics(task)),
         }
         unwritten = {path: value for path, value in defaults.items() if path not in written}
         for path, value in unwritten.items():

@@ -8,7 +8,7 @@ the model learns. Evaluation reads the answer out of the text that the model wro
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 Values = Mapping[str, Any]
@@ -84,6 +84,7 @@ class TaskKind:
         prompt: The user's turn, as a Jinja text over the inputs and the columns of the row.
         metrics: The metrics by name, each with its family: a file of `evaluate/metrics`. The first
             one is the main metric.
+        multi_label_metrics: The same for rows with several labels.
         shortened: The inputs that may be cut if a row is too long. The longest is cut.
         read: Returns the inputs and the accepted answers of a row, or raises `UnusableRow` or
             `ForbiddenRow`.
@@ -103,11 +104,11 @@ class TaskKind:
     parse: Callable[[str, TaskSettings], Answer | None]
     sort_labels: Callable[[Iterable[str]], list[str]] | None = None
     has_several_references: bool = True
+    multi_label_metrics: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def main_metric(self) -> str:
-        """The name of the main metric."""
-        return next(iter(self.metrics))
+    def list_metrics(self, settings: TaskSettings) -> Mapping[str, str]:
+        """Return the metrics that fit the settings, with their families. The first is the main."""
+        return self.multi_label_metrics if settings.multi_label else self.metrics
 
 
 def read_text(values: Values, column: str) -> str:

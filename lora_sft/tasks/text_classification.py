@@ -151,19 +151,24 @@ TEXT_CLASSIFICATION = TaskKind(
     name="text-classification",
     columns=(("text",), ("label",)),
     prompt="{{ text }}{% if text_pair %}\n\n{{ text_pair }}{% endif %}",
-    metrics={
-        "accuracy": "classification",
-        "f1_macro": "classification",
-        "f1_micro": "classification",
-        "f1_weighted": "classification",
-        "precision_macro": "classification",
-        "recall_macro": "classification",
-        "mcc": "classification",
-    },
+    metrics=dict.fromkeys(
+        (
+            *("accuracy", "f1_macro", "f1_micro", "f1_weighted"),
+            *("precision_macro", "recall_macro", "mcc"),
+        ),
+        "classification",
+    ),
     shortened=("text", "text_pair"),
     read=read_row,
     write=write_answer,
     parse=parse_answer,
     sort_labels=sort_labels,
     has_several_references=False,
+    multi_label_metrics=dict.fromkeys(
+        (
+            *("f1_micro", "f1_macro", "f1_weighted", "precision_macro", "recall_macro"),
+            *("f1_samples", "subset_accuracy"),
+        ),
+        "classification",
+    ),
 )

@@ -65,3 +65,19 @@ def test_a_learned_task_is_scored_as_learned(command, write_task, tmp_path):
     assert found["adapter"]["accuracy"] == 1.0
     assert found["base"]["accuracy"] == 0.0
     assert found["unparseable"] == {"base": 6, "adapter": 0}
+
+
+def test_several_labels_are_scored_by_their_own_metrics(command, write_task, tmp_path):
+    recipe = write_task("text-classification")
+    for name in ("rows", "held_out"):
+        rows = [
+            {"text": f"{name} {n}", "label": [WORDS[n % 2], "gamma"] if n % 3 else []}
+            for n in range(12)
+        ]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    assert command("train", recipe, "task.multi_label=true").code == 0
+    outcome = command("evaluate", tmp_path / "run", "--split", "test", "--json")
+    assert outcome.code == 0, outcome.stderr
+    assert list(outcome.json["adapter"])[1] == "f1_micro"
+    assert "subset_accuracy" in outcome.json["adapter"]

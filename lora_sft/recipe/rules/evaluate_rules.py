@@ -11,7 +11,9 @@ from lora_sft.recipe.rules.finding import Finding
 
 def metrics_are_known(recipe: Recipe) -> Iterator[Finding]:
     """Refuse an unknown metric now: evaluation would find it only after training."""
-    known = METRIC_FAMILIES if recipe.kind is None else recipe.kind.metrics
+    known = METRIC_FAMILIES
+    if recipe.kind is not None and recipe.task is not None:
+        known = recipe.kind.list_metrics(recipe.task)
     for index, metric in enumerate(recipe.evaluate.metrics):
         if metric not in known:
             what = f'unknown metric "{metric}"; the metrics are: {", ".join(known)}'
