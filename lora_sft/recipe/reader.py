@@ -94,7 +94,7 @@ class _RecipeBuilder:
         """Set the defaults that the kind of task brings, and return the paths of these settings."""
         task = sections.setdefault("task", None)
         kind = KINDS.get(task.kind) if task is not None else None
-        if kind is None:
+        if kind is None or task is None:
             return frozenset()
         written = dict(self._tree.places())
         defaults = {
