@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from lora_sft.model.base_model import CausalModel
+from lora_sft.model.computing import computing_errors
 
 
 def make_generation_config(
@@ -115,7 +116,8 @@ class AnswerStream:
 
         def generate() -> None:
             try:
-                self._generate(streamer)
+                with computing_errors(str(self._model.config._name_or_path)):
+                    self._generate(streamer)
             except BaseException as error:  # raised in the reader, which would wait forever
                 failures.append(error)
                 streamer.end()

@@ -13,6 +13,7 @@ from lora_sft.errors import RecipeError
 from lora_sft.evaluate.scoring import Evaluation, evaluate_split
 from lora_sft.model.adapter import load_adapter
 from lora_sft.model.base_model import CausalModel, load_base_model
+from lora_sft.model.computing import computing_errors
 from lora_sft.recipe import Recipe, read_recipe
 from lora_sft.run_directory import RunDirectory, is_run
 
@@ -43,7 +44,8 @@ def run_evaluation(
     rows = _select_rows(recipe, corpus, split, max_rows)
     model = _load_scored_model(recipe, path)
     stops = sorted(corpus.stop_token_ids)
-    return evaluate_split(model, tokenizer, rows.to_list(), split, recipe.evaluate, stops)
+    with computing_errors(recipe.model.model_name_or_path):
+        return evaluate_split(model, tokenizer, rows.to_list(), split, recipe.evaluate, stops)
 
 
 def _find_recipe(path: Path) -> Path:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-from lora_sft.errors import ExportError
 from lora_sft.export.public_text import make_public
-from lora_sft.export.weights.adapter_reading import read_adapter_config
 from lora_sft.file_names import ORIGIN_FILE
-from lora_sft.model_files.fingerprint import fingerprint_location
+from lora_sft.model_files.adapter_config import read_adapter_config
+from lora_sft.model_files.fingerprint import check_recorded_fingerprint, fingerprint_location
+from lora_sft.model_files.json_files import read_json_object
 from lora_sft.recipe import Recipe
+from lora_sft.recipe.schema import Dtype
 
 if TYPE_CHECKING:
     # It imports datasets, which a merge does not need.
@@ -43,11 +42,11 @@ class AdapterOrigin:
 
     model_name_or_path: str
     revision: str | None = None
-    dtype: str | None = None
+    dtype: Dtype | None = None
     quantization: Mapping[str, Any] | None = None
     stop_token_ids: Sequence[int] = ()
     chat_template_kwargs: Mapping[str, Any] | None = None
-    export_dtype: str | None = None
+    export_dtype: Dtype | None = None
     base_fingerprint: Mapping[str, Any] | None = None
     template_date: str | None = None
     recipe: Mapping[str, Any] | None = None
@@ -62,7 +61,9 @@ class AdapterOrigin:
 def read_origin(folder: Path) -> AdapterOrigin:
     """Return the origin of an adapter, from `lora_sft.json` or else from PEFT's config.
 
-    Raises: ExportError if the folder does not hold an adapter.
+    Raises:
+        ExportError: If the folder does not hold an adapter.
+        ModelError: If a file is damaged.
     """
     config = read_adapter_config(folder)
     if (folder / ORIGIN_FILE).exists():
@@ -73,33 +74,14 @@ def read_origin(folder: Path) -> AdapterOrigin:
 def _parse_origin(path: Path) -> AdapterOrigin:
     """Return the record in a `lora_sft.json`; fields that it does not know are ignored.
 
-    Raises: ExportError if the file is damaged.
+    Raises: ModelError if the file is damaged.
     """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ExportError(f"{path.name} cannot be read: {error}", str(path), _COPY_AGAIN) from error
-    if not isinstance(record, dict) or "model_name_or_path" not in record:
-        raise ExportError(f"{path.name} does not name a base model", str(path), _COPY_AGAIN)
     kinds = get_type_hints(AdapterOrigin)
-    values = {name: record[name] for name in record.keys() & kinds.keys()}
-    for name, value in values.items():
-        if not _is_of_kind(value, kinds[name]):
-            what = f"{path.name}: {name} has the wrong type ({type(value).__name__})"
-            raise ExportError(what, str(path), _COPY_AGAIN)
-    return AdapterOrigin(**values)
-
-
-def _is_of_kind(value: Any, kind: Any) -> bool:
-    """Return whether a JSON value has the type of a field, such as `Mapping[str, Any] | None`."""
-    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
-    return any(_matches(value, get_origin(each) or each) for each in kinds)
-
-
-def _matches(value: Any, kind: Any) -> bool:
-    if kind is Sequence:
-        return isinstance(value, list)
-    return isinstance(value, kind)
+    record = read_json_object(path, kinds, required=("model_name_or_path",), fix=_COPY_AGAIN)
+    fingerprint = record.get("base_fingerprint")
+    if fingerprint is not None:
+        check_recorded_fingerprint(fingerprint, path, _COPY_AGAIN)
+    return AdapterOrigin(**{name: record[name] for name in record.keys() & kinds.keys()})
 
 
 def make_adapter_origin(recipe: Recipe, corpus: Corpus) -> AdapterOrigin:

@@ -167,9 +167,13 @@ def _verify(plan: MergePlan, prepared: PreparedMerge, staged: Path) -> Verificat
         assert tensors is not None
         return {"correctness": describe_tensor_check(tensors)}
     from lora_sft.export.proof.answer_check import compare_answers
+    from lora_sft.model.computing import computing_errors
 
     # Inside the hidden folder: if this merge is killed, the next one deletes both.
-    with tempfile.TemporaryDirectory(dir=staged, prefix=".work-") as name:
+    with (
+        tempfile.TemporaryDirectory(dir=staged, prefix=".work-") as name,
+        computing_errors(plan.origin.model_name_or_path),
+    ):
         report = compare_answers(plan, prepared, staged, Path(name))
     if isinstance(report, str):
         if tensors is None:

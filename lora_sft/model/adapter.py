@@ -8,9 +8,9 @@ before PEFT changes the model.
 from __future__ import annotations
 
 import difflib
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
-from lora_sft.errors import ModelError, RecipeError
+from lora_sft.errors import LoraSftError, ModelError, RecipeError
 from lora_sft.file_names import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from lora_sft.model.model_kind import find_model_kind
 from lora_sft.model.partitioning import find_shape
+from lora_sft.model_files.adapter_config import check_adapter_files
 from lora_sft.model_files.module_patterns import check_saved_patterns, find_pattern_fault
 from lora_sft.recipe import Recipe
 
@@ -94,17 +95,12 @@ def _list_names(model: torch.nn.Module) -> list[str]:
     return [*modules, *(name for name, _ in model.named_parameters())]
 
 
-def _check_patterns(model: torch.nn.Module, folder: str | Path) -> None:
-    """Check the patterns of a saved adapter before PEFT matches them with the model's names.
+def _check_saved_adapter(model: torch.nn.Module, folder: Path) -> None:
+    """Check the files of a saved adapter, and its patterns, before PEFT reads them.
 
-    Raises: ModelError if a pattern needs too much time.
+    Raises: ModelError if a file is damaged, or if a pattern needs too much time.
     """
-    try:
-        config = json.loads((Path(folder) / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return  # PEFT refuses this folder, and no pattern is matched
-    if isinstance(config, dict):
-        check_saved_patterns(Path(folder), config, _list_names(model))
+    check_saved_patterns(folder, check_adapter_files(folder), _list_names(model))
 
 
 def _count_matches(target: str, names: Sequence[str]) -> int:
@@ -160,23 +156,33 @@ def load_adapter(
     """
     where = where or str(folder)
     path = Path(folder) / ADAPTER_WEIGHTS_FILE
-    if not path.exists():
+    if not (path.exists() and path.with_name(ADAPTER_CONFIG_FILE).exists()):
         raise ModelError(
             f"this folder has no adapter ({ADAPTER_CONFIG_FILE} and {ADAPTER_WEIGHTS_FILE})",
             where,
             "name the folder of a PEFT adapter; adapter_model.bin is a pickle and is not loaded",
         )
-    _check_patterns(model, folder)
-    try:
+    _check_saved_adapter(model, path.parent)
+    with _attaching_errors(where):
         adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
-    except (RuntimeError, ValueError, KeyError) as error:
+    _check_all_tensors_used(adapted, path, where)
+    return adapted
+
+
+@contextmanager
+def _attaching_errors(where: str) -> Iterator[None]:
+    """Turn the errors with which PEFT refuses an adapter into a ModelError."""
+    try:
+        yield
+    except (LoraSftError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # PEFT, safetensors and torch raise many classes
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(
-            f"the adapter does not fit the base: {' '.join(str(error).split())[:300]}",
+            f"the adapter does not fit the base: {reason}",
             where,
             f"use the base that the adapter was trained on ({ADAPTER_CONFIG_FILE} names it)",
         ) from error
-    _check_all_tensors_used(adapted, path, where)
-    return adapted
 
 
 def attach_adapters(model: PreTrainedModel, folders: Sequence[str | Path]) -> PeftModel:
@@ -187,13 +193,16 @@ def attach_adapters(model: PreTrainedModel, folders: Sequence[str | Path]) -> Pe
     this.
     """
     for folder in folders:
+        check_adapter_files(Path(folder))
         _resize_for(model, Path(folder))
-    _check_patterns(model, folders[0])
+    _check_saved_adapter(model, Path(folders[0]))
     names = [f"adapter_{index}" for index in range(len(folders))]
-    adapted = PeftModel.from_pretrained(model, str(folders[0]), adapter_name=names[0])
+    with _attaching_errors(str(folders[0])):
+        adapted = PeftModel.from_pretrained(model, str(folders[0]), adapter_name=names[0])
     for name, folder in zip(names[1:], folders[1:], strict=True):
-        _check_patterns(adapted, folder)
-        adapted.load_adapter(str(folder), adapter_name=name)
+        _check_saved_adapter(adapted, Path(folder))
+        with _attaching_errors(str(folder)):
+            adapted.load_adapter(str(folder), adapter_name=name)
     tuner: Any = adapted.base_model
     tuner.set_adapter(names)
     return adapted.eval()
@@ -208,12 +217,13 @@ def attach_adapters_to_layers(model: PreTrainedModel, folders: Sequence[str | Pa
     adapted: Any = None
     names = [f"adapter_{index}" for index in range(len(folders))]
     for name, folder in zip(names, folders, strict=True):
-        _check_patterns(model if adapted is None else adapted, folder)
-        config = LoraConfig.from_pretrained(str(folder))
-        if adapted is None:
-            adapted = get_peft_model(model, config, name, low_cpu_mem_usage=True)
-        else:
-            adapted.add_adapter(name, config, low_cpu_mem_usage=True)
+        _check_saved_adapter(model if adapted is None else adapted, Path(folder))
+        with _attaching_errors(str(folder)):
+            config = LoraConfig.from_pretrained(str(folder))
+            if adapted is None:
+                adapted = get_peft_model(model, config, name, low_cpu_mem_usage=True)
+            else:
+                adapted.add_adapter(name, config, low_cpu_mem_usage=True)
         state = _read_layer_state(Path(folder), name)
         unexpected = adapted.load_state_dict(state, strict=False, assign=True).unexpected_keys
         assert not unexpected, unexpected

@@ -16,9 +16,10 @@ from typing import Any, TypeAlias
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
-from lora_sft.errors import CapabilityError, ModelError
-from lora_sft.file_names import MODEL_CONFIG_FILE
+from lora_sft.errors import CapabilityError, LoraSftError, ModelError
+from lora_sft.file_names import GENERATION_CONFIG_FILE, MODEL_CONFIG_FILE
 from lora_sft.model.attention import check_attention, set_attention
+from lora_sft.model.described_size import check_described_layers, check_described_parameters
 from lora_sft.model.model_kind import find_model_kind
 from lora_sft.model.partitioning import find_shape, is_partitioned, partitioning_in
 from lora_sft.model.quantization import (
@@ -27,7 +28,13 @@ from lora_sft.model.quantization import (
     make_quantization_config,
 )
 from lora_sft.model_files import remote_code
-from lora_sft.model_files.base_checkpoint import NAMED_WEIGHTS, check_indexes
+from lora_sft.model_files.base_checkpoint import (
+    NAMED_WEIGHTS,
+    check_indexes,
+    find_damage,
+    read_base_checkpoint,
+)
+from lora_sft.model_files.generation_settings import read_generation_settings
 from lora_sft.recipe import ModelSection
 
 # A transformers model, or PEFT's wrapper around it, which has the model's attributes too.
@@ -87,6 +94,7 @@ def load_base_model(
         arguments["quantization_config"] = make_quantization_config(
             quantization, dtype, "quantization", store_in_dtype=is_partitioned()
         )
+    _check_described_size(section, where)
     with partitioning_in(dtype):
         model = _load(section, arguments, where)
     if is_quantized(model):
@@ -109,6 +117,8 @@ def load_in_float32(
         trust_remote_code: Run the Python files of the model's repository.
         offload_folder: If given, keep the weights on disk in this folder, and load each layer when
             it is computed.
+
+    Raises: ModelError if the model cannot be loaded.
     """
     placement: dict[str, Any] = {}
     if offload_folder is not None:
@@ -118,15 +128,16 @@ def load_in_float32(
     )
     config = _load_config(section, "model")
     check_indexes(str(location), revision, getattr(config, NAMED_WEIGHTS, None))
-    model: PreTrainedModel = find_model_kind().auto_class.from_pretrained(
-        location,
-        config=config,
-        revision=revision,
-        dtype=torch.float32,
-        trust_remote_code=trust_remote_code,
-        use_safetensors=True,
-        **placement,
-    )
+    with _loading_errors(section, "model"):
+        model: PreTrainedModel = find_model_kind().auto_class.from_pretrained(
+            location,
+            config=config,
+            revision=revision,
+            dtype=torch.float32,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            **placement,
+        )
     return model.eval()
 
 
@@ -153,16 +164,39 @@ def build_without_weights(
     section = ModelSection(
         model_name_or_path=location, revision=revision, trust_remote_code=trust_remote_code
     )
-    loaded = _load_config(section, "base")
-    with _loading_errors(section, "base"):
+    _check_described_size(section, "base")
+    return _build_without_weights(section, "base", num_tokens)
+
+
+def _build_without_weights(
+    section: ModelSection, where: str, num_tokens: int | None = None
+) -> PreTrainedModel:
+    loaded = _load_config(section, where)
+    with _loading_errors(section, where):
         if hasattr(loaded, "quantization_config"):
             del loaded.quantization_config
         if num_tokens is not None:
             loaded.get_text_config().vocab_size = num_tokens
         with torch.device("meta"):
             return find_model_kind().auto_class.from_config(
-                loaded, trust_remote_code=trust_remote_code
+                loaded, trust_remote_code=section.trust_remote_code
             )
+
+
+def _check_described_size(section: ModelSection, where: str) -> None:
+    """Check that the config of a local model describes a model of about the size of its files.
+
+    Raises: ModelError if a file is damaged, or if the model is much larger.
+    """
+    folder = Path(section.location)
+    if not (folder / MODEL_CONFIG_FILE).exists():
+        return  # the load refuses this folder, or finds a hub id
+    config = _load_config(section, where)
+    read_generation_settings(folder / GENERATION_CONFIG_FILE)
+    stored = read_base_checkpoint(section.location)
+    check_described_layers(config, stored)
+    if not is_partitioned():  # ZeRO-3 would partition this model too
+        check_described_parameters(lambda: _build_without_weights(section, where), stored)
 
 
 def map_checkpoint_names(
@@ -279,16 +313,30 @@ def _load_config(section: ModelSection, where: str) -> Any:
 
 @contextmanager
 def _loading_errors(section: ModelSection, where: str) -> Iterator[None]:
-    """Turn the errors with which transformers refuses a folder or hub id into our errors."""
+    """Turn the errors with which the libraries refuse a folder or hub id into our errors.
+
+    If a file of the model is damaged, the error names this file.
+    """
     try:
         yield
+    except LoraSftError:
+        raise
     except ImportError as error:
         raise CapabilityError(
             f"the model needs a library that is missing: {' '.join(str(error).split())[:300]}",
             f"{where} ({section.model_name_or_path})",
             "install this library, or write model.attn_implementation: null",
         ) from error
-    except (OSError, ValueError) as error:
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise CapabilityError(
+            "the model does not fit into the memory",
+            f"{where} ({section.model_name_or_path})",
+            "use a smaller model, write quantization: nf4, or use a machine with more memory",
+        ) from error
+    except Exception as error:  # transformers, safetensors and torch raise many classes
+        damage = find_damage(section.location)
+        if damage is not None:
+            raise damage from error
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(
             f"cannot load a {find_model_kind().name}: {lines[0]}",

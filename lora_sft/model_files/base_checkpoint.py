@@ -5,7 +5,6 @@ The headers give the name, shape and dtype of every tensor. No weights are read.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,11 +12,31 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from lora_sft.errors import ModelError
-from lora_sft.file_names import MODEL_CONFIG_FILE, MODEL_WEIGHTS_FILE, MODEL_WEIGHTS_INDEX_FILE
+from lora_sft.file_names import (
+    GENERATION_CONFIG_FILE,
+    MODEL_CONFIG_FILE,
+    MODEL_WEIGHTS_FILE,
+    MODEL_WEIGHTS_INDEX_FILE,
+)
+from lora_sft.model_files.generation_settings import read_generation_settings
+from lora_sft.model_files.json_files import Kinds, read_json_object
 from lora_sft.model_files.stored_tensors import StoredTensor, read_header
 
 INDEX_SUFFIX = ".safetensors.index.json"
 NAMED_WEIGHTS = "transformers_weights"  # a field of the config that names another file of weights
+DOWNLOAD_AGAIN = "download or copy the base model again"
+# The fields of a config that lora-sft itself reads.
+CONFIG_KINDS: Kinds = {
+    "auto_map": dict[str, Any] | None,
+    "dtype": str | None,
+    "eos_token_id": int | list[int] | None,
+    "model_type": str | None,
+    "quantization_config": dict[str, Any] | None,
+    "text_config": dict[str, Any] | None,
+    "torch_dtype": str | None,
+    NAMED_WEIGHTS: str | None,
+    "vocab_size": int | None,
+}
 
 
 @dataclass(frozen=True)
@@ -77,15 +96,47 @@ def read_base_checkpoint(location: str, revision: str | None = None) -> BaseChec
             location,
             "give its folder with --base PATH, or a hub id that this machine can reach",
         )
-    config = json.loads(config_path.read_text(encoding="utf-8"))
-    named = config.get(NAMED_WEIGHTS)
-    if named is not None:
-        _check_inside(named, config_path)
-    files = tuple(_find_files(location, revision, named))
+    config = read_model_config(config_path)
+    files = tuple(_find_files(location, revision, _find_named_weights(config, config_path)))
     tensors: dict[str, StoredTensor] = {}
     for file in files:
-        tensors.update(read_header(file))
+        tensors.update(read_header(file, ModelError))
     return BaseCheckpoint(location, revision, config, files, tensors)
+
+
+def find_damage(folder: str | Path) -> ModelError | None:
+    """Return an error that names a damaged file of a model in a folder; None if there is none.
+
+    Both configs, the index and the headers of the weights are read. A missing file is not damage.
+    """
+    folder = Path(folder)
+    path = folder / MODEL_CONFIG_FILE
+    try:
+        config = read_model_config(path) if path.exists() else {}
+        read_generation_settings(folder / GENERATION_CONFIG_FILE)
+        named = _find_named_weights(config, path)
+        for name in (named,) if named else (MODEL_WEIGHTS_FILE, MODEL_WEIGHTS_INDEX_FILE):
+            if (folder / name).exists():
+                _read_headers(folder, name)
+    except ModelError as error:
+        return error
+    return None
+
+
+def _read_headers(folder: Path, name: str) -> None:
+    """Read the header of a file of weights, or those of the existing files that an index names."""
+    names = _read_shard_names(folder / name) if name.endswith(INDEX_SUFFIX) else [name]
+    for path in (folder / each for each in names):
+        if path.exists():
+            read_header(path, ModelError)
+
+
+def _find_named_weights(config: Mapping[str, Any], path: Path) -> str | None:
+    """Return the file of weights that a config names, if any."""
+    named: str | None = config.get(NAMED_WEIGHTS)
+    if named is not None:
+        _check_inside(named, path)
+    return named
 
 
 def _find_files(location: str, revision: str | None, named: str | None) -> list[Path]:
@@ -143,14 +194,13 @@ def _read_shard_names(index: Path) -> list[str]:
 
     Raises: ModelError if the index cannot be read, or names a file outside of its folder.
     """
-    try:
-        names = list(dict.fromkeys(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ModelError(
-            f"the index of the weights cannot be read ({type(error).__name__}: {error})",
-            str(index),
-            "download the model again",
-        ) from error
+    document = read_json_object(
+        index,
+        {"weight_map": dict[str, str], "metadata": dict[str, Any] | None},
+        required=("weight_map",),
+        fix=DOWNLOAD_AGAIN,
+    )
+    names = list(dict.fromkeys(document["weight_map"].values()))
     for name in names:
         _check_inside(name, index)
     return names
@@ -168,6 +218,15 @@ def _check_inside(name: Any, where: Path) -> None:
             str(where),
             "download the model again, and do not trust who made this folder",
         )
+
+
+def read_model_config(path: Path) -> dict[str, Any]:
+    """Return the content of the `config.json` of a model.
+
+    Raises: ModelError if the file is damaged.
+    """
+    config: dict[str, Any] = read_json_object(path, CONFIG_KINDS, fix=DOWNLOAD_AGAIN)
+    return config
 
 
 def find_model_file(location: str, revision: str | None, name: str) -> Path | None:

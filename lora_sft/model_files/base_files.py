@@ -9,7 +9,6 @@ No link that leads out of the model's folder is followed, because the files are 
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -28,6 +27,9 @@ from lora_sft.file_names import (
 )
 from lora_sft.folder_links import leads_outside
 from lora_sft.log import say
+from lora_sft.model_files.base_checkpoint import CONFIG_KINDS
+from lora_sft.model_files.generation_settings import KINDS as GENERATION_KINDS
+from lora_sft.model_files.json_files import read_json_object
 from lora_sft.recipe.fault_list import FaultList
 from lora_sft.recipe.yaml_reader import read_yaml_value
 
@@ -35,6 +37,7 @@ CONFIGS = (MODEL_CONFIG_FILE, GENERATION_CONFIG_FILE)
 COPIED_PATTERNS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", SENTENCEPIECE_FILE)
 CODE_PATTERN = "*.py"  # classes of a model with remote code; its config names them in `auto_map`
 LICENCE_KEYS = ("license", "license_name", "license_link")
+KINDS_BY_FILE = {MODEL_CONFIG_FILE: CONFIG_KINDS, GENERATION_CONFIG_FILE: GENERATION_KINDS}
 _LICENCE_LINK = re.compile(r"https?://[^\s\"'<>`\\]+|[\w.-]+")  # a web page, or a file
 
 
@@ -110,8 +113,11 @@ def _read_yaml_text(value: str) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object of a file; empty if the file does not exist."""
-    if not path.is_file():
-        return {}
-    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    """Return the JSON object of a file; empty if the file does not exist.
+
+    Raises: ModelError if the file is damaged.
+    """
+    document: dict[str, Any] = (
+        read_json_object(path, KINDS_BY_FILE.get(path.name)) if path.is_file() else {}
+    )
     return document

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lora_sft.errors import ExportError, ModelError
 from lora_sft.log import say
 from lora_sft.model_files.base_checkpoint import BaseCheckpoint, read_base_checkpoint
 from lora_sft.model_files.byte_reading import ByteReader
+from lora_sft.model_files.json_files import check_fields
 from lora_sft.model_files.stored_tensors import StoredTensor
 
 NUM_SAMPLED_TENSORS = 32  # tensors with a hash of their own, so that an error can name one
@@ -76,6 +78,15 @@ def check_fingerprint(base: BaseCheckpoint, recorded: Mapping[str, Any], where: 
         f"{where} ({base.location})",
         "give the right base model with --base, or add --allow-other-base to merge with this one",
     )
+
+
+def check_recorded_fingerprint(recorded: Mapping[str, Any], path: Path, fix: str) -> None:
+    """Check the fields of a fingerprint that was read from a file.
+
+    Raises: ModelError that names the file and the field.
+    """
+    kinds = {"sha256": str, "samples": dict[str, str]}
+    check_fields(recorded, path, kinds, required=tuple(kinds), fix=fix)
 
 
 def _describe_difference(base: BaseCheckpoint, recorded: Mapping[str, Any]) -> str:

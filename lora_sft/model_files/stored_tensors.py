@@ -18,7 +18,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from lora_sft.errors import ExportError
+from lora_sft.errors import ExportError, LoraSftError
 
 METADATA = "__metadata__"
 LARGEST_HEADER_BYTES = 100_000_000  # the same limit as in the library
@@ -43,6 +43,11 @@ DTYPE_NAMES: Mapping[str, str] = {
     "BOOL": "bool",
 }
 DTYPE_CODES = {name: code for code, name in DTYPE_NAMES.items()}
+# What the parts of a damaged header make Python raise.
+_HEADER_ERRORS = (
+    *(struct.error, ValueError, LookupError),
+    *(TypeError, AttributeError, ArithmeticError, RecursionError),
+)
 # The dtypes that a merge may round. Tensors in float8 or integers are quantisation codes or counts.
 PLAIN_FLOAT_DTYPES = ("float64", "float32", "float16", "bfloat16")
 
@@ -76,15 +81,23 @@ class StoredTensor:
         return prod(self.shape)
 
 
-def read_header(path: Path) -> dict[str, StoredTensor]:
+def read_header(
+    path: Path, error_class: type[LoraSftError] = ExportError
+) -> dict[str, StoredTensor]:
     """Return the tensors of one file by name, in the order of their bytes.
 
-    Raises: ExportError if the file is incomplete or not a safetensors file.
+    Raises: `error_class` if the file cannot be read, is incomplete, or is not a safetensors file.
     """
     try:
         return _parse_header(path)
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ExportError(
+    except OSError as error:
+        raise error_class(
+            f"the file of weights cannot be read: {error.strerror}",
+            str(path),
+            "check its permissions, or download or save it again",
+        ) from error
+    except _HEADER_ERRORS as error:
+        raise error_class(
             f"not a complete safetensors file: {error or type(error).__name__}",
             str(path),
             "download or save it again",
@@ -104,11 +117,15 @@ def _parse_header(path: Path) -> dict[str, StoredTensor]:
         if name == METADATA:
             continue
         start, stop = entry["data_offsets"]
+        if not 0 <= start <= stop:
+            raise ValueError(f"{name} has the data_offsets {start} and {stop}")
         if entry["dtype"] not in DTYPE_NAMES:
             raise ValueError(f"{name} has the unknown dtype {entry['dtype']}")
         if begin + stop > size:
             raise ValueError(f"it ends before the end of {name}")
         shape = tuple(entry["shape"])
+        if not all(isinstance(size, int) and size >= 0 for size in shape):
+            raise ValueError(f"{name} has the shape {list(shape)}")
         tensors.append(StoredTensor(name, entry["dtype"], shape, path, begin + start, stop - start))
     return {tensor.name: tensor for tensor in sorted(tensors, key=lambda each: each.offset)}
 

@@ -15,17 +15,24 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from lora_sft.data.templates.prompt_text import render_prompt
 from lora_sft.data.templates.tokenizer import find_saved_stop_token_ids, load_saved_tokenizer
-from lora_sft.errors import ModelError
+from lora_sft.errors import LoraSftError, ModelError
 from lora_sft.evaluate.generation import AnswerStream, make_generation_config
 from lora_sft.export.adapter_origin import AdapterOrigin, read_origin
 from lora_sft.export.serving.serving_files import set_defaults_in_templates
-from lora_sft.file_names import ADAPTER_CONFIG_FILE, MODEL_CONFIG_FILE, TOKENIZER_CONFIG_FILE
+from lora_sft.file_names import (
+    ADAPTER_CONFIG_FILE,
+    GENERATION_CONFIG_FILE,
+    MODEL_CONFIG_FILE,
+    TOKENIZER_CONFIG_FILE,
+)
 from lora_sft.model.base_model import (
     CausalModel,
     load_base_model,
     parse_dtype,
     read_stored_dtype,
 )
+from lora_sft.model_files.generation_settings import read_generation_settings
+from lora_sft.model_files.json_files import REPLACE_IT
 from lora_sft.model_files.remote_code import check_remote_code
 from lora_sft.recipe import ModelSection
 from lora_sft.run_directory import RunDirectory, is_run
@@ -258,11 +265,19 @@ def _load_tokenizer(folder: ModelFolder) -> PreTrainedTokenizerBase:
 def _read_generation_config(
     folder: Path, stops: list[int], tokenizer: PreTrainedTokenizerBase
 ) -> GenerationConfig:
-    """Return the generation settings of the folder, with every stop token added."""
+    """Return the generation settings of the folder, with every stop token added.
+
+    Raises: ModelError if the file is damaged.
+    """
+    path = folder / GENERATION_CONFIG_FILE
     try:
-        config = GenerationConfig.from_pretrained(folder)
-    except OSError:
-        config = GenerationConfig()
+        config = GenerationConfig.from_dict(read_generation_settings(path))
+    except LoraSftError:
+        raise
+    except Exception as error:  # transformers refuses a value with many classes
+        raise ModelError(
+            f"{path.name} holds a setting that transformers refuses: {error}", str(path), REPLACE_IT
+        ) from error
     config.eos_token_id = stops or None
     config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     return config

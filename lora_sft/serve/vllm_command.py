@@ -21,7 +21,8 @@ from typing import Any
 
 from lora_sft.errors import CapabilityError
 from lora_sft.export.adapter_origin import AdapterOrigin
-from lora_sft.file_names import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, CHAT_TEMPLATE_FILE
+from lora_sft.file_names import ADAPTER_WEIGHTS_FILE, CHAT_TEMPLATE_FILE
+from lora_sft.model_files.adapter_config import PEFT_RANK, read_adapter_config
 from lora_sft.model_files.module_patterns import check_saved_patterns
 from lora_sft.model_files.stored_tensors import read_header
 from lora_sft.serve.loaded_model import ModelFolder
@@ -77,13 +78,13 @@ def find_rank_limit(adapter: Path) -> int:
         CapabilityError: If the rank is too large or the adapter is not plain LoRA.
         ModelError: If a pattern of its config needs too much time.
     """
-    config = json.loads((adapter / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8"))
+    config = read_adapter_config(adapter)
     weights = adapter / ADAPTER_WEIGHTS_FILE
     check_saved_patterns(adapter, config, read_header(weights) if weights.exists() else ())
     unsupported = [
         name for name, plain in PLAIN_LORA_FIELDS if config.get(name) not in (plain, None)
     ]
-    limit = next((limit for limit in RANK_LIMITS if limit >= config["r"]), None)
+    limit = next((limit for limit in RANK_LIMITS if limit >= config.get("r", PEFT_RANK)), None)
     if not unsupported and limit is not None:
         return limit
     raise CapabilityError(
@@ -95,7 +96,7 @@ def find_rank_limit(adapter: Path) -> int:
 
 
 def _list_values(config: Mapping[str, Any], names: list[str]) -> str:
-    return ", ".join(json.dumps(config[name]) for name in names)
+    return ", ".join(json.dumps(config.get(name)) for name in names)
 
 
 def _list_base_options(adapter: Path, origin: AdapterOrigin) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from lora_sft.errors import EXIT_DONE, TrainingError
+from lora_sft.model.computing import computing_errors
 from lora_sft.processes.stop_signal import StopRequest, exit_code_of
 from lora_sft.processes.watch import Watch
 from lora_sft.recipe.optional_packages import explain_import_errors
@@ -69,8 +70,14 @@ def fit(job: TrainingJob, request: StopRequest, watch: Watch | None = None) -> T
         NonFiniteLoss: If a loss or a gradient is not finite; raised before the optimizer step.
         TrainingError: If a saved adapter differs from the one in memory, or if the checkpoint holds
             code.
+        ModelError: If the model fails when it computes.
     """
-    with _refusing_code(job.checkpoint), explain_import_errors(job.recipe):
+    location = job.recipe.model.model_name_or_path
+    with (
+        _refusing_code(job.checkpoint),
+        explain_import_errors(job.recipe),
+        computing_errors(location),
+    ):
         return _fit(job, request, watch)
 
 

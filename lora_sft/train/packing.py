@@ -38,6 +38,7 @@ from lora_sft.log import say
 from lora_sft.model.base_model import (
     CausalModel,
 )
+from lora_sft.model.computing import computing_errors
 from lora_sft.model.isolation import Isolation, measure_isolation
 from lora_sft.plan.batch import BatchPlan
 from lora_sft.recipe import Recipe
@@ -86,7 +87,8 @@ def decide_packing(
         if reason:
             return replace(unpacked, reason=reason)
     pair = _choose_pair(documents, lengths)
-    isolation, apart = _probe(model, arguments, collate, pair, batch.micro_batch_size)
+    with computing_errors(recipe.model.model_name_or_path):
+        isolation, apart = _probe(model, arguments, collate, pair, batch.micro_batch_size)
     fault, apart = _agree(isolation.fault, apart, arguments.device)
     if fault and recipe.data.packing is True:
         _refuse(fault, recipe, model)

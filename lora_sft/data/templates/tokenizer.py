@@ -10,11 +10,11 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from jinja2.exceptions import TemplateSyntaxError
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lora_sft.data.templates.render_budget import TemplateOverBudget
 from lora_sft.data.templates.rendering import list_templates, name_template
@@ -22,10 +22,19 @@ from lora_sft.data.templates.template_environment import (
     LONGEST_TEMPLATE_CHARACTERS,
     compile_template,
 )
-from lora_sft.errors import DataError, ModelError
-from lora_sft.file_names import CHAT_TEMPLATE_FILE, SENTENCEPIECE_FILE
+from lora_sft.errors import DataError, LoraSftError, ModelError
+from lora_sft.file_names import (
+    CHAT_TEMPLATE_FILE,
+    GENERATION_CONFIG_FILE,
+    MODEL_CONFIG_FILE,
+    SENTENCEPIECE_FILE,
+    TOKENIZER_CONFIG_FILE,
+)
 from lora_sft.folder_links import leads_outside
 from lora_sft.model_files import remote_code
+from lora_sft.model_files.base_checkpoint import find_model_file
+from lora_sft.model_files.generation_settings import list_token_ids, read_generation_settings
+from lora_sft.model_files.json_files import REPLACE_IT, Kinds, read_json_object
 from lora_sft.shown_text import make_one_line
 
 if TYPE_CHECKING:
@@ -42,6 +51,16 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "tekken.json",
 )
+# The files that AutoTokenizer reads, if they exist. Each holds a JSON object.
+JSON_FILES = (
+    *("tokenizer.json", TOKENIZER_CONFIG_FILE, MODEL_CONFIG_FILE),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json"),
+)
+# Fields of `tokenizer_config.json` that libraries read without a check.
+CONFIG_KINDS: Kinds = {
+    "chat_template": str | list[Any] | dict[str, Any] | None,
+    "model_max_length": float | None,
+}
 # Loading reads these too, and saving writes their content again.
 FILES_BESIDE_TOKENIZER = (
     *("tokenizer*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
@@ -78,6 +97,9 @@ def load_tokenizer(
 
 def _load(location: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     _check_tokenizer_files(Path(location))
+    config = Path(location, TOKENIZER_CONFIG_FILE)
+    if config.exists():
+        read_json_object(config, CONFIG_KINDS)
     where = f"{location} @ {revision}" if revision else location
     if trust_remote_code:
         remote_code.check_remote_code(location, revision)
@@ -85,7 +107,12 @@ def _load(location: str, revision: str | None, trust_remote_code: bool) -> PreTr
         loaded = AutoTokenizer.from_pretrained(
             location, revision=revision or "main", trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except LoraSftError:
+        raise
+    except Exception as error:  # transformers and tokenizers raise many classes
+        damage = _find_damage(Path(location))
+        if damage is not None:
+            raise damage from error
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
             f"the tokenizer cannot be loaded: {first_line}",
@@ -102,6 +129,17 @@ def _load(location: str, revision: str | None, trust_remote_code: bool) -> PreTr
             "set tokenizer.path to a folder with a tokenizer.json",
         )
     return loaded
+
+
+def _find_damage(folder: Path) -> ModelError | None:
+    """Return an error that names a damaged file of a local tokenizer; None if there is none."""
+    try:
+        for name in JSON_FILES:
+            if (folder / name).exists():
+                read_json_object(folder / name)
+    except ModelError as error:
+        return error
+    return None
 
 
 def _check_tokenizer_files(folder: Path) -> None:
@@ -246,13 +284,13 @@ def _read_generation_eos(location: str, revision: str | None) -> list[int]:
     """Return the eos ids in the base model's `generation_config.json`.
 
     Many base models do not have this file. The list is then empty.
+
+    Raises: ModelError if the file is damaged.
     """
-    try:
-        config = GenerationConfig.from_pretrained(location, revision=revision or "main")
-    except (OSError, ValueError):
+    path = find_model_file(location, revision, GENERATION_CONFIG_FILE)
+    if path is None:
         return []
-    eos = config.eos_token_id
-    return eos if isinstance(eos, list) else [] if eos is None else [eos]
+    return list_token_ids(read_generation_settings(path).get("eos_token_id"))
 
 
 def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -271,8 +309,20 @@ def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
 def load_saved_tokenizer(
     location: str | Path, revision: str | None = None, *, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a run, an adapter, a merged model or a base model, as saved."""
-    return _load(str(location), revision, trust_remote_code)
+    """Return the tokenizer of a run, an adapter, a merged model or a base model, as saved.
+
+    Raises:
+        ModelError: If it cannot be loaded, or if its chat template does not compile.
+        TemplateOverBudget: If its chat template is too long.
+    """
+    loaded = _load(str(location), revision, trust_remote_code)
+    try:
+        _check_templates_compile(loaded, None, str(location))
+    except TemplateOverBudget:
+        raise
+    except DataError as error:
+        raise ModelError(error.what, error.where, REPLACE_IT) from error
+    return loaded
 
 
 def find_saved_stop_token_ids(

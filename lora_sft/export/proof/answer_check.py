@@ -11,7 +11,6 @@ each available form of the base model. A user can choose a form by these numbers
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedTokenizerBase
 
 from lora_sft.data.templates.tokenizer import load_saved_tokenizer
+from lora_sft.errors import ModelError
 from lora_sft.export.proof.answering_models import (
     MEMORY_SHARE,
     AnsweringModels,
@@ -40,6 +40,7 @@ from lora_sft.export.proof.verification import (
 from lora_sft.machine_room import find_free_memory
 from lora_sft.model.adapter import attach_adapters
 from lora_sft.model.base_model import load_base_model, parse_dtype
+from lora_sft.model_files.json_files import read_json_object
 from lora_sft.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def _measure_all_shifts(
 
 def choose_prompts(plan: MergePlan, tokenizer: PreTrainedTokenizerBase, num_tokens: int) -> Prompts:
     """Return the run's validation rows and the built-in prompts, as many as LOGIT_BYTES allows."""
-    rows = read_validation_sample(plan.run)
+    rows = read_validation_sample(plan.run, num_tokens)
     ids = [row["input_ids"][:LARGEST_PROMPT_TOKENS] for row in rows]
     labels = [row["labels"][:LARGEST_PROMPT_TOKENS] for row in rows]
     room = LOGIT_BYTES // (4 * max(num_tokens, 1))
@@ -155,13 +156,24 @@ def choose_prompts(plan: MergePlan, tokenizer: PreTrainedTokenizerBase, num_toke
     return Prompts(kept, labels[: len(kept)])
 
 
-def read_validation_sample(run: Path | None) -> list[dict[str, Any]]:
-    """Return the validation rows that a run saved for this comparison. The list may be empty."""
+def read_validation_sample(run: Path | None, num_tokens: int) -> list[dict[str, Any]]:
+    """Return the validation rows that a run saved for this comparison. The list may be empty.
+
+    Raises: ModelError if the file is damaged, or if a token is not in the vocabulary of the model.
+    """
     path = RunDirectory(run).validation_sample if run is not None else None
     if path is None or not path.exists():
         return []
-    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    return rows
+    fix = f"restore {path.name} from a copy, or delete it: the merge then uses its own prompts"
+    rows = read_json_object(path, {"rows": list[dict[str, list[int]]]}, fix=fix).get("rows", [])
+    for row in rows:
+        ids, labels = row.get("input_ids", []), row.get("labels", [])
+        is_known = (
+            all(0 <= token < num_tokens for token in ids) and max(labels, default=0) < num_tokens
+        )
+        if not ids or len(ids) != len(labels) or not is_known:
+            raise ModelError(f"a row of {path.name} is damaged", f"{path}  rows", fix)
+    return list(rows)
 
 
 def _count_tokens(prepared: PreparedMerge) -> int:

@@ -10,7 +10,6 @@ An adapter is refused if its tensors do not describe every change that it makes 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +19,7 @@ from typing import Any
 
 from lora_sft.errors import ExportError
 from lora_sft.file_names import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
+from lora_sft.model_files.adapter_config import PEFT_RANK, read_adapter_config
 from lora_sft.model_files.module_patterns import check_saved_patterns
 from lora_sft.model_files.stored_tensors import StoredTensor, read_header
 
@@ -108,7 +108,9 @@ class SavedAdapter:
 
         Source: peft `get_pattern_key`.
         """
-        return int(_find_in_pattern(self.config.get("rank_pattern"), key, self.config["r"]))
+        return int(
+            _find_in_pattern(self.config.get("rank_pattern"), key, self.config.get("r", PEFT_RANK))
+        )
 
     def find_scale(self, key: str) -> float:
         """Return the scale of B A: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA.
@@ -172,23 +174,6 @@ def _list_names(config: Mapping[str, Any], modules: Iterable[tuple[str, int]]) -
     for module, _ in modules:
         yield module
         yield from (f"{module}.{parameter}" for parameter in parameters)
-
-
-def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """Return the content of `adapter_config.json` in a folder.
-
-    Raises: ExportError if the folder does not hold an adapter.
-    """
-    try:
-        config = json.loads((folder / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ExportError(
-            f"there is no adapter in this folder: {ADAPTER_CONFIG_FILE} is missing or not JSON",
-            str(folder),
-            "give a run directory, its adapter/ folder, or a PEFT adapter folder",
-        ) from error
-    assert isinstance(config, dict)
-    return config
 
 
 def _check_mergeable(config: Mapping[str, Any], folder: Path) -> None:

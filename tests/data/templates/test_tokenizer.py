@@ -4,7 +4,11 @@ import json
 
 import pytest
 
-from lora_sft.data.templates.tokenizer import find_stop_token_ids, load_tokenizer
+from lora_sft.data.templates.tokenizer import (
+    find_stop_token_ids,
+    load_saved_tokenizer,
+    load_tokenizer,
+)
 from lora_sft.errors import DataError, ModelError
 from tests.data.sections import make_chat, make_data, make_model, make_tokenizer_section
 from tests.tiny import CHATML, make_tiny_llama, make_tokenizer
@@ -41,6 +45,30 @@ def test_an_invalid_tokenizer_file_gives_a_model_error(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", ["", "[1]", '{"a": '])
+def test_a_damaged_file_of_the_tokenizer_is_named(tmp_path, name, content):
+    (save(tmp_path) / name).write_text(content)
+    with pytest.raises(ModelError) as caught:
+        load(tmp_path)
+    assert caught.value.what.startswith(f"{name} ")
+    assert caught.value.where == str(tmp_path / name)
+
+
+def test_a_field_of_the_tokenizers_config_with_another_type_is_named(tmp_path):
+    path = save(tmp_path) / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": {}}))
+    with pytest.raises(ModelError, match="model_max_length must be a number or null, not"):
+        load(tmp_path)
+
+
+def test_a_saved_template_that_does_not_compile_is_an_error_of_the_model(tmp_path):
+    (save(tmp_path) / "chat_template.jinja").write_text(CHATML[:60])
+    with pytest.raises(ModelError, match="the chat template does not compile") as caught:
+        load_saved_tokenizer(tmp_path)
+    assert str(tmp_path) in caught.value.where
 
 
 def test_the_recipe_can_name_another_tokenizer_and_its_tokens(tmp_path):
