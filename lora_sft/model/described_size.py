@@ -16,8 +16,6 @@ from lora_sft.model_files.base_checkpoint import DOWNLOAD_AGAIN, BaseCheckpoint
 MOST_PARAMETERS_PER_BYTE = 8  # of a stored quantisation: one bit per parameter
 SIZE_MARGIN = 2  # tied weights are stored once
 SIZE_SLACK = 10**8  # elements of buffers that are not stored; a tiny model may have few others
-    10**8
-)  # some buffers are not stored; a tiny model may have more of them than parameters
 
 
 def check_described_layers(config: Any, stored: BaseCheckpoint) -> None:
