@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -269,7 +270,8 @@ def main() -> int:
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)  # for programs, and for forks
-    document = run(arguments.kills, arguments.seed, arguments.jobs, folder)
+    with redirect_stdout(sys.stderr):  # DeepSpeed logs to stdout
+        document = run(arguments.kills, arguments.seed, arguments.jobs, folder)
     lost = document["outcomes"].get("lost", 0)
     if arguments.write_docs:
         page.write(document)

@@ -121,6 +121,7 @@ def _read_rank(process: psutil.Process) -> str | None:
 
 def import_libraries() -> None:
     """Import everything that a start needs, so that the forks do not."""
+    import torch.distributed.launcher.api  # noqa: F401
 
     import lora_sft.cli.app
     import lora_sft.pipeline  # noqa: F401

@@ -274,11 +274,23 @@ class LoraTrainer(SFTTrainer):
         model: CausalModel = self.model
         if LAST_RECORD_FIELD in logs:
             model.train()  # it belongs to training, also after an evaluation of the last step
-            logs[LAST_RECORD_FIELD] = self._total_loss_scalar / max(self.state.global_step, 1)
+            logs[LAST_RECORD_FIELD] = self._sum_losses() / max(self.state.global_step, 1)
         if model.training:
             self._count_all_tokens()
         self.clock.correct(logs)
         super().log(logs, start_time and self.clock.find_start_time("train"))
+
+    def _sum_losses(self) -> float:
+        """Return the sum of the losses of all steps.
+
+        The Trainer has added only this process's own loss since the last record (transformers
+        5.23), and not the mean over all processes, as it does for every other record.
+        """
+        if self.args.world_size == 1:
+            return float(self._total_loss_scalar)
+        own = self._tr_loss
+        mean = self.accelerator.gather(own.reshape(1)).mean()
+        return float(self._total_loss_scalar - own.item() + mean.item())
 
     def _count_all_tokens(self) -> None:
         """Add the tokens that TRL has not counted to its count, over all processes."""
