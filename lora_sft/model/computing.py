@@ -17,7 +17,8 @@ from lora_sft.errors import LoraSftError, ModelError
 from lora_sft.file_names import MODEL_CONFIG_FILE
 from lora_sft.processes.watch import is_about_others
 
-MODULE_CALL = torch.nn.Module._call_impl.__code__.co_filename
+# torch 2.13: the frame in which a module calls its `forward`.
+MODULE_CALL = (torch.nn.Module._call_impl.__code__.co_filename, "_call_impl")
 
 
 @contextmanager

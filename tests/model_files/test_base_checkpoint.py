@@ -111,4 +111,4 @@ def test_an_index_that_is_no_index_is_a_model_error(command, write_recipe, tmp_p
     (base / "model.safetensors.index.json").write_text('{"weight_map": [1]}')
     outcome = command("train", write_recipe(model={"model_name_or_path": str(base)}))
     assert outcome.code == 4
-    assert "error: model.safetensors.index.json " in outcome.stderr
+    assert "error: model.safetensors.index.json: weight_map must be an object" in outcome.stderr
