@@ -54,7 +54,6 @@ HANDLERS = (
 FILES = "transformers.utils.hub.cached_files"
 
 PRIVATE_NAMES = (
-    PrivateName("torch.nn.Module", "_call_impl", USED),
     PrivateName("transformers.Trainer", "_save", OVERRIDDEN),
     PrivateName("transformers.Trainer", "_get_train_sampler", OVERRIDDEN),
     PrivateName("transformers.Trainer", "_save_checkpoint", OVERRIDDEN),
