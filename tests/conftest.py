@@ -19,6 +19,10 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
+# Some tests fork this process. With more threads, the child would wait for threads that it does not
+# have. One thread also makes equal runs equal to the last bit.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A shell starts background jobs with SIGINT ignored, and child processes inherit this. Tests that
 # send SIGINT would then wait without end.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
