@@ -116,7 +116,7 @@ class AnswerStream:
 
         def generate() -> None:
             try:
-                with computing_errors(str(self._model.config._name_or_path)):
+                with computing_errors(str(self._model.config.name_or_path)):
                     self._generate(streamer)
             except BaseException as error:  # raised in the reader, which would wait forever
                 failures.append(error)

@@ -260,10 +260,19 @@ def count_embedding_rows(model: CausalModel) -> int:
 def read_stored_dtype(section: ModelSection, where: str) -> str | None:
     """Return the dtype in the base's own config, or None if the config has none.
 
-    Raises: ModelError if the config cannot be read.
+    Raises: ModelError if the config cannot be read, or names no dtype of torch.
     """
     dtype = _load_config(section, where).dtype
-    return str(dtype).removeprefix("torch.") if dtype is not None else None
+    if dtype is None:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    if not isinstance(getattr(torch, name, None), torch.dtype):
+        raise ModelError(
+            f"{MODEL_CONFIG_FILE}: torch has no dtype {name}",
+            f"{where} ({section.model_name_or_path})",
+            "write a dtype such as bfloat16, or download the model again",
+        )
+    return name
 
 
 def _load(section: ModelSection, arguments: dict[str, Any], where: str) -> PreTrainedModel:

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ from lora_sft.errors import LoraSftError, ModelError
 from lora_sft.file_names import MODEL_CONFIG_FILE
 from lora_sft.processes.watch import is_about_others
 
-MODULE_CALL = torch.nn.Module._call_impl.__code__.co_filename
+MODULE_CALL: Any = torch.nn.Module.__call__
 
 
 @contextmanager
@@ -35,10 +36,10 @@ def computing_errors(location: str) -> Iterator[None]:
     except (LoraSftError, ImportError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # each layer raises another class
-        frames = traceback.extract_tb(error.__traceback__)
-        if is_about_others(error) or all(each.filename != MODULE_CALL for each in frames):
+        codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+        if is_about_others(error) or MODULE_CALL.__code__ not in codes:
             raise
-        last = frames[-1]
+        last = traceback.extract_tb(error.__traceback__)[-1]
         reason = " ".join(str(error).split())[:300]
         raise ModelError(
             f"the model fails when it computes: {type(error).__name__} in "

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lora_sft.errors import ModelError
-from lora_sft.model.base_model import build_without_weights, load_base_model
+from lora_sft.model.base_model import build_without_weights, load_base_model, read_stored_dtype
 from lora_sft.model.computing import computing_errors
 from lora_sft.recipe import ModelSection
 from tests.tiny import make_tiny_llama
@@ -87,3 +87,10 @@ def test_a_small_model_may_have_more_buffers_than_parameters(tmp_path):
     config = GPT2Config(n_embd=64, n_layer=2, n_head=4, n_positions=1024, vocab_size=64)
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     assert load(tmp_path).config.n_positions == 1024
+
+
+@pytest.mark.parametrize("dtype", ["text", 0.5])
+def test_a_dtype_that_torch_does_not_have_is_named(base, dtype):
+    change_config(base, dtype=dtype)
+    with pytest.raises(ModelError):
+        read_stored_dtype(ModelSection(model_name_or_path=str(base)), "base")
