@@ -63,7 +63,6 @@ class Need:
 
 BITSANDBYTES = Package("bitsandbytes", command="pip install 'lora-sft[qlora]'", minimum="0.46.1")
 DEEPSPEED = Package("deepspeed", command="DS_BUILD_OPS=0 pip install 'lora-sft[deepspeed]'")
-KERNELS = Package("kernels")  # transformers takes FlashAttention from it too
 TRACKERS = "pip install 'lora-sft[track]'"
 
 
@@ -127,19 +126,16 @@ NEEDS = (
         "model.attn_implementation",
         "flash_attention_2",
         Package("flash-attn", "flash_attn", "pip install flash-attn --no-build-isolation", "2.3.3"),
-        KERNELS,
     ),
     _need(
         "model.attn_implementation",
         "flash_attention_3",
         Package("flash-attn-3", "flash_attn_interface"),
-        KERNELS,
     ),
     _need(
         "model.attn_implementation",
         "flash_attention_4",
         Package("flash-attn-4", "flash_attn.cute"),
-        KERNELS,
     ),
     _need("adapter.megatron_config", "*", Package("megatron-core", "megatron.core")),
 )
