@@ -136,11 +136,3 @@ def test_the_checkpoint_of_a_stop_is_kept_with_save_total_limit_1(
     outcome = command("train", write_recipe(train={**best, **every}))
     assert outcome.code == 75
     assert (tmp_path / "run" / "checkpoints" / "checkpoint-4").is_dir()
-
-
-def test_a_damaged_byte_in_the_metrics_spoils_only_its_line(tmp_path):
-    run = RunDirectory(tmp_path)
-    run.metrics.write_bytes(b'{"step": 1, "loss": 2}\n\xff{"step": 2}\n{"step": 3, "loss": 1}\n')
-    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
-    MetricsFile(run).on_train_begin(arguments, TrainerState(global_step=3), TrainerControl())
-    assert read_metrics(tmp_path, "loss") == {1: 2, 3: 1}

@@ -112,7 +112,7 @@ def kill_at_moment(victim: Victim) -> str:
 
 
 def kill_again_and_again(victim: Victim) -> str:
-    """SIGKILL at a random moment of three starts that follow each other."""
+    """SIGKILL at a random moment, in each of three starts one after another."""
     return "; ".join(kill_at_moment(victim) for _ in range(3))
 
 

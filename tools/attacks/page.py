@@ -70,8 +70,8 @@ def _describe(document: dict[str, Any]) -> str:
     named = ", ".join(f"{name} {versions[name]}" for name in LIBRARIES if name in versions)
     options = " ".join(f"--{name} {document[name]}" for name in ("kills", "seed", "jobs"))
     return (
-        f"A run changes files with {document['file_calls']} calls; the traced save makes "
-        f"{document['system_calls']} such system calls.\n"
+        f"During a run, Python makes {document['file_calls']} calls that change a file. During a "
+        f"save, strace sees {document['system_calls']} system calls\nthat change a file.\n"
         f"`python tools/chaos.py {options} --write-docs` took\n"
         f"{document['seconds'] / 60:.0f} minutes on {environment['date']}, at commit "
         f"{environment['commit']}, on {machine['cores']} cores of {machine['cpu']} with\n"
