@@ -19,7 +19,6 @@ from lora_sft.tasks.kind import (
 )
 
 DEFAULT_SEPARATOR = ", "
-NO_CLASS = -1  # ClassLabel writes it for a row that nobody labelled
 
 
 def read_row(values: Values, settings: TaskSettings) -> TaskRow:
@@ -63,7 +62,7 @@ def _read_labels(values: Values, settings: TaskSettings) -> list[str]:
     value = values.get("label")
     if settings.multi_label:
         return [_read_label(each) for each in _split_labels(value, settings.label_separator)]
-    if value is None or value == NO_CLASS:
+    if value is None or value == "":
         raise UnusableRow("the row has no label", reason="unlabelled")
     return [_read_label(each) for each in (value if isinstance(value, list) else [value])]
 

@@ -19,6 +19,7 @@ def make_dataset(location: Path | str, **fields: Any) -> SimpleNamespace:
         "data_files": None,
         "format": "auto",
         "rename_columns": {},
+        "prompt": None,
         "repeat": 1.0,
     }
     return SimpleNamespace(**(defaults | fields))

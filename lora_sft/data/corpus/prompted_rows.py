@@ -17,7 +17,7 @@ from lora_sft.data.drops import MalformedRow, RowDropped
 from lora_sft.data.examples.conversation import Conversation, Message
 from lora_sft.data.examples.row_formats import RowFormat
 from lora_sft.data.rows.data_files import name_source
-from lora_sft.data.templates.render_budget import TemplateOverBudget
+from lora_sft.data.templates.render_budget import RECIPE_PROMPT, TemplateOverBudget
 from lora_sft.data.templates.template_environment import compile_prompt
 from lora_sft.errors import DataError
 from lora_sft.tasks.kind import TaskKind, TaskRow, UnusableRow, Values
@@ -100,7 +100,7 @@ def _render(template: jinja2.Template, values: Mapping[str, Any]) -> str:
     try:
         return template.render(values)
     except TemplateOverBudget as error:
-        raise error.at("the prompt of the recipe") from None
+        raise error.at(RECIPE_PROMPT) from None
     except jinja2.UndefinedError as error:
         raise MalformedRow(f"the prompt names a column that the row lacks: {error}") from error
     except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:

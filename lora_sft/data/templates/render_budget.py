@@ -63,6 +63,9 @@ MOST_DIGITS = 12  # of a width that is still read; a longer one passes every bud
 PRINTF_WIDTH = re.compile(r"%([#0\- +*.\d]*)")
 
 
+RECIPE_PROMPT = "the prompt of the recipe"  # a place of an error
+
+
 class TemplateOverBudget(DataError):
     """A chat template passed the budget of a render, or needed more memory than there is.
 
@@ -78,10 +81,13 @@ class TemplateOverBudget(DataError):
         self.reason = reason
         self.line = line
         in_line = "" if line is None else f"line {line}"
+        is_prompt = place == RECIPE_PROMPT
         super().__init__(
-            f"the chat template asks for too much work: {reason}",
+            f"the {'prompt' if is_prompt else 'chat template'} asks for too much work: {reason}",
             ", ".join(filter(None, (place, in_line))) or "the chat template",
-            "correct the template, or name another one in data.chat_template",
+            "correct the prompt"
+            if is_prompt
+            else "correct the template, or name another one in data.chat_template",
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

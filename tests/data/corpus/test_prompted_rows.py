@@ -155,3 +155,11 @@ def test_another_task_prepares_the_rows_again(command, write_recipe, tmp_path):
     assert command("prepare", first, "--json").json["hit"] is True
     prompt = {"kind": "text-classification", "prompt": "Say: {{ text }}"}
     assert command("prepare", write_recipe(task=prompt, data=data), "--json").json["hit"] is False
+
+
+def test_a_prompt_that_never_ends_stops_and_names_the_prompt(preview):
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}"
+    outcome = preview(ROWS[:1], dataset={"prompt": {"user": endless}})
+    assert outcome.code == 3
+    assert "the prompt asks for too much work" in outcome.stderr
+    assert "correct the prompt" in outcome.stderr
