@@ -51,7 +51,7 @@ def test_rows_keep_their_order_source_and_number(train):
     corpus = build(make_dataset(train, path="../data/train.jsonl"))
     assert corpus.train["row"][:] == list(range(NUM_ROWS))
     assert set(corpus.train["source"]) == {"../data/train.jsonl"}
-    assert corpus.train.column_names == ["input_ids", "labels", "source", "row"]
+    assert corpus.train.column_names == ["input_ids", "labels", "source", "row", "expected"]
     assert (corpus.validation, corpus.test) == (None, None)
     check_account(corpus.train, corpus.accounts["train"])
 

@@ -19,6 +19,7 @@ PACKING = "data/corpus/packing.py"
 # Modules outside `lora_sft.data` that code for a corpus imports, and why they decide no token.
 EXEMPT = {
     "lora_sft.errors": "an error ends the preparation; it never drops a row",
+    "lora_sft.folder_links": "it refuses a file; it never drops a row",
     "lora_sft.file_names": "the names of files are not a part of a corpus",
     "lora_sft.cache_folder": "the place of the cache is not a part of a corpus",
     "lora_sft.log": "it writes messages for the user",
@@ -41,6 +42,7 @@ def list_loose_modules() -> list[str]:
 DECIDING = [
     *list_loose_modules(),
     *(path for room in DECIDING_ROOMS for path in list_code(f"data/{room}") if path != PACKING),
+    *list_code("tasks"),
 ]
 NOT_DECIDING = [*list_code("data/preview"), PACKING]
 
@@ -49,13 +51,14 @@ NOT_DECIDING = [*list_code("data/preview"), PACKING]
 def shared_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("copy") / "lora_sft"
     compiled = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(PACKAGE / "data", copy / "data", ignore=compiled)
+    for room in ("data", "tasks"):
+        shutil.copytree(PACKAGE / room, copy / room, ignore=compiled)
     return copy
 
 
 @pytest.fixture
 def package(shared_copy: Path) -> Iterator[Path]:
-    """Yield a copy of the package's data folder, and restore it after the test."""
+    """Yield a copy of the folders `data` and `tasks`, and restore it after the test."""
     before = {file: file.read_bytes() for file in shared_copy.rglob("*") if file.is_file()}
     yield shared_copy
     for file in shared_copy.rglob("*"):
@@ -66,8 +69,8 @@ def package(shared_copy: Path) -> Iterator[Path]:
             file.write_bytes(content)
 
 
-def test_the_two_lists_of_this_file_cover_the_whole_data_folder():
-    assert sorted([*DECIDING, *NOT_DECIDING]) == list_code("data")
+def test_the_two_lists_of_this_file_cover_both_folders():
+    assert sorted([*DECIDING, *NOT_DECIDING]) == [*list_code("data"), *list_code("tasks")]
     assert {Path(path).suffix for path in DECIDING} == {".py", ".jinja"}
     assert len(DECIDING) >= 55
     assert len(NOT_DECIDING) >= 5
@@ -191,7 +194,7 @@ def with_packages(module: str) -> set[str]:
 
 
 def follow_imports(start: str) -> tuple[set[str], set[str]]:
-    """Return the modules of `lora_sft.data` that `start` needs, and the others they import."""
+    """Return the modules of `data` and `tasks` that `start` needs, and the others they import."""
     inside: set[str] = set()
     outside: set[str] = set()
     waiting = with_packages(start)
@@ -199,7 +202,7 @@ def follow_imports(start: str) -> tuple[set[str], set[str]]:
         module = waiting.pop()
         inside.add(module)
         for imported in list_imports(module) - {"lora_sft"}:
-            if imported == "lora_sft.data" or imported.startswith("lora_sft.data."):
+            if imported.split(".")[1] in ("data", "tasks"):
                 waiting |= with_packages(imported) - inside
             else:
                 outside.add(imported)
@@ -214,7 +217,7 @@ def test_every_module_that_makes_a_corpus_is_in_the_hash():
     assert {module for module, file in files.items() if file not in covered} == set()
 
 
-def test_no_module_outside_the_data_folder_decides_a_corpus():
+def test_no_module_outside_both_folders_decides_a_corpus():
     _, outside = follow_imports("lora_sft.data.corpus.building")
     assert outside >= {"lora_sft.errors", "lora_sft.processes.held_signals"}  # the search works
     unknown = outside - EXEMPT.keys()

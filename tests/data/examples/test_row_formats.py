@@ -15,7 +15,7 @@ from lora_sft.data.examples.row_formats import FORMATS, RowFormat, find_row_form
 from lora_sft.data.labelled_row import IGNORED_LABEL
 from lora_sft.data.rows.row_sources import read_rows
 from lora_sft.errors import DataError
-from lora_sft.recipe import schema
+from lora_sft.recipe.sections.data import RowFormat as RowFormatName
 from tests import tiny
 from tests.data.sections import make_data, make_dataset, write_jsonl
 
@@ -374,7 +374,8 @@ def test_a_new_format_needs_only_a_function_and_an_entry(tmp_path, monkeypatch):
 
 
 def test_the_recipe_accepts_every_format():
-    assert set(get_args(schema.RowFormat)) == {"auto", *FORMATS}
+    of_tasks = {"table", "squad"}
+    assert set(get_args(RowFormatName)) == {"auto", *FORMATS, *of_tasks}
 
 
 def test_a_text_column_is_plain_text():
