@@ -19,6 +19,7 @@ PACKING = "data/corpus/packing.py"
 # Modules outside `lora_sft.data` that code for a corpus imports, and why they decide no token.
 EXEMPT = {
     "lora_sft.errors": "an error ends the preparation; it never drops a row",
+    "lora_sft.folder_links": "it refuses a file; it never drops a row",
     "lora_sft.file_names": "the names of files are not a part of a corpus",
     "lora_sft.cache_folder": "the place of the cache is not a part of a corpus",
     "lora_sft.log": "it writes messages for the user",
