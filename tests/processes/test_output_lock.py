@@ -98,7 +98,7 @@ def test_the_lock_is_free_although_a_forked_process_outlives_the_killed_run(hold
     os.killpg(process.pid, 0)  # the forked process is still running
     began = time.monotonic()
     with locked(tmp_path, is_main=True):
-        assert time.monotonic() - began < 0.05
+        assert time.monotonic() - began < 5
 
 
 def test_a_start_waits_for_what_an_ended_run_has_left(tmp_path):
