@@ -39,8 +39,10 @@ def collect_labels(
         task: The task of the recipe.
         splits: The column `expected` of the training split, then of other splits.
     """
-    if kind.sort_labels is None or task.labels is not None:
+    if kind.sort_labels is None or kind.read_label is None:
         return task
+    if task.labels is not None:
+        return replace(task, labels=[kind.read_label(label) for label in task.labels])
     by_split = [{label for text in set(each) for label in _list_labels(text)} for each in splits]
     new = sorted(set().union(*by_split[1:]) - by_split[0])
     if new:

@@ -1,6 +1,6 @@
 """Read PEFT's config of a saved adapter, and check the fields that lora-sft and PEFT compute with.
 
-PEFT checks few types itself. It would fail late, or multiply with a number that is none.
+PEFT checks few types itself. It would fail late, or multiply with a value that is not a number.
 """
 
 from __future__ import annotations

@@ -16,11 +16,10 @@ def read_row(values: Values, settings: TaskSettings) -> TaskRow:
 def _read_json(value: Any) -> Any:
     if value is None:
         raise UnusableRow('"json" is missing')
-    if not isinstance(value, str):
-        return value
     try:
-        return json.loads(value, parse_constant=_refuse_constant)
-    except ValueError as error:
+        text = value if isinstance(value, str) else json.dumps(value)
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, TypeError, RecursionError) as error:
         raise UnusableRow(f'"json" is not valid JSON: {error}') from error
 
 

@@ -66,8 +66,8 @@ class TaskRow:
 
     Attributes:
         inputs: The texts of the row by the kind's own names. The prompt can name them.
-        answers: The accepted answers, the first of which is learned. Empty: the question has no
-            answer in its context.
+        answers: The accepted answers. The first is learned. Empty if the context of a question does
+            not answer it.
     """
 
     inputs: Mapping[str, str]
@@ -90,6 +90,7 @@ class TaskKind:
             `ForbiddenRow`.
         write: Returns the text that the model learns for an answer.
         parse: Returns the answer in a text that the model wrote; None if it has none.
+        read_label: Returns the text of a label; None if the answers are not labels.
         sort_labels: Returns labels in their order; None if the answers are not labels.
         has_several_references: Whether a row may have several accepted answers, or none.
     """
@@ -102,6 +103,7 @@ class TaskKind:
     read: Callable[[Values, TaskSettings], TaskRow]
     write: Callable[[Answer, TaskSettings], str]
     parse: Callable[[str, TaskSettings], Answer | None]
+    read_label: Callable[[Any], str] | None = None
     sort_labels: Callable[[Iterable[str]], list[str]] | None = None
     has_several_references: bool = True
     multi_label_metrics: Mapping[str, str] = field(default_factory=dict)

@@ -28,7 +28,7 @@ def _read_answers(value: Any) -> list[tuple[str, int | None]]:
     if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
         try:
             value = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UnusableRow('"answers" is not valid JSON') from error
     if isinstance(value, dict) and isinstance(value.get("text"), list):
         texts = value["text"]

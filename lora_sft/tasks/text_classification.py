@@ -44,7 +44,7 @@ def _check_known(labels: Sequence[str], settings: TaskSettings) -> None:
     """
     if settings.labels is None:
         return
-    known = [_read_label(label) for label in settings.labels]
+    known = [read_label(label) for label in settings.labels]
     for label in labels:
         if label not in known:
             near = difflib.get_close_matches(label, known, n=1)
@@ -61,10 +61,10 @@ def _read_labels(values: Values, settings: TaskSettings) -> list[str]:
         return [column for column in settings.label_columns if _read_flag(values, column)]
     value = values.get("label")
     if settings.multi_label:
-        return [_read_label(each) for each in _split_labels(value, settings.label_separator)]
+        return [read_label(each) for each in _split_labels(value, settings.label_separator)]
     if value is None or value == "":
         raise UnusableRow("the row has no label", reason="unlabelled")
-    return [_read_label(each) for each in (value if isinstance(value, list) else [value])]
+    return [read_label(each) for each in (value if isinstance(value, list) else [value])]
 
 
 def _split_labels(value: Any, separator: str | None) -> list[Any]:
@@ -76,7 +76,7 @@ def _split_labels(value: Any, separator: str | None) -> list[Any]:
     if value.lstrip().startswith("["):
         try:
             found = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         if isinstance(found, list):
             return found
@@ -84,7 +84,7 @@ def _split_labels(value: Any, separator: str | None) -> list[Any]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def _read_label(value: Any) -> str:
+def read_label(value: Any) -> str:
     """Return the text of a label. A whole number is written without a decimal point."""
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -109,7 +109,7 @@ def sort_labels(
 ) -> list[str]:
     """Return labels in the order of the recipe; without one, numbers as numbers, then texts."""
     if order is not None:
-        places = {_read_label(label): place for place, label in enumerate(order)}
+        places = {read_label(label): place for place, label in enumerate(order)}
         return sorted(labels, key=lambda label: (places.get(label, len(places)), label))
     return sorted(labels, key=_make_sort_key)
 
@@ -131,7 +131,7 @@ def write_answer(answer: Any, settings: TaskSettings) -> str:
 
 def parse_answer(text: str, settings: TaskSettings) -> Any:
     """Return the label in a text, or the list of labels; None if a label is unknown."""
-    known = {_read_label(label) for label in settings.labels or ()}
+    known = {read_label(label) for label in settings.labels or ()}
     if not settings.multi_label:
         label = text.strip()
         return label if label in known else None
@@ -161,6 +161,7 @@ TEXT_CLASSIFICATION = TaskKind(
     read=read_row,
     write=write_answer,
     parse=parse_answer,
+    read_label=read_label,
     sort_labels=sort_labels,
     has_several_references=False,
     multi_label_metrics=dict.fromkeys(

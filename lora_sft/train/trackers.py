@@ -42,7 +42,7 @@ def _make_tracker(name: str, kind: type[TrainerCallback], metrics: Path) -> Trai
     calls = TrackerCalls(name, metrics)
     try:
         tracker = kind()
-    except Exception as error:
+    except Exception as error:  # each tracker raises errors of its own
         if isinstance(error, ImportError) or "install" in str(error):
             raise
         calls.note_failure("its start", error)

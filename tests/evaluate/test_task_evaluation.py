@@ -6,6 +6,10 @@ import json
 
 import pytest
 
+from lora_sft.evaluate.task_scores import collect_labels, score_texts
+from lora_sft.recipe import TaskSection
+from lora_sft.tasks.table import KINDS
+
 WORDS = ("alpha", "beta")
 TABLES = {
     "text-classification": lambda n: {"text": f"{WORDS[n % 2]} {n}", "label": WORDS[n % 2]},
@@ -81,3 +85,13 @@ def test_several_labels_are_scored_by_their_own_metrics(command, write_task, tmp
     assert outcome.code == 0, outcome.stderr
     assert list(outcome.json["adapter"])[1] == "f1_micro"
     assert "subset_accuracy" in outcome.json["adapter"]
+
+
+def test_labels_that_the_recipe_writes_as_numbers_are_scored():
+    task = TaskSection(kind="text-classification", labels=[2, 1])
+    kind = KINDS[task.kind]
+    task = collect_labels(kind, task, [])
+    scores = score_texts(kind, task, ["accuracy", "f1_macro"], ["1", "2", "3"], ['["1"]'] * 3)
+    assert scores.metrics["accuracy"] == pytest.approx(1 / 3)
+    assert scores.metrics["f1_macro"] == pytest.approx(0.25)  # 0.5 for label 1, 0 for label 2
+    assert scores.unparseable == 1

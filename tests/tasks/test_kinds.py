@@ -170,6 +170,8 @@ def test_extraction_learns_json_with_the_keys_of_the_row(written):
         ("summarization", {"document": "a", "summary": []}),
         ("extraction", {"text": "x", "json": "{"}),
         ("extraction", {"text": "x", "json": "NaN"}),
+        ("extraction", {"text": "x", "json": {"a": b"bytes"}}),
+        ("extraction", {"text": "x", "json": {"a": float("nan")}}),
     ],
 )
 def test_a_row_without_input_or_answer_is_malformed(kind, values):

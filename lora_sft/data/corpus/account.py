@@ -29,7 +29,7 @@ class Account:
         dropped: Source rows without a labelled row, by reason.
         expanded: Kept source rows that became several labelled rows, such as one per turn.
         truncated: Kept source rows that were cut.
-        shortened: Kept source rows of a task of which an input was cut.
+        shortened: Kept source rows of a task. An input of each was cut.
         target_tokens: Learned tokens of the labelled rows.
         tokens: All tokens of the labelled rows.
         partly_overlong: Kept source rows that lost some labelled rows, because these were too long.

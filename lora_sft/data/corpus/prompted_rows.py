@@ -142,7 +142,7 @@ class TaskRowReader:
         conversation = _make_conversation(self._prompt, shown, answer)
         return replace(
             conversation,
-            expected=json.dumps(row.answers, ensure_ascii=False),
+            expected=json.dumps(row.answers),
             shorten=self._make_shortener(values, row),
         )
 

@@ -278,7 +278,7 @@ class RenderBudget:
         return value
 
     def cut(self, value: Any) -> Any:
-        """Return a value of which the template takes a slice."""
+        """Return a value. The template then takes a slice of it."""
         self.look_at(value)
         return value
 

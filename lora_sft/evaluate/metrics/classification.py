@@ -30,7 +30,7 @@ from sklearn.metrics import (
 Numbers: TypeAlias = NDArray[np.int64]
 Answer: TypeAlias = str | Sequence[str] | None  # a label, or the labels of a row that may have many
 
-UNPARSEABLE = -1  # the number of an answer that is no label
+UNPARSEABLE = -1  # stands for an unparseable answer in the numbered labels
 
 
 def accuracy(

@@ -2,7 +2,7 @@
 
 An answer or a reference is the text of a JSON value, or the value itself. Values are compared after
 parsing, so white space and the order of keys do not matter. Numbers compare as numbers (1 equals
-1.0), and true is not 1. An answer that is no JSON is unparseable: it is wrong, and every expected
+1.0), and true is not 1. An answer that is not JSON is unparseable: it is wrong, and every expected
 field is wrong. So is an answer of None.
 
 Fields are those at the top level of an object. They are counted over all rows together. A field is
@@ -84,7 +84,7 @@ def _is_json(value: Any) -> bool:
 
 
 def _parse(value: Any) -> Any:
-    """Return the value of a JSON text, or `_UNPARSEABLE`. A value that is no text is returned.
+    """Return the value of a JSON text, or `_UNPARSEABLE`; any other value is returned unchanged.
 
     RecursionError: a model that repeats "[" writes a deeper nesting than Python's parser takes.
     """
